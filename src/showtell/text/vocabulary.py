@@ -88,7 +88,9 @@ class Vocabulary:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["specials"] != list(SPECIALS):
-                raise UserError(f"{path} was written with other special tokens; train the run anew.")
+                raise UserError(
+                    f"{path} was written with other special tokens; train the run anew."
+                )
             return cls(content["words"], min_count=content["min_count"], counts=content["counts"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(

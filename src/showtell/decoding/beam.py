@@ -1,0 +1,182 @@
+"""Greedy and beam search over the ``start/step`` protocol, all images at once.
+
+Dimension key: B images, K beams, L live images, N = L * K rows, V vocabulary, T longest caption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from showtell.models.decoder import Decoder, State, select
+from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One decoded caption: its token ids without BEGIN and END, and how the search rated it."""
+
+    token_ids: tuple[int, ...]
+    score: float  # log probability (natural, END included) / (words + 1)^length_penalty
+    ended: bool  # False when the longest length made it end
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearch:
+    """Beam search with a pool of ended captions per image; one beam is greedy search.
+
+    Attributes:
+        beam_size: unended captions kept per image, at least 1; the search of an image is over
+            when as many have ended, or when none of those left can become better.
+        min_length: shortest caption in words, at least 0.
+        max_length: longest caption in words; at this length END is the only continuation.
+        length_penalty: ended captions compare by log probability / (words + 1)^penalty (Wu et al.
+            2016, "Google's Neural Machine Translation System", equation 14 without its
+            constants). 0 compares plain log probabilities, which prefers short captions.
+        allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
+    """
+
+    beam_size: int
+    min_length: int
+    max_length: int
+    length_penalty: float
+    allow_unknown: bool
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise ValueError(f"beam_size is at least 1, not {self.beam_size}")
+        if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
+            raise ValueError("0 <= min_length <= max_length and 1 <= max_length")
+        if self.length_penalty < 0:
+            raise ValueError("a negative length_penalty would make longer captions ever worse")
+
+    @torch.inference_mode()
+    def __call__(self, decoder: Decoder, features: Tensor) -> list[Hypothesis]:
+        """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
+        beams = _Beams(decoder.start(features), len(features), self.beam_size, self.max_length)
+        ended = _Ended(len(features), self.beam_size, self.max_length, features.device)
+        for words in range(self.max_length + 1):
+            scores_LKV = beams.step(decoder)
+            self._forbid(scores_LKV, words)
+            # Of 2K continuations at most K end, so that K are left to go on.
+            log_probs, parents, token_ids = beams.best_continuations(scores_LKV, 2 * self.beam_size)
+            ends = token_ids == END
+            ends[:, self.beam_size :] = False
+            ended.add(
+                beams, parents, log_probs.masked_fill(~ends, -torch.inf), words, self._norm(words)
+            )
+            beams.extend(parents, token_ids, log_probs.masked_fill(token_ids == END, -torch.inf))
+            beams.drop(ended.decided(beams, self._norm(self.max_length)))
+            if beams.images.numel() == 0:
+                break
+        return ended.best(self.max_length)
+
+    def _forbid(self, scores_LKV: Tensor, words: int) -> None:
+        scores_LKV[..., [PAD, BEGIN]] = -torch.inf
+        if not self.allow_unknown:
+            scores_LKV[..., UNKNOWN] = -torch.inf
+        if words < self.min_length:
+            scores_LKV[..., END] = -torch.inf
+        if words == self.max_length:
+            scores_LKV[..., :END] = -torch.inf
+            scores_LKV[..., END + 1 :] = -torch.inf
+
+    def _norm(self, words: int) -> float:
+        return float((words + 1) ** self.length_penalty)
+
+
+class _Beams:
+    """The K unended captions of each image still searched."""
+
+    def __init__(self, start: State, images: int, beams: int, max_length: int) -> None:
+        device = start[0].device
+        self.images = torch.arange(images, device=device)  # (L,) which image each group is
+        self.state = select(start, self.images.repeat_interleave(beams))  # (N, ...)
+        self.tokens = torch.full((images, beams, 0), PAD, device=device)  # (L, K, words so far)
+        self.log_probs = torch.full((images, beams), -torch.inf, device=device)  # (L, K)
+        # All beams of an image begin alike: only the first may have continuations at first.
+        self.log_probs[:, 0] = 0.0
+        self.last = torch.full((images * beams,), BEGIN, device=device)  # (N,)
+
+    def step(self, decoder: Decoder) -> Tensor:
+        """Advance all rows by their last word; log probabilities (L, K, V) of the next."""
+        scores_NV, self.state = decoder.step(self.last, self.state)
+        return torch.log_softmax(scores_NV.float(), dim=-1).view(*self.log_probs.shape, -1)
+
+    def best_continuations(self, scores_LKV: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best ``count`` continuations per image: log probability, beam and token (L, count)."""
+        vocabulary_size = scores_LKV.shape[-1]
+        totals_LKV = self.log_probs.unsqueeze(-1) + scores_LKV
+        log_probs, flat = totals_LKV.flatten(1).topk(count, dim=1)
+        return log_probs, flat // vocabulary_size, flat % vocabulary_size
+
+    def extend(self, parents: Tensor, token_ids: Tensor, log_probs: Tensor) -> None:
+        """Keep the best K of the given continuations (L, C); minus infinity marks a dead one."""
+        beams = self.log_probs.shape[1]
+        self.log_probs, chosen = log_probs.topk(beams, dim=1)
+        parents, token_ids = parents.gather(1, chosen), token_ids.gather(1, chosen)
+        prefix = self.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1]))
+        self.tokens = torch.cat([prefix, token_ids.unsqueeze(-1)], dim=-1)
+        first_rows = torch.arange(len(parents), device=parents.device).unsqueeze(1) * beams
+        self.state = select(self.state, (first_rows + parents).flatten())
+        self.last = token_ids.flatten()
+
+    def drop(self, decided: Tensor) -> None:
+        """Compute nothing more for the decided images (L,)."""
+        if not bool(decided.any()):
+            return
+        left = (~decided).nonzero().squeeze(1)
+        beams = self.log_probs.shape[1]
+        rows = (left.unsqueeze(1) * beams + torch.arange(beams, device=left.device)).flatten()
+        self.images, self.tokens = self.images[left], self.tokens[left]
+        self.log_probs, self.last = self.log_probs[left], self.last[rows]
+        self.state = select(self.state, rows)
+
+
+class _Ended:
+    """The best K ended captions of every image."""
+
+    def __init__(self, images: int, beams: int, max_length: int, device: torch.device) -> None:
+        self.scores = torch.full((images, beams), -torch.inf, device=device)
+        self.tokens = torch.full((images, beams, max_length), PAD, device=device)
+        self.lengths = torch.zeros((images, beams), dtype=torch.long, device=device)
+
+    def add(
+        self, beams: _Beams, parents: Tensor, log_probs: Tensor, words: int, norm: float
+    ) -> None:
+        """Offer the continuations (L, C) of ``parents`` that end; minus infinity where none does."""
+        size, max_length = self.tokens.shape[1:]
+        live = beams.images
+        offered = beams.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, words))
+        offered = torch.nn.functional.pad(offered, (0, max_length - words), value=PAD)
+        scores = torch.cat([self.scores[live], log_probs / norm], dim=1)
+        tokens = torch.cat([self.tokens[live], offered], dim=1)
+        lengths = torch.cat([self.lengths[live], torch.full_like(parents, words)], dim=1)
+        self.scores[live], chosen = scores.topk(size, dim=1)
+        self.tokens[live] = tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, max_length))
+        self.lengths[live] = lengths.gather(1, chosen)
+
+    def decided(self, beams: _Beams, longest_norm: float) -> Tensor:
+        """Which live images (L,) have K ended captions, or one that none left can surpass.
+
+        A log probability only falls as words are added, so an unended caption ends at most with
+        what it has now, divided by the norm of the longest caption.
+        """
+        full = self.scores[beams.images].isfinite().all(dim=1)
+        bound = beams.log_probs.max(dim=1).values / longest_norm
+        return full | (self.scores[beams.images, 0] >= bound)
+
+    def best(self, max_length: int) -> list[Hypothesis]:
+        """The best caption of each image."""
+        rows = zip(
+            self.tokens[:, 0].tolist(),
+            self.lengths[:, 0].tolist(),
+            self.scores[:, 0].tolist(),
+            strict=True,
+        )
+        return [
+            Hypothesis(tuple(token_ids[:length]), score, ended=length < max_length)
+            for token_ids, length, score in rows
+        ]

@@ -1,0 +1,82 @@
+"""``lstm_glove``: the photograph starts the LSTM, and meets its output again before the softmax.
+
+Vinyals et al. 2015, "Show and Tell", give the picture to the LSTM once, at the start; here it sets
+the initial state (Tanti et al. 2018 call this init-inject). Dense layers then read the LSTM's
+output beside the picture, so that late words need not remember what the picture showed.
+
+Dimension key: B images, N rows, T positions, P real positions, V vocabulary, D feature size,
+E embedding, H hidden, M dense.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from showtell.models.decoder import FeatureKind, State, select
+from showtell.models.dropout import LockedDropout
+from showtell.models.embedding import WordEmbedding
+from showtell.models.recurrence import real_positions, run_lstm, step_lstm
+
+
+class LSTMDecoder(nn.Module):
+    """An LSTM over word embeddings whose initial state is a projection of the image.
+
+    The state of a row is (hidden (H), cell (H), image part of the dense layer (M)).
+    """
+
+    feature_kind: FeatureKind = "pooled"
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        vector_width: int,
+        embedding_width: int | None,
+        hidden_size: int,
+        dense_size: int,
+        image_dropout: float,
+        word_dropout: float,
+        output_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.embedding = WordEmbedding(
+            vocabulary_size=vocabulary_size, vector_width=vector_width, width=embedding_width
+        )
+        self.image_norm = nn.LayerNorm(feature_size)
+        self.image_dropout = LockedDropout(image_dropout)
+        self.initial = nn.Linear(feature_size, 2 * hidden_size)
+        self.image_dense = nn.Linear(feature_size, dense_size, bias=False)
+        self.word_dropout = LockedDropout(word_dropout)
+        self.lstm = nn.LSTM(self.embedding.width, hidden_size, batch_first=True)
+        self.hidden_dense = nn.Linear(hidden_size, dense_size)
+        self.output_dropout = LockedDropout(output_dropout)
+        self.output = nn.Linear(dense_size, vocabulary_size)
+
+    def start(self, features: Tensor) -> State:
+        """State (hidden (B, H), cell (B, H), image (B, M)) from pooled features (B, D)."""
+        image_BD = self.image_dropout(self.image_norm(features))
+        hidden_BH, cell_BH = self.initial(image_BD).chunk(2, dim=1)
+        return torch.tanh(hidden_BH), cell_BH, self.image_dense(image_BD)
+
+    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        hidden_NH, cell_NH, image_NM = state
+        words_NE = self.word_dropout(self.embedding(token_ids))
+        hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, hidden_NH, cell_NH)
+        dense_NM = torch.tanh(self.hidden_dense(hidden_NH) + image_NM)
+        return self.output(self.output_dropout(dense_NM)), (hidden_NH, cell_NH, image_NM)
+
+    def forward(
+        self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
+    ) -> Tensor:
+        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        hidden_NH, cell_NH, image_NM = select(self.start(features), image_of_row)
+        words_NTE = self.word_dropout(self.embedding(tokens))
+        outputs_NTH = run_lstm(self.lstm, words_NTE, lengths, (hidden_NH, cell_NH))
+        dense_NTM = torch.tanh(self.hidden_dense(outputs_NTH) + image_NM.unsqueeze(1))
+        # Padding is cut off before the widest product of the model, the one with the vocabulary.
+        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
+        scores_PV: Tensor = self.output(self.output_dropout(dense_NTM)[real_NT])
+        return scores_PV

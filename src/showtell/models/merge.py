@@ -1,0 +1,78 @@
+"""``merge_glove``: an LSTM that reads only words, merged with the image before the softmax.
+
+The architecture of the classic Flickr8k notebooks and of Tanti et al. 2018, "Where to put the
+image in an image caption generator": the recurrence is a language model of the prefix, the image
+enters through a dense branch, the two are added, and one more dense layer predicts the next word.
+
+Dimension key: B images, N rows, T positions, P real positions, V vocabulary, D feature size,
+E embedding, H hidden (the width of both branches and of the dense layer).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from showtell.models.decoder import FeatureKind, State, select
+from showtell.models.dropout import LockedDropout
+from showtell.models.embedding import WordEmbedding
+from showtell.models.recurrence import real_positions, run_lstm, step_lstm
+
+
+class MergeDecoder(nn.Module):
+    """Text branch and image branch of one width, added and read by a dense layer.
+
+    The state of a row is (hidden (H), cell (H), image branch (H)).
+    """
+
+    feature_kind: FeatureKind = "pooled"
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        vector_width: int,
+        embedding_width: int | None,
+        hidden_size: int,
+        image_dropout: float,
+        word_dropout: float,
+        output_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.embedding = WordEmbedding(
+            vocabulary_size=vocabulary_size, vector_width=vector_width, width=embedding_width
+        )
+        self.image_norm = nn.LayerNorm(feature_size)
+        self.image_dropout = LockedDropout(image_dropout)
+        self.image = nn.Linear(feature_size, hidden_size)
+        self.word_dropout = LockedDropout(word_dropout)
+        self.lstm = nn.LSTM(self.embedding.width, hidden_size, batch_first=True)
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.output_dropout = LockedDropout(output_dropout)
+        self.output = nn.Linear(hidden_size, vocabulary_size)
+
+    def start(self, features: Tensor) -> State:
+        """State (zeros (B, H), zeros (B, H), image branch (B, H)) from features (B, D)."""
+        image_BH = torch.relu(self.image(self.image_dropout(self.image_norm(features))))
+        return torch.zeros_like(image_BH), torch.zeros_like(image_BH), image_BH
+
+    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        hidden_NH, cell_NH, image_NH = state
+        words_NE = self.word_dropout(self.embedding(token_ids))
+        hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, hidden_NH, cell_NH)
+        dense_NH = torch.relu(self.dense(hidden_NH + image_NH))
+        return self.output(self.output_dropout(dense_NH)), (hidden_NH, cell_NH, image_NH)
+
+    def forward(
+        self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
+    ) -> Tensor:
+        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        _, _, image_NH = select(self.start(features), image_of_row)
+        words_NTE = self.word_dropout(self.embedding(tokens))
+        outputs_NTH = run_lstm(self.lstm, words_NTE, lengths, None)
+        dense_NTH = torch.relu(self.dense(outputs_NTH + image_NH.unsqueeze(1)))
+        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
+        scores_PV: Tensor = self.output(self.output_dropout(dense_NTH)[real_NT])
+        return scores_PV

@@ -1,0 +1,124 @@
+"""Every decoder: teacher forcing equals single steps, and padding and company change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from showtell.models.decoder import select
+from showtell.models.lstm import LSTMDecoder
+from showtell.models.merge import MergeDecoder
+from showtell.models.recurrence import step_lstm
+from showtell.text.vocabulary import BEGIN, PAD
+
+V, D = 11, 6
+
+
+def lstm(**dropout: float) -> LSTMDecoder:
+    return LSTMDecoder(
+        vocabulary_size=V,
+        feature_size=D,
+        vector_width=5,
+        embedding_width=7,
+        hidden_size=8,
+        dense_size=9,
+        **{"image_dropout": 0.0, "word_dropout": 0.0, "output_dropout": 0.0, **dropout},
+    )
+
+
+def merge(**dropout: float) -> MergeDecoder:
+    return MergeDecoder(
+        vocabulary_size=V,
+        feature_size=D,
+        vector_width=5,
+        embedding_width=7,
+        hidden_size=8,
+        **{"image_dropout": 0.0, "word_dropout": 0.0, "output_dropout": 0.0, **dropout},
+    )
+
+
+DECODERS = pytest.mark.parametrize("build", [lstm, merge])
+Build = Callable[..., LSTMDecoder | MergeDecoder]
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Three images and five captions of 1 to 6 positions."""
+    lengths = torch.tensor([4, 1, 6, 2, 4])
+    tokens = torch.randint(4, V, (5, 6))
+    tokens[:, 0] = BEGIN
+    tokens[torch.arange(6).unsqueeze(0) >= lengths.unsqueeze(1)] = PAD
+    return torch.randn(3, D), tokens, lengths, torch.tensor([0, 0, 1, 2, 1])
+
+
+@DECODERS
+def test_forward_equals_step_by_step(build: Build) -> None:
+    torch.manual_seed(0)
+    decoder = build().eval()
+    features, tokens, lengths, image_of_row = batch()
+    scores_PV = decoder(features, tokens, lengths, image_of_row)
+    expected = []
+    for row, length in enumerate(lengths.tolist()):
+        state = decoder.start(features[image_of_row[row]].unsqueeze(0))
+        for position in range(length):
+            scores, state = decoder.step(tokens[row, position].unsqueeze(0), state)
+            expected.append(scores[0])
+    torch.testing.assert_close(scores_PV, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@DECODERS
+def test_more_padding_and_another_order_change_nothing(build: Build) -> None:
+    torch.manual_seed(0)
+    decoder = build().eval()
+    features, tokens, lengths, image_of_row = batch()
+    plain = decoder(features, tokens, lengths, image_of_row)
+    wider = torch.nn.functional.pad(tokens, (0, 4), value=PAD)
+    torch.testing.assert_close(decoder(features, wider, lengths, image_of_row), plain)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    parts = plain.split(lengths.tolist())
+    shuffled = decoder(features, tokens[order], lengths[order], image_of_row[order])
+    torch.testing.assert_close(shuffled, torch.cat([parts[i] for i in order.tolist()]))
+
+
+@DECODERS
+def test_each_parameter_learns_and_the_image_matters(build: Build) -> None:
+    torch.manual_seed(0)
+    decoder = build(image_dropout=0.2, word_dropout=0.2, output_dropout=0.2).train()
+    features, tokens, lengths, image_of_row = batch()
+    decoder(features, tokens, lengths, image_of_row).square().sum().backward()
+    idle = [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+    decoder.eval()
+    one = decoder(features, tokens, lengths, image_of_row)
+    assert not torch.allclose(one, decoder(features.flip(0), tokens, lengths, image_of_row))
+
+
+@DECODERS
+def test_frozen_vectors_stay_and_their_projection_learns(build: Build) -> None:
+    torch.manual_seed(0)
+    decoder = build()
+    glove = torch.randn(V, 5)
+    decoder.embedding.load_vectors(glove)
+    decoder.embedding.train_vectors(False)
+    decoder(*batch()).sum().backward()
+    assert decoder.embedding.vectors.weight.grad is None
+    assert decoder.embedding.projection.weight.grad.any()  # type: ignore[union-attr]
+    torch.testing.assert_close(decoder.embedding.vectors.weight.detach(), glove)
+
+
+def test_step_lstm_is_the_published_cell() -> None:
+    torch.manual_seed(0)
+    layer, cell = nn.LSTM(3, 4, batch_first=True), nn.LSTMCell(3, 4)
+    cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.state_dict().items()})
+    inputs, state = torch.randn(5, 3), (torch.randn(5, 4), torch.randn(5, 4))
+    for ours, theirs in zip(step_lstm(layer, inputs, *state), cell(inputs, state), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_select_takes_rows_of_every_tensor() -> None:
+    state = (torch.arange(3), torch.arange(6).view(3, 2))
+    first, second = select(state, torch.tensor([2, 2, 0]))
+    assert first.tolist() == [2, 2, 0]
+    assert second.tolist() == [[4, 5], [4, 5], [0, 1]]
