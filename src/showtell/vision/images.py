@@ -1,0 +1,184 @@
+"""The one path from a picture file to the network's input, shared by training and captioning.
+
+A picture that is read in two ways gets two captions, so nothing else in the project decodes,
+turns, resizes or normalises an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from showtell.errors import UserError
+
+ResizeRule = Literal["whole", "crop"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+# Pillow starts to suspect a decompression bomb here; three bytes a pixel make it 268 MB.
+MAX_PIXELS = 89_478_485
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class ImageError(UserError):
+    """A file that cannot be read as a picture; names the file, the reason and the remedy."""
+
+
+def load_image(path: Path) -> Image.Image:
+    """Read a JPEG, PNG or WebP file as an upright 8-bit RGB picture.
+
+    The EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits,
+    and of an animation the first frame is taken.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, no picture, or too large to be one.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _refuse_bomb(image, path)
+            image.load()
+            return _as_rgb(_upright(image))
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: there is no such picture; check the path") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(_bomb_message(path)) from None
+    except Exception as error:
+        # Pillow's decoders answer a damaged file with OSError, SyntaxError, ValueError,
+        # struct.error and more: whichever it is, this file cannot be decoded.
+        raise ImageError(_damage_message(path, error)) from None
+
+
+def _refuse_bomb(image: Image.Image, path: Path) -> None:
+    # The header alone is parsed so far; no pixel memory has been asked for.
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(_bomb_message(path))
+
+
+def _bomb_message(path: Path) -> str:
+    limit = MAX_PIXELS // 1_000_000
+    return f"{path}: the picture has more than {limit} million pixels; store it smaller"
+
+
+def _damage_message(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return f"{path}: this is a folder, not a picture; name the pictures inside it"
+    if path.stat().st_size == 0:
+        return f"{path}: the file is empty; fetch it again or remove it"
+    if isinstance(error, PermissionError):
+        return f"{path}: the file may not be read; change its permissions"
+    if isinstance(error, UnidentifiedImageError):
+        return f"{path}: this is no JPEG, PNG or WebP picture; convert it or remove it"
+    return f"{path}: the picture is damaged ({error}); fetch it again or remove it"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Many cameras and editors write broken EXIF; the pixels are sound, so keep them as stored.
+        return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips at 255, which turns nearly all of it white.
+        levels = np.asarray(image).astype(np.float64) / 257.0
+        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an upright RGB picture becomes a network's input.
+
+    ``size`` is the side S of the square input in pixels. ``resize`` is "whole": the whole picture
+    is stretched to S x S, because captions speak of all of it; or "crop": the centred square with
+    ``crop_fraction`` (0 to 1] of the shorter side is taken, ImageNet's protocol (342 px resized and
+    299 px cropped is a fraction of 299/342). ``mean`` and ``std`` are per channel, for values
+    scaled to [0, 1].
+
+    Raises:
+        UserError: a value out of its range, or a crop fraction that would have no effect.
+    """
+
+    size: int
+    resize: ResizeRule
+    crop_fraction: float
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        # Lists arrive here from YAML and JSON; a frozen, hashable value needs tuples of floats.
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        object.__setattr__(self, "crop_fraction", float(self.crop_fraction))
+        for problem in _problems(self):
+            raise UserError(f"encoder preprocessing: {problem}")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The picture as a normalised float32 tensor of shape (3, S, S)."""
+        pixels = image.resize(
+            (self.size, self.size),
+            _FILTERS[self.interpolation],
+            # Crop and resize in one step: resizing first would let a 1 x 50,000 picture grow to
+            # gigabytes. It is the same map, up to half a pixel.
+            box=self._box(image.width, image.height),
+        )
+        # numpy, not torch: this runs in many threads, and each would start torch's own team.
+        values = np.asarray(pixels, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+        mean = np.array(self.mean, dtype=np.float32)[:, None, None]
+        std = np.array(self.std, dtype=np.float32)[:, None, None]
+        return torch.from_numpy(np.ascontiguousarray((values - mean) / std))
+
+    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of the picture that is kept: left, top, right, bottom in pixels."""
+        if self.resize == "whole":
+            return (0, 0, width, height)
+        side = min(width, height) * self.crop_fraction
+        left, top = (width - side) / 2, (height - side) / 2
+        return (left, top, left + side, top + side)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary for JSON; ``from_json`` gives an equal object back."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Inverse of ``to_json``."""
+        return cls(**fields)
+
+
+def _problems(rule: Preprocessing) -> list[str]:
+    checks = {
+        f"size={rule.size} must be at least 1 px": rule.size >= 1,
+        f"resize={rule.resize} must be whole or crop": rule.resize in get_args(ResizeRule),
+        f"interpolation={rule.interpolation} must be one of {', '.join(_FILTERS)}": (
+            rule.interpolation in _FILTERS
+        ),
+        f"crop_fraction={rule.crop_fraction} must be above 0 and at most 1": (
+            0 < rule.crop_fraction <= 1
+        ),
+        f"crop_fraction={rule.crop_fraction} has no effect with resize=whole; set it to 1": (
+            rule.resize != "whole" or rule.crop_fraction == 1
+        ),
+        "mean and std must each have 3 values, the stds above 0": (
+            len(rule.mean) == len(rule.std) == 3 and min(rule.std) > 0
+        ),
+    }
+    return [problem for problem, holds in checks.items() if not holds]
