@@ -28,12 +28,23 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One input item that was not used: what it was, where it stood, why, and what to do."""
+    """One input item that was not used: what it was, where it stood and why.
+
+    ``reason`` is a kind of fault, then, after a colon, what is particular to this item.
+    ``harmless`` marks an item whose loss costs nothing, such as captions of an image that is in
+    no split and has no file; every other rejection stops the reading unless the user allows it.
+    """
 
     item: str
     source: Path
     line: int | None  # 1-based; None where the source has no lines
     reason: str
+    harmless: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The reason without its particulars, the same for all items with the same fault."""
+        return self.reason.partition(":")[0]
 
     @property
     def where(self) -> str:

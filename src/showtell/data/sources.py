@@ -1,0 +1,61 @@
+"""The data sources ``conf/data/*.yaml`` names, each returning `CaptionData` or one clear error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from showtell.data.flickr8k import read_flickr8k
+from showtell.data.table import read_table
+from showtell.errors import UserError
+from showtell.types import CaptionData
+
+
+def flickr8k(*, root: str, split_seed: int, skip_rejected: bool) -> CaptionData:
+    """Read Flickr8k in any of its layouts (also Karpathy's JSON of Flickr30k and COCO).
+
+    Args:
+        root: the folder everything stands below, in whatever subfolders.
+        split_seed: draws the splits by image where the data set has no split lists.
+        skip_rejected: go on without faulty items instead of stopping at them.
+
+    Raises:
+        UserError: nothing to read, or faulty items that are not to be skipped.
+    """
+    data = read_flickr8k(Path(root).expanduser(), split_seed=split_seed)
+    return _checked(data, skip_rejected, doctor=f"showtell doctor data.root={root}")
+
+
+def table(*, file: str, images: str | None, split_seed: int, skip_rejected: bool) -> CaptionData:
+    """Read any captioned folder through one CSV or JSON Lines file ``image,caption[,split]``.
+
+    Args:
+        file: the table.
+        images: the folder the image paths are relative to; empty for the folder of the table.
+        split_seed: draws the splits by image where the table has no splits.
+        skip_rejected: go on without faulty items instead of stopping at them.
+
+    Raises:
+        UserError: nothing to read, or faulty items that are not to be skipped.
+    """
+    path = Path(file).expanduser()
+    folder = Path(images).expanduser() if images else path.parent
+    data = read_table(path, folder, split_seed=split_seed)
+    return _checked(data, skip_rejected, doctor=f"showtell doctor data=table data.file={file}")
+
+
+def _checked(data: CaptionData, skip_rejected: bool, *, doctor: str) -> CaptionData:
+    """Refuse faulty items, or say how many are skipped; harmless ones never stop anything."""
+    faults = [rejection for rejection in data.rejected if not rejection.harmless]
+    if not faults:
+        return data
+    if skip_rejected:
+        note = f"{len(faults)} faulty items skipped, as data.skip_rejected=true says"
+        return replace(data, notes=(*data.notes, note))
+    first = faults[0]
+    count = f"{len(faults)} items" if len(faults) > 1 else "1 item"
+    raise UserError(
+        f"{count} of {data.name} cannot be used, the first at {first.where}: "
+        f"{first.item or 'the line'}: {first.reason}; mend it, see the whole list with "
+        f"`{doctor}`, or go on without with `data.skip_rejected=true`"
+    )

@@ -1,0 +1,124 @@
+"""Which image is in which split: the lists of a release, or a draw where there are none."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from showtell.data.image_folders import name_fault
+from showtell.data.text_files import encoding_fault, excerpt, read_text
+from showtell.errors import UserError
+from showtell.types import Rejection, Split
+
+_SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "restval": "train",  # COCO's validation images that Karpathy's split gives to training
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+# An image listed twice stays where it is measured: a test set must be whole to be comparable.
+_STRONGEST_FIRST: tuple[Split, ...] = ("test", "val", "train")
+# The shares of the official Flickr8k split, which a draw from its 8,091 images gives exactly.
+_FLICKR8K_IMAGES, _FLICKR8K_TRAIN, _FLICKR8K_VAL = 8091, 6000, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ListedImage:
+    """One line of a split list."""
+
+    image: str
+    split: Split
+    source: Path
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitList:
+    """A split list as read: its images, its rejected lines, its SHA-256."""
+
+    path: Path
+    images: tuple[ListedImage, ...]
+    rejected: tuple[Rejection, ...]
+    sha256: str
+    notes: tuple[str, ...]
+
+
+def read_split_list(path: Path, split: Split) -> SplitList:
+    """Read a list of image names, one a line.
+
+    Raises:
+        UserError: the file cannot be read or names no image.
+    """
+    text = read_text(path)
+    images: dict[str, ListedImage] = {}
+    rejected = []
+    for number, line in enumerate(text.lines, 1):
+        name = line.strip()
+        if not name:
+            rejected.append(Rejection("", path, number, "blank line", harmless=True))
+        elif fault := encoding_fault(line) or name_fault(name):
+            rejected.append(Rejection(excerpt(name), path, number, fault))
+        elif name in images:
+            reason = "listed twice in the same split"
+            rejected.append(Rejection(name, path, number, reason, harmless=True))
+        else:
+            images[name] = ListedImage(name, split, path, number)
+    if not images:
+        raise UserError(f"{path} names no image: get a fresh copy or delete the list")
+    return SplitList(path, tuple(images.values()), tuple(rejected), text.sha256, text.notes)
+
+
+def split_named(word: str) -> Split | None:
+    """The split a word stands for (``dev`` is val, ``restval`` is train), None if it is none."""
+    return _SPLIT_NAMES.get(word.strip().lower())
+
+
+def settle(claims: Iterable[tuple[str, Split]]) -> dict[str, Split]:
+    """One split for each image; where several claim it, test wins over val and val over train."""
+    membership: dict[str, Split] = {}
+    for image, split in claims:
+        held = membership.setdefault(image, split)
+        membership[image] = min(held, split, key=_STRONGEST_FIRST.index)
+    return membership
+
+
+def draw_splits(images: Collection[str], *, seed: int) -> dict[str, Split]:
+    """Draw train, val and test by image, in the proportions of Flickr8k (6000 : 1000 : 1091).
+
+    Each image's place in the draw is a hash of the seed and its name, so the order of the input
+    does not matter and adding or losing one image moves hardly any other.
+
+    Raises:
+        UserError: fewer than three images, one for each split.
+    """
+    total = len(images)
+    if total < len(_STRONGEST_FIRST):
+        raise UserError(
+            f"{total} images are too few to draw train, val and test from: "
+            "name the split of each image in the data set"
+        )
+    val = max(1, round(total * _FLICKR8K_VAL / _FLICKR8K_IMAGES))
+    train = min(round(total * _FLICKR8K_TRAIN / _FLICKR8K_IMAGES), total - val - 1)
+    drawn = sorted(images, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).digest())
+    return {
+        image: "train" if place < train else "val" if place < train + val else "test"
+        for place, image in enumerate(drawn)
+    }
+
+
+def absent_splits(membership: Mapping[str, Split], present: Collection[str]) -> frozenset[Split]:
+    """The splits of which this copy holds no image at all, such as a test set held back.
+
+    One single image that is absent is a loss, not an absent split.
+    """
+    found = {membership[image] for image in present if image in membership}
+    sizes: dict[Split, int] = {}
+    for split in membership.values():
+        sizes[split] = sizes.get(split, 0) + 1
+    return frozenset(split for split, size in sizes.items() if size > 1 and split not in found)
