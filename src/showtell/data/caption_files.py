@@ -108,8 +108,11 @@ def read_karpathy_file(path: Path) -> CaptionFile:
 
 
 def csv_header(line: str) -> list[str]:
-    """The column names of a header line, trimmed and in lower case."""
-    return [name.strip().lower() for name in next(csv.reader([line]), [])]
+    """The column names of a header line, trimmed and in lower case; none where it is no CSV."""
+    try:
+        return [name.strip().lower() for name in next(csv.reader([line]), [])]
+    except csv.Error:
+        return []
 
 
 def _text_with_content(path: Path) -> TextFile:

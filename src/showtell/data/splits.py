@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ def read_split_list(path: Path, split: Split) -> SplitList:
     images: dict[str, ListedImage] = {}
     rejected = []
     for number, line in enumerate(text.lines, 1):
-        name = line.strip()
-        if not name:
+        name = posixpath.normpath(line.strip())
+        if not line.strip():
             rejected.append(Rejection("", path, number, "blank line", harmless=True))
         elif fault := encoding_fault(line) or name_fault(name):
             rejected.append(Rejection(excerpt(name), path, number, fault))
