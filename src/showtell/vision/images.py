@@ -47,7 +47,7 @@ def load_image(path: Path) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             _refuse_bomb(image, path)
             image.load()
-            return _as_rgb(_upright(image))
+            return to_rgb(image)
     except UserError:
         raise
     except FileNotFoundError:
@@ -83,15 +83,9 @@ def _damage_message(path: Path, error: Exception) -> str:
     return f"{path}: the picture is damaged ({error}); fetch it again or remove it"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # Many cameras and editors write broken EXIF; the pixels are sound, so keep them as stored.
-        return image
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture made upright, 8-bit and RGB, as ``load_image`` gives it."""
+    image = _upright(image)
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips at 255, which turns nearly all of it white.
         levels = np.asarray(image).astype(np.float64) / 257.0
@@ -100,6 +94,14 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Many cameras and editors write broken EXIF; the pixels are sound, so keep them as stored.
+        return image
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,330 @@
+"""The feature store: encoded pictures on disk, memory-mapped, never torn, never mixed up.
+
+Layout, below the store's root::
+
+    <encoder identity key>/<kind>/identity.json        whose features these are, shape, type
+                                  <stem>.npy            float16 (n, D) or (n, R, D), immutable
+                                  <stem>.json           image ids, content hashes, size, checksum
+
+A shard exists once its ``.json`` does: it is written last, and each file is written beside its
+name, flushed to disk and moved into place. A process killed at any moment leaves at most files
+nobody refers to. The stem carries the array's checksum, so no two writers ever disagree about the
+bytes behind one name.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from showtell.errors import UserError
+from showtell.vision.encoder import EncoderIdentity
+
+FeatureKind = Literal["pooled", "grid"]
+Features = NDArray[np.float16]
+
+# Each memory map costs a file descriptor, and 1,024 is a common limit on those.
+MAX_OPEN_MAPS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """One committed shard: row ``i`` holds the features of ``image_ids[i]`` (``contents[i]``)."""
+
+    array: Path
+    image_ids: tuple[str, ...]
+    contents: tuple[str, ...]
+    checksum: str
+
+
+class FeatureStore:
+    """The features of one kind made by one encoder, addressed by image id and file content.
+
+    A *position* is an image's row over all shards, valid for this object and its copies. Stores
+    pickle without their memory maps, so worker processes open their own.
+    """
+
+    def __init__(self, folder: Path, kind: FeatureKind, shape: tuple[int, ...]) -> None:
+        self.folder = folder
+        self.kind = kind
+        self.shape = shape  # of one image: (D,) pooled, (R, D) grid
+        self._shards: list[_Shard] = []
+        self._starts = np.zeros(1, dtype=np.int64)  # first position of each shard, then the end
+        self._positions: dict[tuple[str, str], int] = {}  # (image id, content) -> position
+        self._selected: dict[str, int] | None = None
+        self._maps: OrderedDict[int, Features] = OrderedDict()
+
+    @classmethod
+    def open(cls, root: Path, identity: EncoderIdentity, kind: FeatureKind) -> Self:
+        """Open the store of this encoder and kind below ``root``, making an empty one if need be.
+
+        Raises:
+            UserError: the folder holds another encoder's features, or a damaged shard.
+        """
+        shape = identity.pooled_shape if kind == "pooled" else identity.grid_shape
+        store = cls(root / identity.key / kind, kind, shape)
+        store._claim(identity)
+        store.refresh()
+        return store
+
+    def _claim(self, identity: EncoderIdentity) -> None:
+        """Write whose features these are, or compare with what is written."""
+        ours = {
+            "identity": identity.to_json(),
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "dtype": "float16",
+        }
+        file = self.folder / "identity.json"
+        if not file.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(ours, indent=2).encode())
+        theirs = _read_json(file)
+        differing = sorted(key for key in ours if theirs.get(key) != ours[key])
+        if differing:
+            raise UserError(
+                f"{file}: these features were made by another encoder ({_differences(theirs, ours)}"
+                "); set another features.root or remove this folder"
+            )
+
+    def refresh(self) -> None:
+        """Take in the shards committed since the store was opened."""
+        known = {shard.array.stem for shard in self._shards}
+        for manifest in sorted(self.folder.glob("*-*.json")):
+            if manifest.stem not in known:
+                self._append(_read_shard(manifest))
+
+    def _append(self, shard: _Shard) -> None:
+        start = int(self._starts[-1])
+        for row, key in enumerate(zip(shard.image_ids, shard.contents, strict=True)):
+            self._positions.setdefault(key, start + row)
+        self._shards.append(shard)
+        self._starts = np.append(self._starts, start + len(shard.image_ids))
+
+    def __len__(self) -> int:
+        """Number of stored rows."""
+        return int(self._starts[-1])
+
+    def missing(self, contents: Mapping[str, str]) -> list[str]:
+        """The ids of ``contents`` (image id -> SHA-256 of its file) that are not stored as such."""
+        return [
+            image_id for image_id, sha in contents.items() if (image_id, sha) not in self._positions
+        ]
+
+    def select(self, contents: Mapping[str, str]) -> Self:
+        """A view of this store that knows each id by the given content.
+
+        Needed where an image was changed, or two data sets use one file name: both are stored.
+        """
+        view = copy.copy(self)
+        view._shards, view._positions = list(self._shards), dict(self._positions)
+        view._maps = OrderedDict()
+        view._selected = {
+            image_id: self._positions[image_id, sha]
+            for image_id, sha in contents.items()
+            if (image_id, sha) in self._positions
+        }
+        return view
+
+    def index(self, image_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The positions of these images, int64 (n,), for ``gather``.
+
+        Raises:
+            UserError: an image without features, or with those of several contents.
+        """
+        if self._selected is None:
+            self._selected = self._unambiguous()
+        try:
+            return np.fromiter((self._selected[image_id] for image_id in image_ids), dtype=np.int64)
+        except KeyError as error:
+            raise UserError(
+                f"{self.folder}: no features, or those of several pictures, are stored for image "
+                f"{error.args[0]}; run showtell features with this data set"
+            ) from None
+
+    def _unambiguous(self) -> dict[str, int]:
+        positions: dict[str, int] = {}
+        several: set[str] = set()
+        for (image_id, _), position in self._positions.items():
+            if image_id in positions:
+                several.add(image_id)
+            positions[image_id] = position
+        return {image_id: place for image_id, place in positions.items() if image_id not in several}
+
+    def gather(self, positions: NDArray[np.int64]) -> Features:
+        """The features at ``positions`` (n,), in that order, as float16 (n, D) or (n, R, D).
+
+        Raises:
+            IndexError: a position outside the store.
+        """
+        if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"positions must lie in [0, {len(self)})")
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        gathered = np.empty((len(positions), *self.shape), dtype=np.float16)
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            gathered[chosen] = self._map(int(shard))[positions[chosen] - self._starts[shard]]
+        return gathered
+
+    def _map(self, number: int) -> Features:
+        if number not in self._maps:
+            shard = self._shards[number]
+            self._maps[number] = self._open_array(shard)
+            if len(self._maps) > MAX_OPEN_MAPS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(number)
+        return self._maps[number]
+
+    def _open_array(self, shard: _Shard) -> Features:
+        expected = (len(shard.image_ids), *self.shape)
+        try:
+            array: Features = np.load(shard.array, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise _damaged(shard.array, str(error)) from None
+        if array.shape != expected or array.dtype != np.float16:
+            raise _damaged(shard.array, f"it holds {array.dtype}{array.shape}, not {expected}")
+        return np.asarray(array)
+
+    def add(self, image_ids: Sequence[str], contents: Sequence[str], features: Features) -> None:
+        """Commit a shard: ``features`` (n, D) or (n, R, D) of these images, or nothing at all.
+
+        Raises:
+            UserError: values that float16 cannot hold, or a disk that cannot take them.
+        """
+        assert features.shape == (len(image_ids), *self.shape) and features.dtype == np.float16
+        self._refuse_non_finite(image_ids, features)
+        buffer = io.BytesIO()
+        np.save(buffer, features, allow_pickle=False)
+        payload = buffer.getbuffer()
+        checksum = hashlib.sha256(payload).hexdigest()
+        # The ids are in the name too: equal arrays of different images must not share a manifest.
+        named = json.dumps([list(image_ids), list(contents)]).encode()
+        stem = f"{hashlib.sha256(named).hexdigest()[:16]}-{checksum[:16]}"
+        manifest = {
+            "image_ids": list(image_ids),
+            "contents": list(contents),
+            "shape": list(features.shape),
+            "dtype": "float16",
+            "bytes": len(payload),
+            "checksum": checksum,
+        }
+        write_atomically(self.folder / f"{stem}.npy", payload)
+        write_atomically(self.folder / f"{stem}.json", json.dumps(manifest).encode())
+        self.refresh()
+
+    def _refuse_non_finite(self, image_ids: Sequence[str], features: Features) -> None:
+        finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
+        if not finite.all():
+            raise UserError(
+                f"image {image_ids[int(np.argmin(finite))]}: the encoder gives values that are not "
+                "finite in float16; check encoder.weights and encoder.preprocessing"
+            )
+
+    def verify(self) -> None:
+        """Read every shard and compare it with its checksum.
+
+        Raises:
+            UserError: naming the first file that is not what was written.
+        """
+        for shard in self._shards:
+            with shard.array.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != shard.checksum:
+                    raise _damaged(shard.array, "its checksum differs")
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed builders left behind; only while no process is building here."""
+        committed = {manifest.stem for manifest in self.folder.glob("*-*.json")}
+        for file in self.folder.iterdir():
+            if file.suffix == ".part" or (file.suffix == ".npy" and file.stem not in committed):
+                file.unlink()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": OrderedDict()}
+
+
+def _read_shard(manifest: Path) -> _Shard:
+    fields = _read_json(manifest)
+    # The array's name comes from the manifest's own, never from what is written inside.
+    array = manifest.with_suffix(".npy")
+    try:
+        shard = _Shard(
+            array, tuple(fields["image_ids"]), tuple(fields["contents"]), fields["checksum"]
+        )
+        size = array.stat().st_size
+    except (KeyError, TypeError) as error:
+        raise _damaged(manifest, f"bad field {error}") from None
+    except OSError:
+        raise _damaged(manifest, f"{array.name} is gone") from None
+    if size != fields.get("bytes") or len(shard.image_ids) != len(shard.contents):
+        raise _damaged(array, f"it has {size} bytes, not {fields.get('bytes')}")
+    return shard
+
+
+def _damaged(file: Path, reason: str) -> UserError:
+    return UserError(
+        f"{file}: a damaged feature shard ({reason}); delete {file.stem}.json and run again: "
+        "its images are then encoded anew"
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(file, str(error)) from None
+    if not isinstance(fields, dict):
+        raise _damaged(file, "not a JSON object")
+    return fields
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The fields that differ, flat and by name, theirs first: ``weights 85b1... not 12fe...``."""
+    flat_theirs, flat_ours = _flat(theirs), _flat(ours)
+    return ", ".join(
+        f"{key} {str(flat_theirs.get(key))[:16]} not {str(flat_ours.get(key))[:16]}"
+        for key in sorted(flat_theirs.keys() | flat_ours.keys())
+        if flat_theirs.get(key) != flat_ours.get(key)
+    )
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= _flat(value) if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def write_atomically(file: Path, data: bytes | memoryview) -> None:
+    """Write a file so that a kill or a power cut leaves the old one or the new one.
+
+    Raises:
+        UserError: the disk is full or may not be written.
+    """
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror}); free space or set features.root"
+        ) from None
