@@ -12,7 +12,7 @@ from showtell.models.decoder import select
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
 from showtell.models.recurrence import step_lstm
-from showtell.text.vocabulary import BEGIN, PAD
+from showtell.text.vocabulary import BEGIN, PAD, SPECIALS
 
 V, D = 11, 6
 
@@ -99,13 +99,13 @@ def test_each_parameter_learns_and_the_image_matters(build: Build) -> None:
 def test_frozen_vectors_stay_and_their_projection_learns(build: Build) -> None:
     torch.manual_seed(0)
     decoder = build()
-    glove = torch.randn(V, 5)
+    glove = torch.randn(V - len(SPECIALS), 5)
     decoder.embedding.load_vectors(glove)
     decoder.embedding.train_vectors(False)
     decoder(*batch()).sum().backward()
     assert decoder.embedding.vectors.weight.grad is None
     assert decoder.embedding.projection.weight.grad.any()  # type: ignore[union-attr]
-    torch.testing.assert_close(decoder.embedding.vectors.weight.detach(), glove)
+    torch.testing.assert_close(decoder.embedding.vectors.weight[len(SPECIALS) :].detach(), glove)
 
 
 def test_step_lstm_is_the_published_cell() -> None:

@@ -106,7 +106,7 @@ class _Beams:
         return torch.log_softmax(scores_NV.float(), dim=-1).view(*self.log_probs.shape, -1)
 
     def best_continuations(self, scores_LKV: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best ``count`` continuations per image: log probability, beam and token (L, count)."""
+        """The best ``count`` per image: log probability, beam and token, each (L, count)."""
         vocabulary_size = scores_LKV.shape[-1]
         totals_LKV = self.log_probs.unsqueeze(-1) + scores_LKV
         log_probs, flat = totals_LKV.flatten(1).topk(count, dim=1)
@@ -146,7 +146,7 @@ class _Ended:
     def add(
         self, beams: _Beams, parents: Tensor, log_probs: Tensor, words: int, norm: float
     ) -> None:
-        """Offer the continuations (L, C) of ``parents`` that end; minus infinity where none does."""
+        """Offer continuations (L, C) of ``parents`` that end; minus infinity where none does."""
         size, max_length = self.tokens.shape[1:]
         live = beams.images
         offered = beams.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, words))

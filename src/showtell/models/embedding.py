@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from showtell.text.vocabulary import PAD
+from showtell.text.vocabulary import PAD, SPECIALS
 
 
 class WordEmbedding(nn.Module):
@@ -22,12 +22,12 @@ class WordEmbedding(nn.Module):
         self.width = vector_width if width is None else width
 
     def load_vectors(self, vectors: Tensor) -> None:
-        """Replace the word vectors by ``vectors`` (V, W)."""
+        """Put ``vectors`` (words, W) behind the special tokens, which keep their random ones."""
         with torch.no_grad():
-            self.vectors.weight.copy_(vectors)
+            self.vectors.weight[len(SPECIALS) :].copy_(vectors)
 
     def train_vectors(self, trained: bool) -> None:
-        """Let the optimizer change the word vectors, or freeze them; the projection always learns."""
+        """Let the optimizer change the word vectors, or freeze them; a projection always learns."""
         self.vectors.weight.requires_grad_(trained)
 
     def forward(self, token_ids: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Vocabulary:
         if not frequent:
             raise UserError(
                 f"No word occurs {min_count} times in the training captions; "
-                "lower text.min_count or add captions."
+                "lower text.min_count or add captions"
             )
         return cls(frequent, min_count=min_count, counts=[counts[word] for word in frequent])
 
@@ -88,11 +88,9 @@ class Vocabulary:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["specials"] != list(SPECIALS):
-                raise UserError(
-                    f"{path} was written with other special tokens; train the run anew."
-                )
+                raise UserError(f"{path} was written with other special tokens; train the run anew")
             return cls(content["words"], min_count=content["min_count"], counts=content["counts"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} is not a vocabulary ({error}); restore it from the run's origin."
+                f"{path} is not a vocabulary ({error}); restore it from the run's origin"
             ) from error

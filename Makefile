@@ -1,0 +1,65 @@
+# `make help` lists what can be done here. Every target sets up what it needs by itself.
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= outputs/data
+RUN ?=
+ARGS ?=
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test test-all lint data features train evaluate caption sweep report bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(INSTALLED) ## make .venv with everything in it
+
+$(INSTALLED): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: setup ## the whole chain on the built-in scenes, into outputs/demo/
+	python scripts/demo.py
+
+check: setup ## format, lint, types and YAML, all strict
+	ruff format --check .
+	ruff check .
+	mypy
+	yamllint --strict conf
+
+test: setup ## the fast tests: no network, no GPU, no Java
+	pytest
+
+test-all: setup ## the slow and the Java tests too
+	pytest -m 'not gpu'
+
+data: setup ## download Flickr8k (and GloVe with ARGS=--glove) into outputs/data, and check it
+	pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[download]'
+	python scripts/download_flickr8k.py $(ARGS)
+
+features: setup ## fill the feature store, e.g. ARGS='data.root=... encoder=efficientnet_lite2'
+	showtell features $(ARGS)
+
+train: setup ## train, e.g. ARGS='model=merge_glove data.root=...'
+	python train.py $(ARGS)
+
+evaluate: setup ## all metrics of RUN=outputs/runs/... on ARGS='--split val'
+	showtell evaluate $(RUN) $(ARGS)
+
+caption: setup ## caption pictures, e.g. RUN=outputs/demo/run ARGS=photo.jpg
+	showtell caption $(RUN) $(ARGS)
+
+sweep: setup ## train several, e.g. ARGS='model=lstm_glove,merge_glove seed=1,2,3'
+	python train.py -m $(ARGS)
+
+report: setup ## one HTML page about RUN=outputs/runs/...
+	showtell report $(RUN)
+
+bench: setup ## time every stage on this machine
+	python -m benchmarks $(ARGS)
+
+clean: ## remove .venv and caches; outputs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,167 @@
+"""A trained run put to work: pictures in, sentences out, no data set needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from showtell.config import build, check_node
+from showtell.decoding.beam import BeamSearch
+from showtell.errors import UserError
+from showtell.models.decoder import Decoder, FeatureKind
+from showtell.runs import VOCABULARY, load_weights, read_record
+from showtell.text.tokenizer import detokenize
+from showtell.text.vocabulary import Vocabulary
+from showtell.vision.encoder import Encoder, EncoderIdentity, rebuild_encoder
+from showtell.vision.images import ImageError, load_image
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """What became of one picture: a caption, or the reason why there is none."""
+
+    path: Path
+    caption: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained captioner: decoder with the best weights, words, search, and its encoder."""
+
+    folder: Path
+    record: dict[str, Any]
+    decoder: nn.Module
+    vocabulary: Vocabulary
+    search: BeamSearch
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder the run was trained with, built at the first use.
+
+        Raises:
+            UserError: when its weights cannot be had, or are not those of the training.
+        """
+        described = self.record["encoder"]
+        identity = EncoderIdentity.from_json(described["identity"])
+        return rebuild_encoder(identity, weights=described["weights"])
+
+    @property
+    def feature_kind(self) -> FeatureKind:
+        """What the decoder reads: pooled features or the grid."""
+        return cast(Decoder, self.decoder).feature_kind
+
+    def with_beam(self, beam_size: int | None) -> Run:
+        """The same run with another beam width; None keeps the run's own."""
+        if beam_size is None:
+            return self
+        if beam_size < 1:
+            raise UserError(f"--beam-size is at least 1, not {beam_size}")
+        return replace(self, search=replace(self.search, beam_size=beam_size))
+
+    def write(self, features: Tensor) -> list[str]:
+        """One caption per image from features (B, D) or (B, R, D)."""
+        hypotheses = self.search(cast(Decoder, self.decoder), features)
+        return [detokenize(self.vocabulary.decode(h.token_ids)) for h in hypotheses]
+
+    def caption(self, images: Sequence[str | Path], *, beam_size: int | None = None) -> list[str]:
+        """One caption per picture file, in order.
+
+        Raises:
+            ImageError: for the first file that is no readable picture.
+        """
+        captions = []
+        for result in self.with_beam(beam_size).caption_files(map(Path, images)):
+            if result.caption is None:
+                raise ImageError(result.problem or "")
+            captions.append(result.caption)
+        return captions
+
+    def caption_files(self, paths: Iterable[Path]) -> Iterator[Captioned]:
+        """Caption files in order, a batch at a time; an unreadable one does not stop the rest."""
+        device = device_for("auto")
+        encoder = self.encoder.to(device)
+        self.decoder.to(device)
+        paths = iter(paths)
+        while chunk := list(islice(paths, BATCH_SIZE)):
+            tensors, problems = _read(chunk, encoder)
+            captions: Iterator[str] = iter(())
+            if tensors:
+                with torch.inference_mode():
+                    output = encoder(torch.stack(tensors).to(device))
+                captions = iter(self.write(getattr(output, self.feature_kind)))
+            for path in chunk:
+                problem = problems.get(path)
+                yield Captioned(path, None if problem else next(captions), problem)
+
+
+def load_run(path: str | Path) -> Run:
+    """Load a run folder on any machine, with or without its data set.
+
+    Nothing in the folder is executed: JSON says which of this package's decoders to build, and
+    the weights are safetensors.
+
+    Raises:
+        UserError: when this is no run folder, one of another version, or a damaged one.
+    """
+    folder = Path(path)
+    record = read_record(folder)
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    decoder: nn.Module = _build(folder, "model", record, **record["model_sizes"])
+    load_weights(folder, decoder)
+    search: BeamSearch = _build(folder, "decoding", record)
+    return Run(folder, record, decoder.eval(), vocabulary, search)
+
+
+def device_for(accelerator: str) -> torch.device:
+    """The GPU where there is one and ``accelerator`` does not rule it out, else the CPU."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the pictures directly inside the folders named, sorted.
+
+    Raises:
+        UserError: when a path does not exist or a folder holds no picture.
+    """
+    pictures: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+            if not inside:
+                raise UserError(
+                    f"{path} holds no picture; give a folder of JPEG, PNG or WebP files"
+                )
+            pictures += inside
+        else:
+            pictures.append(path)
+    return pictures
+
+
+def _build(folder: Path, group: str, record: dict[str, Any], **injected: Any) -> Any:
+    problems = check_node(group, record[group])
+    if problems:
+        raise UserError(f"{folder}/run.json does not fit this version of showtell: {problems[0]}")
+    return build(group, record[group], **injected)
+
+
+def _read(paths: Sequence[Path], encoder: Encoder) -> tuple[list[Tensor], dict[Path, str]]:
+    """Network inputs of the readable pictures in order, and what is wrong with the others."""
+    tensors, problems = [], {}
+    for path in paths:
+        try:
+            tensors.append(encoder.preprocessing(load_image(path)))
+        except ImageError as error:
+            problems[path] = str(error)
+    return tensors, problems

@@ -1,0 +1,113 @@
+"""The ``showtell`` command: check, extract, evaluate, caption."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from showtell.errors import UserError
+
+# torch and everything that imports it are imported inside the commands: `--help` and wrong
+# arguments answer at once.
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run one command, and turn a user's error into one sentence and status 1."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        status = command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="showtell", description="The image-captioning lab.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="check a data set and say what is wrong where")
+    _add_overrides(doctor, "data=table data.file=captions.csv, data.root=FOLDER, ...")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
+    doctor.set_defaults(command=_doctor)
+
+    features = commands.add_parser("features", help="fill the feature store ahead of training")
+    _add_overrides(features, "data=... data.root=... encoder=... features.root=...")
+    features.set_defaults(command=_features)
+
+    evaluate = commands.add_parser("evaluate", help="all metrics of a run on a split")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    evaluate.add_argument("--split", choices=["val", "test"], default="val")
+    _add_overrides(evaluate, "data.root=... features.root=... where the data moved")
+    evaluate.set_defaults(command=_evaluate)
+
+    caption = commands.add_parser("caption", help="caption new pictures with a run")
+    caption.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    caption.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    caption.add_argument("--beam-size", type=int, metavar="N", help="default: the run's own")
+    caption.add_argument(
+        "--output", type=Path, metavar="FILE", help="captions as COCO results JSON"
+    )
+    caption.set_defaults(command=_caption)
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help=f"as for train.py: {example}"
+    )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from showtell.config import compose
+    from showtell.data.checks import examine_config
+
+    examination = examine_config(compose(options.overrides)["data"])
+    print("\n".join(examination.lines()))
+    if options.json:
+        options.json.write_text(json.dumps(examination.to_json(), indent=2) + "\n")
+    return 0 if examination.healthy else 1
+
+
+def _features(options: argparse.Namespace) -> int:
+    from showtell.config import compose
+    from showtell.experiment import extract
+
+    print(f"features: {extract(compose(options.overrides))}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from showtell.config import saved_config
+    from showtell.experiment import evaluate
+
+    changeable = ("data.", "features.", "trainer.accelerator=")
+    config = saved_config(options.run / "config.yaml", options.overrides, changeable)
+    evaluate(options.run, options.split, config)
+    return 0
+
+
+def _caption(options: argparse.Namespace) -> int:
+    from showtell.caption import find_pictures, load_run
+    from showtell.runs import write_json
+
+    run = load_run(options.run).with_beam(options.beam_size)
+    results, failed = [], 0
+    for result in run.caption_files(find_pictures(options.pictures)):
+        if result.caption is None:
+            failed += 1
+            print(f"error: {result.problem}", file=sys.stderr)
+        else:
+            print(f"{result.path}\t{result.caption}")
+            results.append({"image_id": result.path.name, "caption": result.caption})
+    if options.output:
+        write_json(options.output, results)
+    if failed:
+        print(f"error: {failed} of {failed + len(results)} pictures skipped", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,346 @@
+"""A configuration checked against the code it configures, before any of that code is imported.
+
+Each group of ``conf/`` names the class or function it configures in ``_target_`` and gives all
+its arguments. The signature is read from the source file, so a misspelt key or a wrong type is
+reported in a fraction of a second, and only names of this package can ever be called.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from showtell.errors import UserError
+
+PACKAGE_FOLDER = Path(__file__).parent
+TARGET = "_target_"
+
+# What `resume` may change: how long and where the training runs, not what is trained.
+CHANGEABLE_ON_RESUME = ("trainer.", "tracking.", "callbacks.")
+
+# What the program passes to a target beside the arguments of its YAML file, and where a group's
+# targets may live: nothing in a configuration or in a run folder can call anything else.
+INJECTED: dict[str, frozenset[str]] = {
+    "data": frozenset(),
+    "encoder": frozenset(),
+    "text": frozenset(),
+    "model": frozenset({"vocabulary_size", "feature_size", "vector_width"}),
+    "decoding": frozenset(),
+    "optim": frozenset(),
+    "trainer": frozenset(),
+    "tracking": frozenset({"run_folder", "config"}),
+    "callbacks": frozenset(),
+}
+PACKAGES: dict[str, str] = {
+    "data": "showtell.data.",
+    "encoder": "showtell.vision.",
+    "text": "showtell.text.",
+    "model": "showtell.models.",
+    "decoding": "showtell.decoding.",
+    "optim": "showtell.training.",
+    "trainer": "showtell.training.",
+    "tracking": "showtell.tracking.",
+    "callbacks": "showtell.training.",
+}
+
+
+def config_folder() -> Path:
+    """``conf/`` of the checkout, or its copy inside an installed package."""
+    packaged = PACKAGE_FOLDER / "conf"
+    return packaged if packaged.is_dir() else PACKAGE_FOLDER.parents[1] / "conf"
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that ``python train.py OVERRIDES`` would have, checked."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).strip()) from error
+    return resolve(composed)
+
+
+def resolve(composed: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain, checked values.
+
+    Raises:
+        UserError: all that is wrong with it, before any work.
+    """
+    try:
+        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, dict)
+    plain = {str(key): value for key, value in config.items()}
+    check(plain)
+    return plain
+
+
+def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
+    """A run's own ``config.yaml`` with ``overrides`` of the ``allowed`` prefixes, checked.
+
+    Raises:
+        UserError: when the file is missing or damaged, or an override is not allowed.
+    """
+    try:
+        saved = OmegaConf.load(path)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read ({error}); give the folder of a run") from error
+    for override in overrides:
+        if not override.startswith(tuple(allowed)):
+            raise UserError(
+                f"{override}: {path} fixes this; only {', '.join(p + '*' for p in allowed)} "
+                "may be changed"
+            )
+    assert isinstance(saved, DictConfig)
+    OmegaConf.set_struct(saved, True)
+    try:
+        saved.merge_with_dotlist(list(overrides))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    return resolve(saved)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One argument of a target: its annotation as written, and whether it must be given."""
+
+    annotation: ast.expr | None
+    required: bool
+
+
+def build(group: str, node: Mapping[str, Any], **injected: Any) -> Any:
+    """Call the target of ``node`` with its other keys and ``injected`` as keyword arguments.
+
+    Raises:
+        UserError: when the target is not a public name of the group's own package.
+    """
+    arguments = {
+        key: build(group, value) if _is_node(value) else value
+        for key, value in node.items()
+        if key != TARGET
+    }
+    return target_of(group, node)(**arguments, **injected)
+
+
+def target_of(group: str, node: Mapping[str, Any]) -> Any:
+    """The function or class that ``node`` configures."""
+    module_name, name = _locate(group, str(node.get(TARGET)))
+    target = getattr(importlib.import_module(module_name), name, None)
+    if getattr(target, "__module__", None) != module_name:
+        raise UserError(f"{group}.{TARGET}: there is no {name} in {module_name}")
+    return target
+
+
+def check_node(group: str, node: Mapping[str, Any], path: str | None = None) -> list[str]:
+    """What is wrong with one group: unknown, missing and mistyped keys, a sentence each.
+
+    ``path`` is where a node inside the group stands; the group itself by default.
+    """
+    path = path or group
+    try:
+        module_name, name = _locate(group, str(node.get(TARGET)))
+    except UserError as error:
+        return [str(error)]
+    signature = _signature(module_name, name)
+    if signature is None:
+        return [f"{path}.{TARGET}: there is no {name} in {module_name}"]
+    known = {key: signature[key] for key in signature if key not in INJECTED[group]}
+    given = {key: value for key, value in node.items() if key != TARGET}
+    problems = check_keys(given, known, f"{path}.")
+    for key, value in given.items():
+        if _is_node(value):
+            problems += check_node(group, value, f"{path}.{key}")
+        elif key in known and not _fits(value, known[key].annotation, module_name):
+            wanted = ast.unparse(known[key].annotation)  # type: ignore[arg-type]
+            problems.append(f"{path}.{key}={_shown(value)}: not of type {wanted}")
+    missing = [key for key in known if known[key].required and key not in given]
+    return problems + [f"{path}.{key}: missing; give it a value" for key in missing]
+
+
+def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> list[str]:
+    """A sentence for each key of ``found`` that is not ``known``."""
+    known = list(known)
+    return [
+        f"{where}{key}: there is no such option{_suggest(key, known)}"
+        for key in found
+        if key not in known
+    ]
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check a whole resolved configuration.
+
+    Raises:
+        UserError: all problems together, one a line.
+    """
+    known = [*INJECTED, "name", "seed", "resume", "output", "features"]
+    problems = check_keys(config, known, "")
+    for group in INJECTED:
+        node = config.get(group)
+        if isinstance(node, Mapping):
+            problems += check_node(group, node)
+        else:
+            problems.append(f"{group}: nothing is chosen; pick one of conf/{group}/")
+    problems += _check_plain(config)
+    if not problems:
+        problems = _contradictions(config)
+    if problems:
+        raise UserError("\n       ".join(problems))
+
+
+def _check_plain(config: Mapping[str, Any]) -> list[str]:
+    problems = check_keys(config.get("output") or {}, ["root", "folder"], "output.")
+    problems += check_keys(config.get("features") or {}, ["root", "batch_size"], "features.")
+    types = {"name": (str, type(None)), "seed": (int,), "resume": (str, type(None))}
+    for key, allowed in types.items():
+        value = config.get(key)
+        if not isinstance(value, allowed) or isinstance(value, bool):
+            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
+            problems.append(f"{key}={_shown(value)}: not of type {wanted}")
+    return problems
+
+
+def _contradictions(config: Mapping[str, Any]) -> list[str]:
+    """Options that would silently have no effect."""
+    problems = []
+    text, model, decoding = config["text"], config["model"], config["decoding"]
+    if text["train_vectors"] != "thaw" and text["thaw_epoch"] is not None:
+        problems.append(
+            f"text.thaw_epoch={text['thaw_epoch']} has no effect while text.train_vectors="
+            f"{text['train_vectors']}; set text.train_vectors=thaw or text.thaw_epoch=null"
+        )
+    if text["train_vectors"] == "thaw" and text["thaw_epoch"] is None:
+        problems.append("text.train_vectors=thaw needs text.thaw_epoch, the epoch it begins at")
+    if text["train_vectors"] != "train" and text["vectors"] is None:
+        problems.append(
+            "text.vectors=null starts from random vectors, which only learn with "
+            "text.train_vectors=train"
+        )
+    if "embedding_width" not in model:
+        problems.append("model.embedding_width: missing; null keeps the width of the word vectors")
+    if decoding.get("beam_size") == 1 and decoding.get("length_penalty"):
+        problems.append(
+            "decoding.length_penalty has no effect on greedy search; use decoding.beam_size>1 "
+            "or decoding.length_penalty=0"
+        )
+    return problems
+
+
+def _is_node(value: object) -> bool:
+    return isinstance(value, Mapping) and TARGET in value
+
+
+def _shown(value: object) -> str:
+    """A value as the user wrote it."""
+    return "null" if value is None else str(value)
+
+
+def _locate(group: str, target: str) -> tuple[str, str]:
+    """Module and public name of a target below the group's package."""
+    module_name, _, name = target.rpartition(".")
+    inside = (module_name + ".").startswith(PACKAGES[group])
+    if not inside or not name.isidentifier() or name.startswith("_") or ".." in target:
+        raise UserError(
+            f"{group}.{TARGET}={target!r}: must be a public name below {PACKAGES[group][:-1]}"
+        )
+    return module_name, name
+
+
+@cache
+def _source(module_name: str) -> ast.Module | None:
+    path = PACKAGE_FOLDER.joinpath(*module_name.split(".")[1:])
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return ast.parse(candidate.read_text(encoding="utf-8"))
+    return None
+
+
+@cache
+def _signature(module_name: str, name: str) -> dict[str, Parameter] | None:
+    """The arguments of a function or class of this package, read without importing it."""
+    module = _source(module_name)
+    for node in module.body if module else ():
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return _arguments(node.args)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _class_arguments(node)
+    return None
+
+
+def _class_arguments(node: ast.ClassDef) -> dict[str, Parameter]:
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            return _arguments(member.args)
+    return {
+        field.target.id: Parameter(field.annotation, field.value is None)
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+
+
+def _arguments(arguments: ast.arguments) -> dict[str, Parameter]:
+    plain = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(plain) - len(arguments.defaults))
+    pairs = [*zip(plain, [*defaults, *arguments.defaults], strict=True)]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return {a.arg: Parameter(a.annotation, d is None) for a, d in pairs if a.arg != "self"}
+
+
+def _fits(value: object, annotation: ast.expr | None, module_name: str) -> bool:
+    """Whether ``value``, as YAML gives it, is of the annotated type; unknown types fit."""
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _fits(value, left, module_name) or _fits(value, right, module_name)
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Name(id=name):
+            return _fits_name(value, name, module_name)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            options = choices.elts if isinstance(choices, ast.Tuple) else [choices]
+            return value in [ast.literal_eval(option) for option in options]
+        case ast.Subscript(value=ast.Name(id="list" | "Sequence" | "tuple"), slice=item):
+            element = item.elts[0] if isinstance(item, ast.Tuple) else item
+            return isinstance(value, list) and all(_fits(v, element, module_name) for v in value)
+    return True
+
+
+def _fits_name(value: object, name: str, module_name: str) -> bool:
+    match name:
+        case "bool":
+            return isinstance(value, bool)
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "str":
+            return isinstance(value, str)
+    alias = _alias(module_name, name)
+    return alias is None or _fits(value, alias, module_name)
+
+
+def _alias(module_name: str, name: str) -> ast.expr | None:
+    """The right-hand side of ``name = ...`` in the module, for types such as a Literal."""
+    module = _source(module_name)
+    for node in module.body if module else ():
+        if isinstance(node, ast.Assign) and name in [ast.unparse(t) for t in node.targets]:
+            return node.value
+    return None
+
+
+def _suggest(key: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

@@ -1,0 +1,164 @@
+"""Batches of images with all their captions, in an order that can be continued anywhere.
+
+Dimension key: B images, N captions (rows), T positions, P real positions, D feature size,
+R regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from showtell.text.tokenizer import tokenize
+from showtell.text.vocabulary import BEGIN, END, PAD, Vocabulary
+from showtell.types import CaptionedImage
+
+# Images are shuffled, then sorted by caption length within pools of this many batches: rows of
+# one batch get like lengths, and the pool is large enough that batches stay random.
+POOL_BATCHES = 32
+
+
+class FeatureSource(Protocol):
+    """Where batches take image features from: the feature store, or an array in a test."""
+
+    def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The position of each image."""
+        ...
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        """Features (n, D) or (n, R, D) at the given positions."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some images, each once, and all their captions for teacher forcing."""
+
+    image_ids: tuple[str, ...]
+    features: Tensor  # (B, D) or (B, R, D) float32
+    tokens: Tensor  # (N, T) BEGIN and the words, padded with PAD: what the decoder reads
+    targets: Tensor  # (P,) the words and END, row by row: what it should say
+    lengths: Tensor  # (N,) real positions of each row; stays on the CPU, where packing needs it
+    image_of_row: Tensor  # (N,) in 0..B-1
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with all but ``lengths`` on ``device``."""
+        return replace(
+            self,
+            features=self.features.to(device, non_blocking=True),
+            tokens=self.tokens.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            image_of_row=self.image_of_row.to(device, non_blocking=True),
+        )
+
+
+class EncodedCaptions:
+    """All captions of a split as one array of token ids: 4 bytes a token, however many images."""
+
+    def __init__(self, images: Sequence[CaptionedImage], vocabulary: Vocabulary) -> None:
+        self.image_ids = tuple(image.image_id for image in images)
+        rows = [[*vocabulary.encode(tokenize(c)), END] for image in images for c in image.captions]
+        self._tokens = np.fromiter((t for row in rows for t in row), dtype=np.int32)
+        self._row_starts = np.cumsum([0, *(len(row) for row in rows)])
+        self._image_starts = np.cumsum([0, *(len(image.captions) for image in images)])
+        longest = np.maximum.reduceat(np.diff(self._row_starts), self._image_starts[:-1])
+        self.longest: npt.NDArray[np.int64] = longest  # per image, END counted
+
+    @property
+    def token_count(self) -> int:
+        """Real positions of the whole split, END counted."""
+        return len(self._tokens)
+
+    def rows(self, image: int) -> list[npt.NDArray[np.int32]]:
+        """The captions of one image: word ids and END."""
+        first, last = self._image_starts[image : image + 2]
+        bounds = self._row_starts[first : last + 1]
+        return [self._tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+class CaptionBatches:
+    """An iterable over the batches of a split: one pass is one epoch, and it can be continued.
+
+    Shuffled with ``seed`` and the epoch, so every epoch has its own order and a run that resumes
+    in the middle of one sees exactly the batches that were left. Lightning saves and restores
+    ``state_dict`` with the checkpoint.
+    """
+
+    def __init__(
+        self,
+        captions: EncodedCaptions,
+        features: FeatureSource,
+        *,
+        batch_size: int,
+        shuffle_seed: int | None,
+    ) -> None:
+        self._captions = captions
+        self._features = features
+        self._positions = features.index(captions.image_ids)
+        self._batch_size = batch_size
+        self._shuffle_seed = shuffle_seed
+        self._epoch = 0
+        self._next = 0  # the batch of this epoch that comes next
+
+    def __len__(self) -> int:
+        return -(-len(self._captions.image_ids) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._next == len(self):
+            self._epoch, self._next = self._epoch + 1, 0
+        order = self._order(self._epoch)
+        while self._next < len(order):
+            images = order[self._next]
+            self._next += 1  # before the batch leaves: a checkpoint taken during it counts it done
+            yield self._collate(images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: epoch, and how many of its batches were handed out."""
+        return {"epoch": self._epoch, "next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a position that ``state_dict`` gave."""
+        self._epoch, self._next = state["epoch"], state["next"]
+
+    def _order(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """The images of each batch of an epoch."""
+        images = np.arange(len(self._captions.image_ids))
+        if self._shuffle_seed is None:
+            return [images[i : i + self._batch_size] for i in self._starts(images)]
+        random = np.random.default_rng((self._shuffle_seed, epoch))
+        images = random.permutation(images)
+        pool = POOL_BATCHES * self._batch_size
+        pools = [images[i : i + pool] for i in range(0, len(images), pool)]
+        images = np.concatenate(
+            [p[np.argsort(self._captions.longest[p], kind="stable")] for p in pools]
+        )
+        batches = [images[i : i + self._batch_size] for i in self._starts(images)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def _starts(self, images: npt.NDArray[np.int64]) -> range:
+        return range(0, len(images), self._batch_size)
+
+    def _collate(self, images: npt.NDArray[np.int64]) -> Batch:
+        rows_of_image = [self._captions.rows(image) for image in images]
+        rows = [row for rows in rows_of_image for row in rows]
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int64)
+        tokens[:, 0] = BEGIN
+        for row, words_and_end in zip(tokens, rows, strict=True):
+            row[1 : len(words_and_end)] = words_and_end[:-1]
+        features = self._features.gather(self._positions[images])
+        captions_per_image = [len(rows) for rows in rows_of_image]
+        return Batch(
+            image_ids=tuple(self._captions.image_ids[i] for i in images),
+            features=torch.from_numpy(features.astype(np.float32)),
+            tokens=torch.from_numpy(tokens),
+            targets=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
+            lengths=lengths,
+            image_of_row=torch.repeat_interleave(torch.tensor(captions_per_image)),
+        )

@@ -1,0 +1,66 @@
+"""The LightningDataModule: captioned images and their stored features, as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions, FeatureSource
+from showtell.text.vocabulary import Vocabulary
+from showtell.types import CaptionedImage, Split
+
+
+class CaptionDataModule(LightningDataModule):
+    """Batches of the three splits; features were extracted before and are only read here.
+
+    Needs no worker process: a batch of stored features takes well under a millisecond to gather.
+    """
+
+    def __init__(
+        self,
+        images: dict[Split, Sequence[CaptionedImage]],
+        features: FeatureSource,
+        vocabulary: Vocabulary,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._images = images
+        self._features = features
+        self._vocabulary = vocabulary
+        self._batch_size = batch_size
+        self._seed = seed
+
+    @cached_property
+    def train_batches(self) -> CaptionBatches:
+        """The training split, shuffled anew every epoch."""
+        return self._batches("train", shuffle_seed=self._seed)
+
+    def train_dataloader(self) -> CaptionBatches:
+        """The same object at every call: it carries the position in the epoch."""
+        return self.train_batches
+
+    def val_dataloader(self) -> CaptionBatches:
+        """The validation split in file order."""
+        return self._batches("val", shuffle_seed=None)
+
+    def test_dataloader(self) -> CaptionBatches:
+        """The test split in file order."""
+        return self._batches("test", shuffle_seed=None)
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move what the device computes with; row lengths stay on the CPU."""
+        return batch.to(device)
+
+    def _batches(self, split: Split, *, shuffle_seed: int | None) -> CaptionBatches:
+        captions = EncodedCaptions(self._images[split], self._vocabulary)
+        return CaptionBatches(
+            captions, self._features, batch_size=self._batch_size, shuffle_seed=shuffle_seed
+        )

@@ -1,0 +1,347 @@
+"""From a configuration to a trained, scored run folder: the steps in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from showtell import runs
+from showtell.caption import Run, device_for, load_run
+from showtell.config import build, target_of
+from showtell.data.datamodule import CaptionDataModule
+from showtell.decoding.beam import BeamSearch
+from showtell.errors import UserError
+from showtell.metrics.scores import CaptionScores, score_captions
+from showtell.models.decoder import FeatureKind
+from showtell.text.glove import WordVectors, load_vectors
+from showtell.text.settings import TextSettings
+from showtell.text.tokenizer import tokenize
+from showtell.text.vocabulary import Vocabulary
+from showtell.training.callbacks import CallbackSettings
+from showtell.training.module import CaptioningModule
+from showtell.training.optimization import Optimization
+from showtell.training.trainer import TrainerSettings
+from showtell.training.validation import GeneratedCaptions
+from showtell.types import CaptionData, CaptionedImage, Split
+from showtell.vision.encoder import Encoder
+from showtell.vision.extract import ensure_features
+from showtell.vision.features import FeatureStore
+
+Config = Mapping[str, Any]
+Images = dict[Split, tuple[CaptionedImage, ...]]
+
+# Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
+EPOCH_METRICS = ("BLEU", "CIDEr")
+DECODING_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The groups of a configuration that are plain settings, as typed objects."""
+
+    text: TextSettings
+    search: BeamSearch
+    optimization: Optimization
+    trainer: TrainerSettings
+    callbacks: CallbackSettings
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """Built from a checked configuration."""
+        return cls(
+            text=build("text", config["text"]),
+            search=build("decoding", config["decoding"]),
+            optimization=build("optim", config["optim"]),
+            trainer=build("trainer", config["trainer"]),
+            callbacks=build("callbacks", config["callbacks"]),
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a training is made of, built from a configuration."""
+
+    settings: Settings
+    data: CaptionData
+    images: Images
+    encoder: Encoder
+    vocabulary: Vocabulary
+    vectors: WordVectors | None
+    decoder: nn.Module
+    store: FeatureStore
+
+
+def train(config: Config) -> Path:
+    """Train a new run as the checked ``config`` says; return its folder.
+
+    Raises:
+        UserError: for whatever the user can mend; a run that had begun is marked failed.
+    """
+    parts = prepare(config)
+    folder = _new_folder(config)
+    _describe(folder, config, parts)
+    _run(config, parts, folder, checkpoint=None)
+    return folder
+
+
+def resume(folder: Path, config: Config) -> Path:
+    """Continue the run in ``folder`` exactly where its last checkpoint left it."""
+    checkpoint = folder / runs.LAST_CHECKPOINT
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint} is missing: there is nothing to resume; start the run anew")
+    parts = prepare(config)
+    _check_same_words(folder, parts.vocabulary)
+    _run(config, parts, folder, checkpoint=checkpoint)
+    return folder
+
+
+def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:
+    """Score the best weights of the run in ``folder`` on a split; write and print the scores.
+
+    Raises:
+        UserError: when the data set lacks the split, or is not the one the run was trained on.
+    """
+    run = load_run(folder)
+    data: CaptionData = build("data", config["data"])
+    images = data.split(split)
+    if not images:
+        raise UserError(f"{data.name} has no {split} images; it has {', '.join(data.splits)}")
+    store = features_of(images, run.encoder, run.feature_kind, config)
+    scores = score_split(run, images, split, store)
+    print_scores(f"{data.name} {split}, {len(images)} images", scores)
+    return scores
+
+
+def extract(config: Config) -> Path:
+    """Fill the feature store with what the configured model reads; return its folder."""
+    data: CaptionData = build("data", config["data"])
+    encoder: Encoder = build("encoder", config["encoder"])
+    kind = target_of("model", config["model"]).feature_kind
+    return features_of(data.images, encoder, kind, config).folder
+
+
+def prepare(config: Config) -> Parts:
+    """Build the parts in the order in which they depend on each other."""
+    settings = Settings.of(config)
+    seed_everything(config["seed"], workers=True, verbose=False)
+    data: CaptionData = build("data", config["data"])
+    for note in data.notes:
+        print(f"note: {note}")
+    images = select_images(data, settings.trainer)
+    encoder: Encoder = build("encoder", config["encoder"])
+    vocabulary = Vocabulary.from_captions(
+        (tokenize(caption) for image in images["train"] for caption in image.captions),
+        min_count=settings.text.min_count,
+    )
+    vectors = _word_vectors(settings.text, vocabulary)
+    decoder = build("model", config["model"], **_sizes(vocabulary, encoder, settings.text))
+    if vectors is not None:
+        decoder.embedding.load_vectors(torch.from_numpy(vectors.matrix))
+    used = [*images["train"], *images["val"]]
+    store = features_of(used, encoder, decoder.feature_kind, config)
+    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store)
+
+
+def select_images(data: CaptionData, settings: TrainerSettings) -> Images:
+    """The images of each split that this run uses; training and validation must have some."""
+    images: Images = {name: data.split(name)[: settings.limit_images] for name in data.splits}
+    if "train" not in images:
+        raise UserError(f"{data.name} has no training images; add a train split to train on it")
+    if settings.validate_on_train:
+        return {"train": images["train"], "val": images["train"]}
+    if "val" not in images:
+        raise UserError(
+            f"{data.name} has no validation images, which select the best weights; "
+            "add a val split, or set trainer.validate_on_train=true to look only at learning"
+        )
+    return images
+
+
+def features_of(
+    images: Iterable[CaptionedImage], encoder: Encoder, kind: FeatureKind, config: Config
+) -> FeatureStore:
+    """The stored features of ``images``; those not yet stored are made first."""
+    stores = ensure_features(
+        [(image.image_id, image.path) for image in images],
+        encoder,
+        [kind],
+        root=Path(config["features"]["root"]),
+        batch_size=config["features"]["batch_size"],
+        device=device_for(config["trainer"]["accelerator"]),
+        progress=True,
+    )
+    return stores[kind]
+
+
+def score_split(
+    run: Run, images: Sequence[CaptionedImage], split: Split, store: FeatureStore
+) -> CaptionScores:
+    """Caption every image of a split once, score all, and write both files into the run folder."""
+    captions = _write_captions(run, images, store)
+    references = {image.image_id: image.captions for image in images}
+    scores = score_captions(captions, references)
+    runs.write_json(
+        run.folder / f"captions-{split}.json",
+        [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()],
+    )
+    runs.write_json(run.folder / f"scores-{split}.json", scores.to_json())
+    return scores
+
+
+def _write_captions(
+    run: Run, images: Sequence[CaptionedImage], store: FeatureStore
+) -> dict[str, str]:
+    """One caption per image, decoded in batches."""
+    captions: dict[str, str] = {}
+    for first in range(0, len(images), DECODING_BATCH):
+        image_ids = [image.image_id for image in images[first : first + DECODING_BATCH]]
+        features = torch.from_numpy(store.gather(store.index(image_ids))).float()
+        captions.update(zip(image_ids, run.write(features), strict=True))
+    return captions
+
+
+def print_scores(title: str, scores: CaptionScores) -> None:
+    """A table of corpus scores for people; BLEU, METEOR and ROUGE-L in per cent."""
+    table = Table(title=title)
+    for name in scores.scores:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{100 * value:.1f}" for value in scores.scores.values()))
+    console = Console()
+    console.print(table)
+    for name, remedy in scores.skipped.items():
+        console.print(f"{name} was skipped: {remedy}", highlight=False)
+
+
+def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None) -> None:
+    """Fit, then score the best weights on the validation split; the record tells how it ended."""
+    runs.update_record(folder, status="running")
+    tracker = build("tracking", config["tracking"], run_folder=folder, config=dict(config))
+    exit_code = 1
+    try:
+        _fit(config, parts, folder, tracker.loggers, checkpoint)
+        run = load_run(folder)
+        scores = score_split(run, parts.images["val"], "val", parts.store)
+        print_scores(f"{parts.data.name} val, {len(parts.images['val'])} images", scores)
+        exit_code = 0
+    finally:
+        runs.update_record(folder, status="failed" if exit_code else "finished")
+        tracker.finish(exit_code)
+
+
+def _fit(
+    config: Config, parts: Parts, folder: Path, loggers: Sequence[Any], checkpoint: Path | None
+) -> None:
+    settings = parts.settings
+    datamodule = CaptionDataModule(
+        parts.images,
+        parts.store,
+        parts.vocabulary,
+        batch_size=settings.trainer.batch_size,
+        seed=config["seed"],
+    )
+    generated = GeneratedCaptions(
+        {image.image_id: image.captions for image in parts.images["val"]},
+        parts.vocabulary,
+        max_length=settings.search.max_length,
+        metrics=EPOCH_METRICS,
+    )
+    module = CaptioningModule(
+        parts.decoder,
+        settings.search,
+        generated,
+        optimization=settings.optimization,
+        text=settings.text,
+        steps_per_epoch=settings.trainer.steps_per_epoch(len(datamodule.train_batches)),
+        max_epochs=settings.trainer.max_epochs,
+    )
+    trainer: Trainer = settings.trainer.build(
+        folder,
+        callbacks=settings.callbacks.build(folder),
+        loggers=loggers,
+        gradient_clip=settings.optimization.gradient_clip,
+    )
+    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+
+
+def _word_vectors(text: TextSettings, vocabulary: Vocabulary) -> WordVectors | None:
+    if text.vectors is None:
+        return None
+    vectors = load_vectors(text.vectors, vocabulary.words, width=text.vector_width)
+    print(f"note: {vectors.coverage(_counts(vocabulary))}")
+    return vectors
+
+
+def _sizes(vocabulary: Vocabulary, encoder: Encoder, text: TextSettings) -> dict[str, int]:
+    return {
+        "vocabulary_size": len(vocabulary),
+        "feature_size": encoder.identity.size,
+        "vector_width": text.vector_width,
+    }
+
+
+def _check_same_words(folder: Path, vocabulary: Vocabulary) -> None:
+    """A resumed run must read the captions it began with."""
+    if Vocabulary.load(folder / runs.VOCABULARY).tokens != vocabulary.tokens:
+        raise UserError(
+            f"{folder} was begun with other training captions than data.root holds now; "
+            "restore them, or start a new run"
+        )
+
+
+def _new_folder(config: Config) -> Path:
+    output = config["output"]
+    if output["folder"] is not None:
+        return runs.claim_folder(Path(output["folder"]))
+    return runs.create_run_folder(Path(output["root"]), config["name"])
+
+
+def _describe(folder: Path, config: Config, parts: Parts) -> None:
+    """Write what a run folder holds before its first step."""
+    parts.vocabulary.save(folder / runs.VOCABULARY)
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    runs.write_atomically(folder / runs.CONFIG, text.encode())
+    record = {
+        "format": runs.FORMAT,
+        "status": "prepared",
+        **runs.describe_origin(),
+        "seed": config["seed"],
+        "data": {
+            "name": parts.data.name,
+            "origin": parts.data.origin,
+            "images": {name: len(images) for name, images in parts.images.items()},
+            "captions": {
+                name: sum(len(image.captions) for image in images)
+                for name, images in parts.images.items()
+            },
+        },
+        "encoder": {
+            "weights": config["encoder"]["weights"],
+            "identity": parts.encoder.identity.to_json(),
+        },
+        "text": {**config["text"], "coverage": _coverage(parts)},
+        "model": config["model"],
+        "model_sizes": _sizes(parts.vocabulary, parts.encoder, parts.settings.text),
+        "decoding": config["decoding"],
+    }
+    runs.write_json(folder / runs.RECORD, record)
+
+
+def _counts(vocabulary: Vocabulary) -> dict[str, int]:
+    return dict(zip(vocabulary.words, vocabulary.counts, strict=True))
+
+
+def _coverage(parts: Parts) -> dict[str, float | None] | None:
+    """Shares of the words and of their occurrences that have a pre-trained vector."""
+    if parts.vectors is None:
+        return None
+    coverage = parts.vectors.coverage(_counts(parts.vocabulary))
+    return {"words": coverage.words, "tokens": coverage.tokens}

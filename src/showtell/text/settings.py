@@ -1,0 +1,35 @@
+"""What a run decides about words: which are known, and where their vectors come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+VectorTraining = Literal["freeze", "thaw", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """The ``text`` group of the configuration.
+
+    Attributes:
+        min_count: how often a word must occur in the training captions to be in the vocabulary.
+        vectors: ``kumo-6b-50d`` (GloVe 6B, 50-d, installed with the project), the path of a
+            Stanford GloVe text file, or None for random vectors.
+        vector_width: width of the vectors in numbers; checked against the source.
+        train_vectors: ``freeze`` keeps the vectors as they are, ``train`` learns them from the
+            first step, ``thaw`` from the epoch ``thaw_epoch`` on.
+        thaw_epoch: 0-based epoch at which frozen vectors begin to learn; None without thaw.
+    """
+
+    min_count: int
+    vectors: str | None
+    vector_width: int
+    train_vectors: VectorTraining
+    thaw_epoch: int | None
+
+    def learn_at(self, epoch: int) -> bool:
+        """Whether the vectors learn in the 0-based ``epoch``."""
+        if self.train_vectors == "thaw":
+            return self.thaw_epoch is not None and epoch >= self.thaw_epoch
+        return self.train_vectors == "train"

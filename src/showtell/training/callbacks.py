@@ -1,0 +1,82 @@
+"""What happens around the training loop: keeping the best, stopping early, showing progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+
+from showtell.runs import LAST_CHECKPOINT, save_weights
+from showtell.training.checkpoints import RandomStates
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackSettings:
+    """The ``callbacks`` group of the configuration.
+
+    Attributes:
+        monitor: the score of freely generated validation captions that selects the best weights.
+        patience: validations without a better score after which training stops; None never.
+        checkpoint_every_steps: besides every epoch, how often the resumable state is saved; None
+            for epochs only.
+        progress_refresh: batches between two updates of the progress bar; 0 shows no bar.
+    """
+
+    monitor: str
+    patience: int | None
+    checkpoint_every_steps: int | None
+    progress_refresh: int
+
+    def build(self, run_folder: Path) -> list[Callback]:
+        """The callbacks of a run that lives in ``run_folder``."""
+        callbacks: list[Callback] = [KeepBest(run_folder, monitor=self.monitor), RandomStates()]
+        if self.patience is not None:
+            callbacks.append(EarlyStopping(self.monitor, mode="max", patience=self.patience))
+        if self.progress_refresh:
+            callbacks.append(RichProgressBar(refresh_rate=self.progress_refresh))
+        # Last: what it saves includes what the callbacks before it decided.
+        callbacks += self._checkpoints(run_folder)
+        return callbacks
+
+    def _checkpoints(self, run_folder: Path) -> list[Callback]:
+        last = LAST_CHECKPOINT.stem
+        folder = run_folder / LAST_CHECKPOINT.parent
+        common: dict[str, Any] = {"dirpath": folder, "filename": last, "save_top_k": 1}
+        common |= {"enable_version_counter": False, "auto_insert_metric_name": False}
+        each_epoch = ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **common)
+        if self.checkpoint_every_steps is None:
+            return [each_epoch]
+        each_steps = ModelCheckpoint(every_n_train_steps=self.checkpoint_every_steps, **common)
+        return [each_steps, each_epoch]
+
+
+class KeepBest(Callback):
+    """Saves the weights, ready to share, whenever validation reaches a new best score."""
+
+    def __init__(self, run_folder: Path, *, monitor: str) -> None:
+        self.monitor = monitor
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self._run_folder = run_folder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare, and save on rank zero."""
+        if trainer.sanity_checking:
+            return
+        score = float(trainer.callback_metrics[self.monitor])
+        if self.best is not None and score <= self.best:
+            return
+        self.best, self.best_epoch = score, trainer.current_epoch
+        if trainer.is_global_zero:
+            save_weights(self._run_folder, pl_module.get_submodule("decoder"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far and its 0-based epoch."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved best."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]

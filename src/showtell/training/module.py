@@ -1,0 +1,130 @@
+"""The LightningModule: a decoder, its loss, and validation on freely generated captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from showtell.data.batches import Batch
+from showtell.decoding.beam import BeamSearch
+from showtell.errors import UserError
+from showtell.models.decoder import Decoder
+from showtell.text.settings import TextSettings
+from showtell.training.optimization import Optimization
+from showtell.training.validation import GeneratedCaptions
+
+
+class NonFiniteLossError(UserError):
+    """The loss became infinite or not a number; raised before the weights are touched."""
+
+    def __init__(self, loss: float, image_ids: Sequence[str], step: int) -> None:
+        super().__init__(
+            f"The loss is {loss} at step {step}, before the update, on the images "
+            f"{', '.join(image_ids)}; look at these, lower optim.lr, or set optim.gradient_clip"
+        )
+
+
+class CaptioningModule(LightningModule):
+    """Trains ``decoder`` by cross-entropy and validates it by what it writes unaided.
+
+    Validation decodes every image once with ``search`` and scores the captions with corpus BLEU;
+    teacher forcing is used for the loss alone, never for a score.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        search: BeamSearch,
+        generated: GeneratedCaptions,
+        *,
+        optimization: Optimization,
+        text: TextSettings,
+        steps_per_epoch: int,
+        max_epochs: int,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.generated = generated
+        self._search = search
+        self._optimization = optimization
+        self._text = text
+        self._steps_per_epoch = steps_per_epoch
+        self._max_epochs = max_epochs
+        # Persistent: a run resumed in mid-epoch reports the mean over the whole epoch.
+        self.train_loss = MeanMetric()
+        self.train_loss.persistent(True)
+        self.val_loss = MeanMetric()
+
+    @property
+    def typed_decoder(self) -> Decoder:
+        """The decoder as the protocol that searches use."""
+        return cast(Decoder, self.decoder)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze or thaw the word vectors; decided by the epoch alone, so a resume agrees."""
+        self.typed_decoder.embedding.train_vectors(self._text.learn_at(self.current_epoch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of the real positions, in nats per token, smoothed."""
+        scores_PV = self._teacher_forced(batch)
+        loss = F.cross_entropy(
+            scores_PV, batch.targets, label_smoothing=self._optimization.label_smoothing
+        )
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(loss.item(), batch.image_ids, self.global_step)
+        self.train_loss.update(loss.detach(), weight=batch.targets.numel())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Report the mean loss of the epoch, every real token counted once."""
+        self.log("train/loss", self.train_loss.compute())
+        self.train_loss.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss of the references, and one caption per image."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same as validation, on the test split."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Report loss and corpus scores under ``val/``."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Report loss and corpus scores under ``test/``."""
+        self._report("test")
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the decoder, and its schedule, stepped every batch."""
+        optimizer = self._optimization.optimizer(self.decoder)
+        scheduler = self._optimization.scheduler(
+            optimizer, steps_per_epoch=self._steps_per_epoch, epochs=self._max_epochs
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _teacher_forced(self, batch: Batch) -> Tensor:
+        return self.typed_decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
+
+    def _evaluate(self, batch: Batch) -> None:
+        loss = F.cross_entropy(self._teacher_forced(batch), batch.targets)
+        self.val_loss.update(loss, weight=batch.targets.numel())
+        hypotheses = self._search(self.typed_decoder, batch.features)
+        self.generated.update(batch.image_ids, hypotheses)
+
+    def _report(self, split: str) -> None:
+        self.log(f"{split}/loss", self.val_loss.compute())
+        scores = self.generated.compute().scores
+        self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
+        self.val_loss.reset()
+        self.generated.reset()

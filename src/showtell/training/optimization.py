@@ -1,0 +1,82 @@
+"""How the weights are moved: AdamW and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimization:
+    """The ``optim`` group of the configuration.
+
+    Attributes:
+        lr: highest learning rate of AdamW, reached after the warm-up.
+        weight_decay: decoupled weight decay of the matrices (Loshchilov and Hutter 2019); biases,
+            norms and word vectors are not decayed.
+        schedule: what the rate does after the warm-up, until the last step of ``max_epochs``.
+        warmup_epochs: epochs (or a part of one) over which the rate rises linearly from 0.
+        final_lr_fraction: share of ``lr`` left at the last step of a linear or cosine schedule.
+        gradient_clip: largest allowed norm of all gradients together; None does not clip.
+        label_smoothing: probability mass spread evenly over the vocabulary (Szegedy et al. 2016).
+    """
+
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    warmup_epochs: float
+    final_lr_fraction: float
+    gradient_clip: float | None
+    label_smoothing: float
+
+    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
+        """AdamW over all parameters, frozen ones too: they may thaw later."""
+        decayed, plain = _by_decay(module.named_parameters())
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.999), eps=1e-8)
+
+    def scheduler(
+        self, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int
+    ) -> LambdaLR:
+        """The learning rate of every optimizer step, for a training of so many epochs."""
+        warmup_steps = self.warmup_epochs * steps_per_epoch
+        total_steps = steps_per_epoch * epochs
+
+        def fraction(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / (warmup_steps + 1)
+            progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+            return self._fraction_after_warmup(min(1.0, progress))
+
+        return LambdaLR(optimizer, fraction)
+
+    def _fraction_after_warmup(self, progress: float) -> float:
+        """Share of ``lr`` at ``progress`` in 0..1 of the steps after the warm-up."""
+        if self.schedule == "constant":
+            return 1.0
+        left = (
+            1.0 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        )
+        return self.final_lr_fraction + (1.0 - self.final_lr_fraction) * left
+
+
+def _by_decay(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices that multiply activations, and everything else."""
+    decayed, plain = [], []
+    for name, parameter in parameters:
+        is_matrix = parameter.dim() >= 2 and "embedding.vectors" not in name
+        (decayed if is_matrix else plain).append(parameter)
+    return decayed, plain

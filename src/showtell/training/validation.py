@@ -1,0 +1,71 @@
+"""Freely generated captions, gathered over batches and processes and scored once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from showtell.decoding.beam import Hypothesis
+from showtell.metrics.scores import CaptionScores, score_captions
+from showtell.text.tokenizer import detokenize
+from showtell.text.vocabulary import END, PAD, Vocabulary
+
+
+class GeneratedCaptions(Metric):
+    """One caption per image; BLEU over the corpus when all are in.
+
+    The state is token ids and image positions, which torchmetrics concatenates over processes;
+    an image that padding of a distributed split brought twice is counted once.
+    """
+
+    full_state_update = False
+    positions: list[Tensor]
+    tokens: list[Tensor]
+
+    def __init__(
+        self,
+        references: Mapping[str, Sequence[str]],
+        vocabulary: Vocabulary,
+        *,
+        max_length: int,
+        metrics: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self._references = references
+        self._image_ids = tuple(references)
+        self._position_of = {image_id: i for i, image_id in enumerate(self._image_ids)}
+        self._vocabulary = vocabulary
+        self._max_length = max_length
+        self._metrics = tuple(metrics)
+        self.add_state("positions", default=[], dist_reduce_fx="cat")
+        self.add_state("tokens", default=[], dist_reduce_fx="cat")
+
+    def update(self, image_ids: Sequence[str], hypotheses: Sequence[Hypothesis]) -> None:
+        """Add the captions of some images."""
+        width = self._max_length + 1  # END shows where a caption of the longest length stops
+        rows = [[*h.token_ids, END] + [PAD] * (width - 1 - len(h.token_ids)) for h in hypotheses]
+        positions = [self._position_of[image_id] for image_id in image_ids]
+        self.tokens.append(torch.tensor(rows, device=self.device))
+        self.positions.append(torch.tensor(positions, device=self.device))
+
+    def captions(self) -> dict[str, str]:
+        """Caption of every image seen so far, as readable text."""
+        if not self.positions:
+            return {}
+        positions = dim_zero_cat(self.positions).tolist()
+        rows = dim_zero_cat(self.tokens).tolist()
+        decoded = dict(zip(positions, rows, strict=True))
+        return {
+            self._image_ids[position]: detokenize(self._vocabulary.decode(decoded[position]))
+            for position in sorted(decoded)
+        }
+
+    def compute(self) -> CaptionScores:
+        """Scores over the images seen; raises UserError when none was."""
+        captions = self.captions()
+        references = {image_id: self._references[image_id] for image_id in captions}
+        return score_captions(captions, references, metrics=self._metrics)

@@ -1,0 +1,129 @@
+"""Batches: every caption once an epoch, targets shifted by one, continued anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions
+from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from showtell.types import CaptionedImage
+
+WORDS = ["a", "dog", "runs", "fast"]
+
+
+class Rows:
+    """Features whose first number tells the image."""
+
+    def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        return np.array([int(i.removesuffix(".jpg")) for i in image_ids])
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        return np.stack([positions, positions + 0.5], axis=1).astype(np.float16)
+
+
+def vocabulary() -> Vocabulary:
+    return Vocabulary(WORDS, min_count=1, counts=[1] * 4)
+
+
+def images(count: int) -> list[CaptionedImage]:
+    random = np.random.default_rng(0)
+    return [
+        CaptionedImage(
+            f"{i}.jpg",
+            Path(f"{i}.jpg"),
+            tuple(" ".join(random.choice(WORDS, random.integers(1, 9))) for _ in range(5)),
+            "train",
+        )
+        for i in range(count)
+    ]
+
+
+def batches(count: int = 23, *, seed: int | None = 3, batch_size: int = 4) -> CaptionBatches:
+    captions = EncodedCaptions(images(count), vocabulary())
+    return CaptionBatches(captions, Rows(), batch_size=batch_size, shuffle_seed=seed)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = ("features", "tokens", "targets", "lengths", "image_of_row")
+    return one.image_ids == other.image_ids and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in tensors
+    )
+
+
+def test_one_batch_by_hand() -> None:
+    two = [
+        CaptionedImage("7.jpg", Path("7.jpg"), ("A dog runs.", "a cat"), "train"),
+        CaptionedImage("2.jpg", Path("2.jpg"), ("fast",), "train"),
+    ]
+    captions = EncodedCaptions(two, vocabulary())
+    (batch,) = CaptionBatches(captions, Rows(), batch_size=9, shuffle_seed=None)
+    a, dog, runs, fast = vocabulary().encode(WORDS)
+    assert batch.image_ids == ("7.jpg", "2.jpg")
+    assert batch.tokens.tolist() == [
+        [BEGIN, a, dog, runs],
+        [BEGIN, a, UNKNOWN, PAD],
+        [BEGIN, fast, PAD, PAD],
+    ]
+    assert batch.targets.tolist() == [a, dog, runs, END, a, UNKNOWN, END, fast, END]
+    assert batch.lengths.tolist() == [4, 3, 2]
+    assert batch.image_of_row.tolist() == [0, 0, 1]
+    assert batch.features.tolist() == [[7.0, 7.5], [2.0, 2.5]]
+    assert captions.token_count == 9
+
+
+def test_an_epoch_holds_every_caption_once_and_the_next_another_order() -> None:
+    loader = batches()
+    first, second = list(loader), list(loader)
+    for epoch in (first, second):
+        assert len(epoch) == len(loader) == 6
+        assert sorted(i for b in epoch for i in b.image_ids) == sorted(f"{i}.jpg" for i in range(23))
+        assert sum(len(b.lengths) for b in epoch) == 115
+    assert [b.image_ids for b in first] != [b.image_ids for b in second]
+
+
+def test_the_order_depends_on_the_seed_alone() -> None:
+    assert all(same(a, b) for a, b in zip(batches(), batches(), strict=True))
+    assert not all(same(a, b) for a, b in zip(batches(), batches(seed=4), strict=True))
+
+
+def test_without_a_seed_images_come_in_file_order() -> None:
+    assert [i for b in batches(seed=None) for i in b.image_ids] == [f"{i}.jpg" for i in range(23)]
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 6, 7, 14])
+def test_a_resumed_order_is_the_unbroken_one(done: int) -> None:
+    unbroken = [batch for loader in [batches()] for _ in range(3) for batch in loader]
+    loader = batches()
+    for _ in range(done):
+        # One batch at a time, with a new iterator when an epoch ends, as Lightning does.
+        if loader.state_dict()["next"] in (0, len(loader)):
+            iterator = iter(loader)
+        next(iterator)
+    resumed = batches()
+    resumed.load_state_dict(loader.state_dict())
+    rest = [batch for _ in range(3) for batch in resumed][: len(unbroken) - done]
+    assert len(rest) == len(unbroken) - done
+    assert all(same(a, b) for a, b in zip(rest, unbroken[done:], strict=True))
+
+
+def test_rows_of_a_batch_have_like_lengths() -> None:
+    sorted_waste = [_padding(b) for b in batches(400, batch_size=8)]
+    unsorted_waste = [_padding(b) for b in batches(400, seed=None, batch_size=8)]
+    assert sum(sorted_waste) < 0.9 * sum(unsorted_waste)
+
+
+def _padding(batch: Batch) -> int:
+    return batch.tokens.numel() - len(batch.targets)
+
+
+def test_moving_a_batch_leaves_row_lengths_on_the_cpu() -> None:
+    batch = next(iter(batches()))
+    moved = batch.to(torch.device("meta"))
+    assert moved.lengths.device.type == "cpu"
+    assert {moved.tokens.device.type, moved.features.device.type} == {"meta"}

@@ -1,0 +1,114 @@
+"""Every YAML composes and fits the code; what does not fit is said before anything is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from showtell.config import build, check_node, compose, config_folder, saved_config
+from showtell.errors import UserError
+
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}" for path in config_folder().glob("*/*.yaml")
+)
+NEEDED = ["data.file=captions.csv"]
+
+
+def test_every_group_has_its_choices() -> None:
+    groups = {choice.split("=")[0] for choice in CHOICES}
+    assert groups == {
+        *("data", "encoder", "text", "model", "decoding", "optim"),
+        *("trainer", "tracking", "callbacks", "experiment", "debug"),
+    }
+    assert len(CHOICES) >= 24
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_fits_its_code(choice: str) -> None:
+    added = {"data=table": NEEDED, "encoder=timm": ["encoder.network=resnet18"]}
+    added["encoder=torchvision"] = ["encoder.network=resnet18"]
+    if choice.startswith(("experiment", "debug")):
+        choice = f"+{choice}" if False else choice
+    compose([choice, *added.get(choice, [])])
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_file_says_first_what_it_is(choice: str) -> None:
+    group, name = choice.split("=")
+    lines = (config_folder() / group / f"{name}.yaml").read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert first.startswith("# ")
+    if group in ("experiment", "debug"):
+        assert "?" in first, "an experiment states the question it asks"
+        assert any(line.startswith("#   ") for line in lines), "and the command that runs it"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.lrr=1", "lrr"),
+        ("+optim.lrr=1", "optim.lrr: there is no such option; did you mean lr?"),
+        ("+modle=x", "modle: there is no such option; did you mean model?"),
+        ("optim.lr=fast", "optim.lr=fast: not of type float"),
+        ("trainer.max_epochs=2.5", "trainer.max_epochs=2.5: not of type int"),
+        ("data.skip_rejected=1", "data.skip_rejected=1: not of type bool"),
+        ("optim.schedule=steps", "optim.schedule=steps: not of type Schedule"),
+        ("seed=true", "seed=True: not of type int"),
+        ("~optim.lr", "optim.lr: missing"),
+        ("text.thaw_epoch=null", "text.train_vectors=thaw needs text.thaw_epoch"),
+        ("text.train_vectors=freeze", "text.thaw_epoch=2 has no effect"),
+        ("text.vectors=null", "text.vectors=null"),
+        ("decoding.beam_size=1", "no effect on greedy"),
+        ("model._target_=os.system", "must be a public name below showtell.models"),
+        ("model._target_=showtell.models.lstm.nn.Linear", "no nn.Linear|there is no Linear"),
+        ("+encoder.preprocessing.sise=1", "encoder.preprocessing.sise: there is no such option"),
+        ("encoder.preprocessing.size=big", "encoder.preprocessing.size=big: not of type int"),
+        ("model=lstm", "lstm"),
+        ("data=table", "data.file"),
+        ("+output.foldr=x", "output.foldr: there is no such option; did you mean folder?"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
+        compose([override])
+
+
+def test_all_problems_are_told_together() -> None:
+    with pytest.raises(UserError) as caught:
+        compose(["optim.lr=fast", "trainer.devices=1.5", "+data.rot=x"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_nothing_outside_the_package_can_be_built() -> None:
+    for target in ("torch.load", "builtins.open", "showtell.models.lstm.torch", "showtell.runs.x"):
+        with pytest.raises(UserError):
+            build("model", {"_target_": target})
+    assert check_node("model", {"_target_": "showtell.models.lstm._Hidden"})
+
+
+def test_a_signature_is_read_without_importing_torch() -> None:
+    code = (
+        "import sys; from showtell.config import compose; compose([]);"
+        "assert not {'torch', 'lightning', 'timm', 'wandb'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_saved_configuration_comes_back_and_guards_what_is_fixed(tmp_path: Path) -> None:
+    import yaml
+
+    config = compose(["optim.lr=3e-4"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert saved_config(path, [], []) == config
+    changed = saved_config(path, ["trainer.max_epochs=3"], ["trainer."])
+    assert changed["trainer"]["max_epochs"] == 3
+    with pytest.raises(UserError, match=r"only trainer\.\* may be changed"):
+        saved_config(path, ["optim.lr=1"], ["trainer."])
+    with pytest.raises(UserError, match="not of type int"):
+        saved_config(path, ["trainer.max_epochs=x"], ["trainer."])
+    with pytest.raises(UserError, match="cannot be read"):
+        saved_config(tmp_path / "none.yaml", [], [])
