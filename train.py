@@ -15,7 +15,7 @@ from showtell.errors import UserError
 def run(composed: DictConfig) -> Path:
     """Train anew, or continue the run that ``resume`` names; return the run folder."""
     job = HydraConfig.get()
-    composed.name = composed.name or f"{job.runtime.choices.model}-{job.runtime.choices.data}"
+    composed.name = composed.name or "{model}-{data}".format(**job.runtime.choices)
     if job.mode is RunMode.MULTIRUN:
         composed.output.root = job.sweep.dir
     if composed.resume is None:

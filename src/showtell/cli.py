@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check a data set and say what is wrong where")
     _add_overrides(doctor, "data=table data.file=captions.csv, data.root=FOLDER, ...")
     doctor.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
+    doctor.add_argument("--examples", type=int, default=10, metavar="N", help="shown of each kind")
     doctor.set_defaults(command=_doctor)
 
     features = commands.add_parser("features", help="fill the feature store ahead of training")
@@ -65,13 +66,15 @@ def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from showtell.config import compose
-    from showtell.data.checks import examine_config
+    from showtell.config import build, compose
+    from showtell.data.checks import examine
 
-    examination = examine_config(compose(options.overrides)["data"])
-    print("\n".join(examination.lines()))
+    node = compose(options.overrides)["data"]
+    # Read with everything rejected let pass: the examination lists it all.
+    examination = examine(build("data", {**node, "skip_rejected": True}))
+    print("\n".join(examination.lines(examples=options.examples)))
     if options.json:
-        options.json.write_text(json.dumps(examination.to_json(), indent=2) + "\n")
+        options.json.write_text(json.dumps(examination.as_dict(), indent=2) + "\n")
     return 0 if examination.healthy else 1
 
 

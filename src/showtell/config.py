@@ -37,7 +37,7 @@ INJECTED: dict[str, frozenset[str]] = {
     "decoding": frozenset(),
     "optim": frozenset(),
     "trainer": frozenset(),
-    "tracking": frozenset({"run_folder", "config"}),
+    "tracking": frozenset({"run_folder", "config", "origin"}),
     "callbacks": frozenset(),
 }
 PACKAGES: dict[str, str] = {

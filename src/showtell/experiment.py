@@ -26,7 +26,9 @@ from showtell.text.glove import WordVectors, load_vectors
 from showtell.text.settings import TextSettings
 from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import Vocabulary
+from showtell.tracking import CaptionRow, Tracker
 from showtell.training.callbacks import CallbackSettings
+from showtell.training.checkpoints import checkpoint_step
 from showtell.training.module import CaptioningModule
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import TrainerSettings
@@ -42,6 +44,7 @@ Images = dict[Split, tuple[CaptionedImage, ...]]
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
 DECODING_BATCH = 250
+SHOWN_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:
     if not images:
         raise UserError(f"{data.name} has no {split} images; it has {', '.join(data.splits)}")
     store = features_of(images, run.encoder, run.feature_kind, config)
-    scores = score_split(run, images, split, store)
+    scores, _ = score_split(run, images, split, store)
     print_scores(f"{data.name} {split}, {len(images)} images", scores)
     return scores
 
@@ -184,7 +187,7 @@ def features_of(
 
 def score_split(
     run: Run, images: Sequence[CaptionedImage], split: Split, store: FeatureStore
-) -> CaptionScores:
+) -> tuple[CaptionScores, dict[str, str]]:
     """Caption every image of a split once, score all, and write both files into the run folder."""
     captions = _write_captions(run, images, store)
     references = {image.image_id: image.captions for image in images}
@@ -194,7 +197,7 @@ def score_split(
         [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()],
     )
     runs.write_json(run.folder / f"scores-{split}.json", scores.to_json())
-    return scores
+    return scores, captions
 
 
 def _write_captions(
@@ -223,23 +226,43 @@ def print_scores(title: str, scores: CaptionScores) -> None:
 
 def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None) -> None:
     """Fit, then score the best weights on the validation split; the record tells how it ended."""
-    runs.update_record(folder, status="running")
-    tracker = build("tracking", config["tracking"], run_folder=folder, config=dict(config))
+    record = runs.update_record(folder, status="running")
     exit_code = 1
+    tracker: Tracker = build(
+        "tracking", config["tracking"], run_folder=folder, config=dict(config), origin=record
+    )
     try:
-        _fit(config, parts, folder, tracker.loggers, checkpoint)
-        run = load_run(folder)
-        scores = score_split(run, parts.images["val"], "val", parts.store)
-        print_scores(f"{parts.data.name} val, {len(parts.images['val'])} images", scores)
+        step = _fit(config, parts, folder, tracker, checkpoint)
+        scores, captions = score_split(load_run(folder), parts.images["val"], "val", parts.store)
+        tracker.log_captions(step, _rows(parts.images["val"], captions, scores))
+        tracker.summarize({f"best/{name}": value for name, value in scores.scores.items()})
+        print_scores(f"{parts.data.name} val, {len(captions)} images", scores)
         exit_code = 0
     finally:
         runs.update_record(folder, status="failed" if exit_code else "finished")
         tracker.finish(exit_code)
 
 
+def _rows(
+    images: Sequence[CaptionedImage], captions: Mapping[str, str], scores: CaptionScores
+) -> list[CaptionRow]:
+    """A table of evenly spaced images: the same ones for every run on this split."""
+    shown = images[:: max(1, len(images) // SHOWN_IMAGES)][:SHOWN_IMAGES]
+    return [
+        CaptionRow(
+            image=image.path,
+            caption=captions[image.image_id],
+            references=image.captions,
+            scores=scores.per_image[image.image_id],
+        )
+        for image in shown
+    ]
+
+
 def _fit(
-    config: Config, parts: Parts, folder: Path, loggers: Sequence[Any], checkpoint: Path | None
-) -> None:
+    config: Config, parts: Parts, folder: Path, tracker: Tracker, checkpoint: Path | None
+) -> int:
+    """Train to the end, or on from ``checkpoint``; return the number of optimizer steps."""
     settings = parts.settings
     datamodule = CaptionDataModule(
         parts.images,
@@ -266,10 +289,13 @@ def _fit(
     trainer: Trainer = settings.trainer.build(
         folder,
         callbacks=settings.callbacks.build(folder),
-        loggers=loggers,
+        loggers=tracker.loggers,
         gradient_clip=settings.optimization.gradient_clip,
     )
+    if checkpoint is not None:
+        tracker.rewind(checkpoint_step(checkpoint))
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    return trainer.global_step
 
 
 def _word_vectors(text: TextSettings, vocabulary: Vocabulary) -> WordVectors | None:

@@ -109,11 +109,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def update_record(folder: Path, **changes: Any) -> None:
-    """Change some entries of ``run.json``."""
-    path = folder / RECORD
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**record, **changes})
+def update_record(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Change some entries of ``run.json``; return all of them."""
+    record = {**read_record(folder), **changes}
+    write_json(folder / RECORD, record)
+    return record
 
 
 def save_weights(folder: Path, decoder: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ class CaptionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        images: dict[Split, Sequence[CaptionedImage]],
+        images: Mapping[Split, Sequence[CaptionedImage]],
         features: FeatureSource,
         vocabulary: Vocabulary,
         *,

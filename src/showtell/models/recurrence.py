@@ -27,8 +27,9 @@ def run_lstm(
 
 def step_lstm(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """One step of the same layer: inputs (N, E), state (N, H) twice -> the next state."""
-    gates = torch.addmm(lstm.bias_ih_l0 + lstm.bias_hh_l0, inputs, lstm.weight_ih_l0.t())
-    gates = torch.addmm(gates, hidden, lstm.weight_hh_l0.t())
+    input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
+    gates = torch.addmm(input_bias + hidden_bias, inputs, input_weight.t())
+    gates = torch.addmm(gates, hidden, hidden_weight.t())
     enter, forget, candidate, leave = gates.chunk(4, dim=1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
     return torch.sigmoid(leave) * torch.tanh(cell), cell

@@ -79,6 +79,7 @@ class CaptioningModule(LightningModule):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(loss.item(), batch.image_ids, self.global_step)
         self.train_loss.update(loss.detach(), weight=batch.targets.numel())
+        self.log("train/step_loss", loss.detach())
         return loss
 
     def on_train_epoch_end(self) -> None:

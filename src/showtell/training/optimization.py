@@ -75,7 +75,8 @@ def _by_decay(
     parameters: Iterable[tuple[str, nn.Parameter]],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices that multiply activations, and everything else."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in parameters:
         is_matrix = parameter.dim() >= 2 and "embedding.vectors" not in name
         (decayed if is_matrix else plain).append(parameter)
