@@ -5,7 +5,7 @@ the final name: archives are written beside it and renamed when complete, and th
 moved into place only after its text files equal the original release and every image listed in a
 split is there. A finished archive is kept until then, so that a second try does not fetch it again.
 
-    python scripts/download_flickr8k.py --root data/flickr8k [--glove data/glove]
+    python scripts/download_flickr8k.py [--root outputs/data/flickr8k] [--glove]
 """
 
 from __future__ import annotations
@@ -172,6 +172,10 @@ def download_glove(folder: Path) -> str:
     Raises:
         UserError: the download fails.
     """
+    if present := _glove_files(folder):
+        return ", ".join(present)
+    if folder.exists():
+        raise UserError(f"{folder} exists without glove.6B.*d.txt: move it away")
     staged = folder.with_name(f"{folder.name}-downloads")
     archive = staged / PurePosixPath(GLOVE).name
     try:
@@ -183,27 +187,29 @@ def download_glove(folder: Path) -> str:
             f"{folder}; the 50-d vectors of the default configuration need no download"
         ) from None
     unpack(archive, staged / "unpacked")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = sorted(path.name for path in (staged / "unpacked").glob("glove.6B.*d.txt"))
-    for name in names:
-        os.replace(staged / "unpacked" / name, folder / name)  # noqa: PTH105
+    if not _glove_files(staged / "unpacked"):
+        raise UserError(f"{archive} holds no glove.6B.*d.txt: delete it and try again")
+    os.replace(staged / "unpacked", folder)  # noqa: PTH105
     shutil.rmtree(staged)
-    return ", ".join(names)
+    return ", ".join(_glove_files(folder))
+
+
+def _glove_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("glove.6B.*d.txt"))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status is 1 when something could not be had."""
     parser = argparse.ArgumentParser(description="Download and verify Flickr8k.")
-    parser.add_argument("--root", type=Path, default=Path("data/flickr8k"), help="where it goes")
-    parser.add_argument(
-        "--glove", type=Path, metavar="FOLDER", help="also fetch GloVe 6B to FOLDER"
-    )
+    parser.add_argument("--root", type=Path, default=Path("outputs/data/flickr8k"), help="where to")
+    parser.add_argument("--glove", action="store_true", help="also GloVe 6B, into ../glove")
     options = parser.parse_args(arguments)
     try:
         print(f"{options.root}: {download_flickr8k(options.root)}")
         print(f"train with: python train.py data=flickr8k data.root={options.root}")
-        if options.glove is not None:
-            print(f"{options.glove}: {download_glove(options.glove)}")
+        if options.glove:
+            glove = options.root.with_name("glove")
+            print(f"{glove}: {download_glove(glove)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

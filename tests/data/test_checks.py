@@ -22,6 +22,7 @@ from showtell.data.checks import (
     SplitCount,
     decode_fault,
     examine,
+    examine_config,
 )
 
 PHOTOS = "Flicker8k_Dataset"
@@ -128,13 +129,21 @@ def test_foreign_images_are_named_but_rejected_ones_are_not_foreign(root):
 def test_the_json_form_holds_every_item(root):
     (root / PHOTOS / "0_dev.jpg").unlink()
     (root / PHOTOS / "0_test.jpg").write_bytes(b"no image")
-    form = json.loads(json.dumps(examined(root).as_dict()))
+    form = json.loads(json.dumps(examined(root).to_json()))
     assert form["healthy"] is False
     assert form["splits"]["train"] == {"images": 8, "captions": 40}
     assert form["words"] == {"least": 1, "mean": 5.4, "most": 8}
     assert len(form["rejected"]) == 5 + 6
     assert form["rejected"][0]["kind"] == "the image file is missing"
     assert form["corrupt"] == [{"path": f"{root}/{PHOTOS}/0_test.jpg", "reason": "not an image"}]
+
+
+def test_a_configured_data_set_is_read_past_its_faults(root):
+    (root / PHOTOS / "0_dev.jpg").unlink()
+    node = {"root": str(root), "split_seed": 0, "skip_rejected": False}
+    examination = examine_config({"_target_": "showtell.data.sources.flickr8k", **node})
+    assert examination == examined(root)
+    assert len(examination.faults) == 6
 
 
 def test_progress_counts_every_image_and_threads_change_nothing(root):

@@ -194,10 +194,12 @@ def test_a_damaged_or_monstrous_archive_is_refused(download, tmp_path, monkeypat
 
 def test_glove_comes_from_stanfords_archive(download, mirror, tmp_path, capsys):
     zip_members(mirror / "glove.6B.zip", "glove.6B.50d.txt", "glove.6B.300d.txt")
-    arguments = ["--root", str(tmp_path / "f8k"), "--glove", str(tmp_path / "glove")]
+    arguments = ["--root", str(tmp_path / "f8k"), "--glove"]
     assert download.main(arguments) == 0
     assert "glove.6B.300d.txt, glove.6B.50d.txt" in capsys.readouterr().out
     assert (tmp_path / "glove" / "glove.6B.300d.txt").read_bytes() == b"content"
     (mirror / "glove.6B.zip").unlink()
-    assert download.main([*arguments[:2], "--glove", str(tmp_path / "again")]) == 1
-    assert "unpack it into" in capsys.readouterr().err
+    assert download.main(arguments) == 0  # what is there is kept
+    shutil.rmtree(tmp_path / "glove")
+    assert download.main(arguments) == 1
+    assert f"by hand and unpack it into {tmp_path}/glove" in capsys.readouterr().err

@@ -288,7 +288,7 @@ def test_a_damaged_line_stops_the_reading_and_is_named(tmp_path, damage, line, r
     assert (fault.line, fault.reason, fault.harmless) == (line, reason, False)
     assert all(rejection.harmless for rejection in harmless)
     assert len(captions_of(data)["0_dev.jpg"]) == 4
-    assert data.notes[-1] == "1 faulty items skipped, as data.skip_rejected=true says"
+    assert data.notes[-1] == "faulty items skipped: 1"
 
 
 def test_a_listed_image_that_is_absent(tmp_path):

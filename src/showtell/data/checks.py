@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from showtell.config import build
 from showtell.data.image_folders import is_image_name
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Rejection
 
@@ -99,7 +100,7 @@ class Examination:
         leaks = any(group.leak for group in self.duplicates)
         return not (self.faults or self.corrupt or leaks)
 
-    def lines(self, *, examples: int) -> list[str]:
+    def lines(self, *, examples: int = 10) -> list[str]:
         """The report as text, naming at most ``examples`` items of each kind."""
         images = sum(count.images for count in self.splits.values())
         captions = sum(count.captions for count in self.splits.values())
@@ -119,7 +120,7 @@ class Examination:
         lines.append("healthy" if self.healthy else "not healthy: see the items marked with !")
         return lines
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The whole report as plain values for JSON: every item, not examples."""
         report: dict[str, Any] = asdict(self)
         report["rejected"] = [
@@ -159,6 +160,16 @@ class Examination:
             if items
             for line in (f"{title}: {len(items)}", *_some(items, examples))
         ]
+
+
+def examine_config(node: Mapping[str, Any], *, progress: Progress | None = None) -> Examination:
+    """Read what a node of ``conf/data`` names, past its faulty items, and examine it all.
+
+    Raises:
+        UserError: there is nothing to read at all.
+    """
+    data: CaptionData = build("data", {**node, "skip_rejected": True})
+    return examine(data, progress=progress)
 
 
 def examine(

@@ -50,7 +50,7 @@ def _checked(data: CaptionData, skip_rejected: bool, *, doctor: str) -> CaptionD
     if not faults:
         return data
     if skip_rejected:
-        note = f"{len(faults)} faulty items skipped, as data.skip_rejected=true says"
+        note = f"faulty items skipped: {len(faults)}"
         return replace(data, notes=(*data.notes, note))
     first = faults[0]
     count = f"{len(faults)} items" if len(faults) > 1 else "1 item"
