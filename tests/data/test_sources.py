@@ -253,6 +253,7 @@ def test_origin_is_the_sha256_of_each_file(tmp_path):
 # ------------------------------------------------------------------ damage
 
 LOST_TAB = (b"0_dev.jpg#1\tTwo", b"0_dev.jpg#1 Two")
+LONG = (b"0_dev.jpg#0\t", b"0_dev.jpg#" + b"9" * 5000 + b"\t")
 LATIN_1 = (b"0_dev.jpg#3\tCaf\xc3\xa9", b"0_dev.jpg#3\tCaf\xe9")
 EMPTY = (b"0_dev.jpg#4\ta\n", b"0_dev.jpg#4\t \n")
 TWICE = (b"0_dev.jpg#4\t", b"0_dev.jpg#3\t")
@@ -265,6 +266,7 @@ ABSOLUTE = (b"0_dev.jpg#0\t", b"/etc/0_dev.jpg#0\t")
     [
         (LOST_TAB, 2, "malformed line: no image#number before a tab"),
         (LATIN_1, 4, "not UTF-8: byte 0xe9 at byte 16 of the line"),
+        (LONG, 1, "malformed line: no image#number before a tab"),
         (EMPTY, 5, "empty caption"),
         (TWICE, 5, "duplicate caption number"),
         (ESCAPE, 1, "the image name leaves the image folder"),

@@ -147,7 +147,9 @@ def test_missing_file_folder_and_columns_are_one_clear_sentence(tmp_path):
     assert "t.csv is not a file: set data.file" in refusal(tmp_path / "t.csv")
     write_lines(tmp_path / "t.csv", ["file;text", "a.jpg;x"])
     assert "set data.images to the folder" in refusal(tmp_path / "t.csv", f"{tmp_path}/no")
-    assert "t.csv:1 has no header with the columns image and caption" in refusal(tmp_path / "t.csv")
+    for header in ("file;text", "image,caption,Caption"):
+        write_lines(tmp_path / "t.csv", [header, "a.jpg,x,y"])
+        assert "t.csv:1 is no header with one column image and one" in refusal(tmp_path / "t.csv")
     write_lines(tmp_path / "t.csv", [])
     assert "t.csv is empty" in refusal(tmp_path / "t.csv")
     write_lines(tmp_path / "t.csv", ["image,caption", "a.jpg,x"])

@@ -26,7 +26,7 @@ from showtell.data.text_files import TextFile, encoding_fault, excerpt, read_tex
 from showtell.errors import UserError
 from showtell.types import Rejection, Split
 
-TOKEN_LINE = re.compile(r"(?P<image>[^\t]*)#(?P<number>\d+)\t(?P<caption>.*)", re.DOTALL)
+TOKEN_LINE = re.compile(r"(?P<image>[^\t]*)#(?P<number>\d{1,9})\t(?P<caption>.*)", re.DOTALL)
 # A stray quote must not swallow the rest of the file; no caption is longer than this.
 _MAX_LINES_PER_CSV_ROW = 20
 
@@ -65,9 +65,9 @@ def read_csv_file(path: Path) -> CaptionFile:
     """Read a CSV with quotes and a header; columns beyond image, caption and split are noted."""
     text = _text_with_content(path)
     header = csv_header(text.lines[0])
-    if not {"image", "caption"} <= set(header):
+    if not header.count("image") == header.count("caption") == 1:
         raise UserError(
-            f"{path}:1 has no header with the columns image and caption "
+            f"{path}:1 is no header with one column image and one column caption "
             f"(it reads {excerpt(text.lines[0])!r}): add one, or write JSON Lines"
         )
     entries = [_csv_entry(path, row, header) for row in _csv_rows(text.lines)]
@@ -98,8 +98,8 @@ def read_karpathy_file(path: Path) -> CaptionFile:
     except json.JSONDecodeError as error:
         message = f"{path}:{error.lineno} is not JSON ({error.msg}): get a fresh copy of the file"
         raise UserError(message) from None
-    except RecursionError:
-        raise UserError(f"{path}:1 is nested too deeply to be Karpathy's JSON") from None
+    except (ValueError, RecursionError):  # a number too long, a nesting too deep
+        raise UserError(f"{path}:1 is not Karpathy's JSON: get a fresh copy of the file") from None
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise UserError(f'{path}:1 has no list "images": it is not Karpathy\'s dataset JSON')
