@@ -8,18 +8,22 @@ never disagree about what a word is.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from showtell.text.ptb import lex
 
-# The evaluation's own list. Tokens are lower case when it is applied, so its bracket names never
-# match and "-lrb-" stays a word: published scores count it.
-_PUNCTUATION = frozenset(
-    ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-    + ["-LRB-", "-RRB-", "-LCB-", "-RCB-"]
-)
+# The evaluation's own list. It also names -LRB- and its kin, but tokens are lower case by then,
+# so "-lrb-" stays a word: published scores count it.
+_PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 # One caption is one line. Java's tokenizer ends a line at each of these, which shifts every later
 # caption of a batch to the wrong image; here they are white space.
 _LINE_ENDS = str.maketrans(dict.fromkeys("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
+
+_BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
+_SPLIT_OFF = re.compile(r" (?=(?:n't|'(?:s|m|d|re|ve|ll))(?: |$))")
+_SPLIT_WORDS = re.compile(r"\b(can not|(?:gon|wan) na|got ta|(?:gim|lem) me)\b")
 
 
 def tokenize(text: str) -> list[str]:
@@ -28,3 +32,22 @@ def tokenize(text: str) -> list[str]:
     Empty for a caption without words. A word may hold a non-breaking space (``1 1/2``).
     """
     return [token for token in lex(text.translate(_LINE_ENDS)) if token not in _PUNCTUATION]
+
+
+def detokenize(tokens: Sequence[str]) -> str:
+    """The words as a person would write them: ``a dog 's ball`` becomes ``a dog's ball``.
+
+    ``tokenize`` takes the text back to the same words; where joining some of them would not
+    survive that, they stay apart.
+    """
+    apart = " ".join(map(_keep_period, tokens))
+    joined = _SPLIT_WORDS.sub(lambda words: words[0].replace(" ", ""), _SPLIT_OFF.sub("", apart))
+    for token, bracket in _BRACKETS.items():
+        joined = joined.replace(token, bracket)
+    joined = re.sub(r"([(\[{]) | ([)\]}])", r"\1\2", joined)
+    return joined if joined == apart or tokenize(joined) == list(tokens) else apart
+
+
+def _keep_period(token: str) -> str:
+    # "bat." is a word only before a comma; an abbreviation is one anywhere.
+    return token + "," if token.endswith(".") and tokenize(token) != [token] else token
