@@ -22,7 +22,6 @@ import torchvision
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from torch import Tensor, fx, nn
 from torchvision.models import (  # type: ignore[attr-defined]  # it re-exports implicitly
-    VisionTransformer,
     get_model,
     get_model_weights,
     list_models,
@@ -261,7 +260,7 @@ def torchvision_encoder(
     else:
         file = _named_file(weights, network, list(published))
     fit_weights(model, load_state(file), file, network)
-    body = _last_feature_map(model.eval(), preprocessing.size, network)
+    body = _last_feature_map(model.eval(), preprocessing.size)
     return Encoder(
         body, network=f"torchvision/{network}", weights=digest(body), preprocessing=preprocessing
     )
@@ -273,6 +272,8 @@ def _torchvision_network(network: str) -> nn.Module:
             f"encoder.network={network}: torchvision has no such network; "
             "see torchvision.models.list_models()"
         )
+    if network.startswith("vit_"):
+        raise UserError(f"torchvision's {network} has no grid; take encoder=timm and a ViT of timm")
     # What torchvision sets by itself only when it loads the weights too; its own initialisation
     # of these two takes many seconds and would be overwritten.
     published = {"aux_logits": True, "transform_input": True, "init_weights": False}
@@ -291,13 +292,11 @@ def _named_file(weights: str, network: str, published: list[str]) -> Path:
     return file
 
 
-def _last_feature_map(model: nn.Module, side: int, network: str) -> fx.GraphModule:
+def _last_feature_map(model: nn.Module, side: int) -> fx.GraphModule:
     """The model cut after its last map (1, D, rows, columns) of more than one region.
 
     For Inception v3 that is Mixed_7c, for a ResNet its last block: what global pooling reads.
     """
-    if isinstance(model, VisionTransformer):
-        raise UserError(f"torchvision's {network} has no grid; take encoder=timm and a ViT of timm")
     graph_module = fx.symbolic_trace(model)
     recorder = _ShapeRecorder(graph_module)
     with torch.no_grad():
