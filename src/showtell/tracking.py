@@ -1,0 +1,437 @@
+"""Where the curves of a training go: ``metrics.csv`` always, Weights & Biases unless disabled.
+
+The only module that knows W&B. A run without its CSV is worthless, so a CSV that cannot be written
+stops the training; nothing that happens to W&B ever does.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from showtell.errors import UserError
+
+if TYPE_CHECKING:
+    import wandb
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+METRICS_FILE = "metrics.csv"
+_WANDB_FOLDER = "wandb"
+
+# W&B's own limits are 90 s for a server that does not answer and none at all for the last upload.
+_INIT_SECONDS = 15.0
+_FINISH_SECONDS = 60.0
+# How much an offline run may lose to a SIGKILL; W&B's own limit is 15 s.
+_FLUSH_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRow:
+    """One line of a caption table: a photograph, what was generated, what people wrote."""
+
+    image: Path
+    caption: str
+    references: Sequence[str]
+    scores: Mapping[str, float]
+
+
+class Tracker:
+    """Everything one run reports about itself, from its first step to its exit status.
+
+    Hand ``loggers`` to the Lightning Trainer, and always ``finish``: a run that is not finished
+    is unmarked in W&B, and the next run of the process would continue it. As a context manager it
+    finishes by itself, as failed when an exception passes through.
+
+    Args:
+        mode: ``auto`` is ``online`` where W&B finds credentials and ``offline`` elsewhere, unless
+            ``WANDB_MODE`` says otherwise; ``offline`` runs are sent later with ``wandb sync``;
+            ``disabled`` writes the CSV alone.
+        project: the W&B project.
+        group: the W&B group, such as the name of a sweep.
+        tags: W&B tags.
+        run_folder: an existing folder, whose name is the name of the run. Curves go to its
+            ``metrics.csv``, W&B's files below its ``wandb/``. A folder that has them already is
+            continued.
+        config: the composed configuration, plain values.
+        origin: what the run came from: data and encoder identity, versions, and ``commit``.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Mode,
+        project: str,
+        group: str | None,
+        tags: Sequence[str],
+        run_folder: Path,
+        config: Mapping[str, Any],
+        origin: Mapping[str, Any],
+    ) -> None:
+        self._csv = CsvCurves(run_folder / METRICS_FILE)
+        self._wandb = _open_wandb(
+            mode,
+            # Absolute: W&B writes down where it staged a picture, and syncs it from there.
+            run_folder.resolve() / _WANDB_FOLDER,
+            name=run_folder.resolve().name,
+            project=project,
+            group=group,
+            tags=list(tags),
+            config={**config, "origin": {"commit": "unknown", **origin}},
+        )
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """What the Lightning Trainer logs to."""
+        return [self._csv] if self._wandb is None else [self._csv, self._wandb]
+
+    def rewind(self, steps: int) -> None:
+        """Forget the rows logged after the first ``steps`` optimizer steps.
+
+        To be called before a training is resumed from a checkpoint whose ``global_step`` is
+        ``steps``, so that its CSV becomes the one of an unbroken training.
+        """
+        self._csv.rewind(steps)
+
+    def log_captions(self, step: int, rows: Sequence[CaptionRow]) -> None:
+        """Show photographs with their captions and references as the W&B table ``val/captions``."""
+        if self._wandb is not None:
+            self._wandb.log_captions(step, rows)
+
+    def summarize(self, results: Mapping[str, float | str]) -> None:
+        """Set figures of the run as a whole, such as the score of its best checkpoint."""
+        if self._wandb is not None:
+            self._wandb.summarize(results)
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run, marked failed unless ``exit_code`` is 0; calling it again does nothing."""
+        if self._wandb is not None:
+            self._wandb.finish(exit_code)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.finish(exit_code=0 if kind is None else 1)
+
+
+class CsvCurves(Logger):
+    """Curves in a CSV file: a row per step; ``epoch``, ``step``, then metrics as they came up.
+
+    The file is complete after every call, so that a kill loses nothing that was logged, and at
+    most leaves half a line at the end, which is not read again. Steps count from 0, as Lightning's
+    do: the row of the ``n``-th optimizer step is ``n - 1``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows = _read_rows(path) if path.exists() else {}
+        # Columns of the file as this process wrote it: empty, so that the first write is a whole.
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """What Lightning calls this logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Unused: the run folder is the version."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add the metrics to the row of ``step``.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if step is None:
+            raise ValueError("a curve needs the step of its metrics")
+        is_last = step > next(reversed(self._rows), -1)
+        row = self._rows.setdefault(step, {"step": str(step)})
+        row |= {name: _text(value) for name, value in metrics.items()}
+        if is_last and row.keys() <= set(self._columns):
+            self._append(row)
+        else:
+            self._rewrite()
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds the configuration."""
+
+    @rank_zero_only
+    def rewind(self, steps: int) -> None:
+        """Drop the rows beyond the first ``steps`` optimizer steps."""
+        self._rows = {step: row for step, row in self._rows.items() if step < steps}
+        self._rewrite()
+
+    def _append(self, row: Mapping[str, str]) -> None:
+        with _explained(self.path), self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_csv_line(row.get(column, "") for column in self._columns))
+
+    def _rewrite(self) -> None:
+        self._rows = dict(sorted(self._rows.items()))
+        metrics = (name for row in self._rows.values() for name in row)
+        self._columns = list(dict.fromkeys(["epoch", "step", *metrics]))
+        lines = [_csv_line(self._columns)]
+        lines += [_csv_line(row.get(c, "") for c in self._columns) for row in self._rows.values()]
+        beside = self.path.with_name(f".{self.path.name}.new")
+        with _explained(self.path):
+            with beside.open("w", encoding="utf-8", newline="") as file:
+                file.write("".join(lines))
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.path)
+
+
+def _read_rows(path: Path) -> dict[int, dict[str, str]]:
+    text = path.read_text(encoding="utf-8")
+    whole_lines = text[: text.rfind("\n") + 1]
+    rows = {}
+    for line, row in enumerate(csv.DictReader(io.StringIO(whole_lines)), start=2):
+        step = row.get("step") or ""
+        if not step.isdecimal() or None in row:
+            raise UserError(
+                f"{path}:{line} is not a row of metrics: mend the line, or remove the file to go "
+                f"on without the earlier curves"
+            )
+        rows[int(step)] = {name: value for name, value in row.items() if value}
+    return rows
+
+
+def _csv_line(cells: Any) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def _text(value: float) -> str:
+    """The shortest text that reads back as the same number."""
+    return str(value) if isinstance(value, int) else repr(float(value))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room or give write permission, "
+            f"then go on with resume={path.parent}"
+        ) from error
+
+
+class _WandbCurves(Logger):
+    """A W&B run that switches itself off, with one warning, when anything about it fails."""
+
+    def __init__(self, run: wandb.Run, folder: Path) -> None:
+        super().__init__()
+        self._run: wandb.Run | None = run
+        self._folder = folder
+        # Curves are drawn over the training's own steps, not over the number of calls.
+        self._send(lambda run: run.define_metric("step"))
+        self._send(lambda run: run.define_metric("*", step_metric="step", step_sync=True))
+
+    @property
+    def name(self) -> str:
+        """What Lightning calls this logger."""
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        """Unused: the run folder is the version."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add one point to each curve."""
+        self._send(lambda run: run.log({**metrics, "step": step}))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run has its configuration from the start."""
+
+    def log_captions(self, step: int, rows: Sequence[CaptionRow]) -> None:
+        """Log a table with a column for each score that any row has; without network, none."""
+
+        def send(run: wandb.Run) -> None:
+            try:
+                with _staged_in(self._folder / "data"):
+                    run.log({"val/captions": _caption_table(rows), "step": step})
+            except ConnectionError:  # to W&B's helper process, without which nothing works
+                raise
+            except Exception as error:  # unlike curves, tables need the server when they are logged
+                rank_zero_warn(f"W&B did not take the captions of step {step} ({_reason(error)})")
+
+        self._send(send)
+
+    def summarize(self, results: Mapping[str, float | str]) -> None:
+        """Set entries of the run's summary."""
+        self._send(lambda run: run.summary.update(dict(results)))
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run and wait, not for ever, until what it holds is sent."""
+        self._send(lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _send(self, action: Callable[[wandb.Run], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # whatever it is, a training of hours must not die of it
+            self._run = None
+            _abandon_service()
+            rank_zero_warn(
+                f"W&B failed ({_reason(error)}) and is switched off; the training goes on, its "
+                f"curves are in {METRICS_FILE}, and {self._folder} holds what W&B had by then"
+            )
+
+
+@rank_zero_only
+def _open_wandb(mode: Mode, folder: Path, **described: Any) -> _WandbCurves | None:
+    """Start or continue the W&B run of ``folder``; offline where online fails, else None."""
+    if mode == "disabled":
+        return None
+    # W&B reads these when its service starts, and complains when they differ for a later run.
+    os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
+    # Otherwise W&B reports on itself over the network even when it is offline.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    attempts = _attempts(mode)
+    for attempt in attempts:
+        try:
+            return _WandbCurves(_init(attempt, folder, **described), folder)
+        except Exception as error:  # as in _send: W&B raises dozens of unrelated types
+            _abandon_service()
+            rank_zero_warn(
+                f"W&B cannot start {attempt} ({_reason(error)}); "
+                + (
+                    f"the curves of this run are in {METRICS_FILE} alone"
+                    if attempt == attempts[-1]
+                    else f"this run stays offline: send it with `wandb sync {folder}/offline-run-*`"
+                )
+            )
+    return None
+
+
+def _attempts(mode: Mode) -> Sequence[Literal["online", "offline"]]:
+    """The modes to try, in this order, for what the user wants and W&B knows."""
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    try:
+        settings = wandb.setup().settings
+        # `WANDB_MODE` and `wandb offline` arrive here.
+        wanted = settings.mode if mode == "auto" else mode
+        # Unlike `wandb.login`, this asks no network and writes no file.
+        credentials = wbauth.authenticate_session(
+            host=settings.base_url, source="showtell", prompt=False, update_session=False
+        )
+    except Exception:  # a malformed key, say: going online will tell what is wrong
+        return ("online", "offline")
+    if wanted == "disabled":
+        return ()
+    if wanted == "online" and credentials is not None:
+        return ("online", "offline")
+    if mode == "online":
+        rank_zero_warn(
+            "W&B is not logged in and this run stays offline: run `wandb login`, then send it "
+            "with `wandb sync`"
+        )
+    return ("offline",)
+
+
+def _init(mode: Literal["online", "offline"], folder: Path, **described: Any) -> wandb.Run:
+    import wandb
+
+    run_id, is_known = _run_id(folder)
+    return wandb.init(
+        mode=mode,
+        id=run_id,
+        resume="allow" if is_known else None,
+        dir=folder.parent,
+        reinit="create_new",
+        save_code=False,
+        settings=wandb.Settings(
+            init_timeout=_INIT_SECONDS,
+            finish_timeout=_FINISH_SECONDS,
+            x_transaction_log_flush_interval=_FLUSH_SECONDS,
+            git_commit=described["config"]["origin"]["commit"],
+            disable_git=True,  # the commit is that of our source, not of the working folder
+            console="off",  # progress bars would fill the log with their every state
+            quiet=True,
+        ),
+        **described,
+    )
+
+
+def _run_id(folder: Path) -> tuple[str, bool]:
+    """The W&B id of a run folder, and whether an earlier process used it."""
+    path = folder / "run-id"
+    if path.exists():
+        return path.read_text(encoding="utf-8"), True
+    folder.mkdir(parents=True, exist_ok=True)
+    run_id = secrets.token_hex(8)
+    path.write_text(run_id, encoding="utf-8")
+    return run_id, False
+
+
+def _caption_table(rows: Sequence[CaptionRow]) -> wandb.Table:
+    import wandb
+
+    scores = list(dict.fromkeys(name for row in rows for name in row.scores))
+    table = wandb.Table(columns=["image", "caption", "references", *scores])
+    for row in rows:
+        # Features are cached, so a photograph may be gone by the time it is shown.
+        image = wandb.Image(str(row.image)) if row.image.is_file() else None
+        references = "\n".join(row.references)
+        table.add_data(image, row.caption, references, *(row.scores.get(name) for name in scores))
+    return table
+
+
+@contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """Have W&B keep the pictures it is about to log in ``folder``, not in the user's home."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]
+        else:
+            os.environ["WANDB_DATA_DIR"] = before
+
+
+def _abandon_service() -> None:
+    """Leave W&B's helper process behind; it may be dead, and would complain at exit."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what W&B says, which is otherwise a page."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

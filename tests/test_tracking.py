@@ -1,0 +1,586 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from showtell import tracking
+from showtell.errors import UserError
+from showtell.tracking import CaptionRow, CsvCurves, Tracker
+
+CLOSED_PORT = "http://127.0.0.1:9"
+KEY = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No credentials, no network: W&B's server is a port where nobody listens."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DATA_DIR", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", CLOSED_PORT)
+    # The tracker sets these two where they are unset, for the whole process.
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield
+    tracking._abandon_service()
+
+
+def make_tracker(folder: Path, mode: tracking.Mode = "offline", **changes: Any) -> Tracker:
+    folder.mkdir(exist_ok=True)
+    described: dict[str, Any] = {
+        "project": "captions",
+        "group": "a-sweep",
+        "tags": ["fast"],
+        "config": {"optim": {"lr": 0.001}, "seed": 1},
+        "origin": {"commit": "c0ffee", "data": {"name": "flickr8k"}, "encoder": "lite2-1234"},
+    }
+    return Tracker(mode=mode, run_folder=folder, **{**described, **changes})
+
+
+def log(tracker: Tracker, step: int, **metrics: float) -> None:
+    """Log as Lightning does."""
+    for logger in tracker.loggers:
+        logger.log_metrics({**metrics, "epoch": 0}, step=step)
+
+
+def csv_lines(folder: Path) -> list[str]:
+    return (folder / "metrics.csv").read_text().splitlines()
+
+
+# --- reading what W&B wrote: LevelDB's log format, blocks of 32 KiB with fragments of records
+
+
+def read_records(path: Path) -> list[Any]:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, fragments, records = path.read_bytes(), 7, b"", []
+    assert data.startswith(b":W&B")
+    while position < len(data):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _checksum, length, kind = struct.unpack_from("<IHB", data, position)
+        fragments += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the whole record, or its last fragment
+            records.append(Record.FromString(fragments))
+            fragments = b""
+    return records
+
+
+def wandb_file(folder: Path) -> Path:
+    """The file of the latest W&B run in a run folder."""
+    files = sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    return files[-1]
+
+
+def values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+class Recorded:
+    """The content of one W&B run, as its own file tells it."""
+
+    def __init__(self, folder: Path) -> None:
+        tracking._abandon_service()  # which closes the file
+        records = read_records(wandb_file(folder))
+
+        def of_kind(kind: str) -> list[Any]:
+            return [getattr(r, kind) for r in records if r.WhichOneof("record_type") == kind]
+
+        self.run = of_kind("run")[0]
+        self.config = values(self.run.config.update)
+        self.points = [values(record.item) for record in of_kind("history")]
+        self.summary: dict[str, Any] = {}
+        for record in of_kind("summary"):
+            self.summary |= values(record.update)
+        self.exit_codes = {record.exit_code for record in of_kind("exit")}
+        self.artifact_files = {
+            content.path: Path(content.local_path)
+            for record in of_kind("artifact")
+            for content in record.manifest.contents
+        }
+
+    def curve(self, name: str) -> list[tuple[int, Any]]:
+        return [(point["step"], point[name]) for point in self.points if name in point]
+
+
+# --- a W&B run as a whole, without network
+
+
+def test_offline_run_holds_everything_and_its_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "my-run"
+    picture = tmp_path / "dog.jpg"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    rows = [
+        CaptionRow(picture, "a red dog", ["a dog", "some dog"], {"BLEU-4": 0.5}),
+        CaptionRow(tmp_path / "gone.jpg", "a cat", ["a cat"], {}),
+    ]
+    with pytest.raises(ZeroDivisionError), make_tracker(folder) as tracker:
+        log(tracker, 9, **{"train/loss": 2.5})
+        log(tracker, 19, **{"train/loss": 1.5, "val/BLEU-4": 0.25})
+        tracker.log_captions(19, rows)
+        tracker.summarize({"best/BLEU-4": 0.25})
+        raise ZeroDivisionError
+
+    recorded = Recorded(folder)
+    assert recorded.run.project == "captions"
+    assert recorded.run.display_name == "my-run"
+    assert recorded.run.run_group == "a-sweep"
+    assert list(recorded.run.tags) == ["fast"]
+    assert recorded.run.git.commit == "c0ffee"
+    assert recorded.config["optim"] == {"lr": 0.001}
+    assert recorded.config["origin"]["data"] == {"name": "flickr8k"}
+    assert recorded.config["origin"]["encoder"] == "lite2-1234"
+    assert recorded.curve("train/loss") == [(9, 2.5), (19, 1.5)]
+    assert recorded.curve("val/BLEU-4") == [(19, 0.25)]
+    assert recorded.summary["best/BLEU-4"] == 0.25
+    assert recorded.exit_codes == {1}
+
+    ((step, path),) = recorded.curve("val/captions/path")
+    assert step == 19
+    table = json.loads((wandb_file(folder).parent / "files" / path).read_text())
+    assert table["columns"] == ["image", "caption", "references", "BLEU-4"]
+    assert table["data"] == [
+        ["Image", "a red dog", "a dog\nsome dog", 0.5],
+        [None, "a cat", "a cat", None],
+    ]
+    (shown,) = [file for name, file in recorded.artifact_files.items() if name.endswith(".jpg")]
+    assert shown.is_relative_to(folder)
+    assert shown.read_bytes() == picture.read_bytes()
+    assert csv_lines(folder) == [
+        "epoch,step,train/loss,val/BLEU-4",
+        "0,9,2.5,",
+        "0,19,1.5,0.25",
+    ]
+
+
+def test_finished_run_is_marked_so_once(tmp_path: Path) -> None:
+    tracker = make_tracker(tmp_path / "run", origin={})
+    tracker.finish(exit_code=0)
+    tracker.finish(exit_code=1)
+    recorded = Recorded(tmp_path / "run")
+    assert recorded.exit_codes == {0}
+    assert recorded.config["origin"]["commit"] == "unknown"
+
+
+def test_two_runs_of_one_process_are_two_runs(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        with make_tracker(tmp_path / name) as tracker:
+            log(tracker, 0, **{"train/loss": float(len(name))})
+    one, two = Recorded(tmp_path / "one"), Recorded(tmp_path / "two")
+    assert one.run.run_id != two.run.run_id
+    assert len(one.curve("train/loss")) == len(two.curve("train/loss")) == 1
+
+
+def test_resumed_folder_continues_its_wandb_run(tmp_path: Path) -> None:
+    identities = set()
+    for step in (0, 1):
+        with make_tracker(tmp_path / "run") as tracker:
+            log(tracker, step, **{"train/loss": 1.0})
+        identities.add(Recorded(tmp_path / "run").run.run_id)
+    assert len(identities) == 1
+    assert csv_lines(tmp_path / "run")[1:] == ["0,0,1.0", "0,1,1.0"]
+
+
+def test_everything_stays_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_CACHE_DIR")
+    picture = tmp_path / "dog.png"
+    Image.new("L", (4, 4)).save(picture)
+    try:
+        with make_tracker(tmp_path / "run") as tracker:
+            tracker.log_captions(0, [CaptionRow(picture, "a", ["b"], {})])
+    finally:
+        os.environ.pop("WANDB_CACHE_DIR")
+    assert list((tmp_path / "home").iterdir()) == []
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_disabled_and_other_ranks_write_no_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_tracker(tmp_path / "disabled", mode="disabled") as tracker:
+        log(tracker, 0, **{"train/loss": 1.0})
+        tracker.log_captions(0, [])
+        tracker.summarize({"best/BLEU-4": 1.0})
+    assert csv_lines(tmp_path / "disabled")[1:] == ["0,0,1.0"]
+    assert [path.name for path in (tmp_path / "disabled").iterdir()] == ["metrics.csv"]
+
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with make_tracker(tmp_path / "second-rank") as tracker:
+        log(tracker, 0, **{"train/loss": 1.0})
+        tracker.rewind(0)
+    assert list((tmp_path / "second-rank").iterdir()) == []
+
+
+# --- which mode
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "environment", "attempts"),
+    [
+        ("offline", KEY, {}, ("offline",)),
+        ("auto", None, {}, ("offline",)),
+        ("auto", KEY, {}, ("online", "offline")),
+        ("auto", KEY, {"WANDB_MODE": "offline"}, ("offline",)),
+        ("auto", KEY, {"WANDB_MODE": "disabled"}, ()),
+        ("online", KEY, {"WANDB_MODE": "offline"}, ("online", "offline")),
+    ],
+)
+def test_attempts(
+    monkeypatch: pytest.MonkeyPatch,
+    mode: tracking.Mode,
+    key: str | None,
+    environment: dict[str, str],
+    attempts: tuple[str, ...],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuple(tracking._attempts(mode)) == attempts
+
+
+def test_key_in_netrc_counts_as_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine wandb.example\n  login user\n  password {KEY}\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert tuple(tracking._attempts("auto")) == ("offline",)  # it is for another server
+    tracking._abandon_service()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.example")
+    assert tuple(tracking._attempts("auto")) == ("online", "offline")
+
+
+# --- trouble: never more than one warning, and the curves are in the CSV
+
+
+@contextmanager
+def one_warning(match: str) -> Iterator[None]:
+    with pytest.warns(UserWarning, match=match) as caught:
+        yield
+    assert len([w for w in caught if "W&B" in str(w.message)]) == 1
+
+
+def train_and_finish(tracker: Tracker, folder: Path) -> None:
+    for step in range(3):
+        log(tracker, step, **{"train/loss": 1.0 / (step + 1)})
+    tracker.log_captions(2, [])
+    tracker.summarize({"best/BLEU-4": 0.5})
+    tracker.finish(exit_code=0)
+    assert len(csv_lines(folder)) == 4
+
+
+def test_dead_network_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(tracking, "_INIT_SECONDS", 1.0)
+    with one_warning("cannot start online .*stays offline: send it with `wandb sync"):
+        tracker = make_tracker(tmp_path / "run", mode="online")
+        train_and_finish(tracker, tmp_path / "run")
+    recorded = Recorded(tmp_path / "run")
+    assert recorded.run.telemetry.feature.offline
+    assert len(recorded.curve("train/loss")) == 3
+
+
+def test_online_without_credentials_stays_offline(tmp_path: Path) -> None:
+    with one_warning("not logged in"):
+        tracker = make_tracker(tmp_path / "run", mode="online")
+    train_and_finish(tracker, tmp_path / "run")
+    assert len(Recorded(tmp_path / "run").curve("train/loss")) == 3
+
+
+def test_malformed_key_stays_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "too short")
+    with one_warning("cannot start online .*WANDB_API_KEY invalid"):
+        tracker = make_tracker(tmp_path / "run", mode="auto")
+    train_and_finish(tracker, tmp_path / "run")
+    assert len(Recorded(tmp_path / "run").curve("train/loss")) == 3
+
+
+def test_no_wandb_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def no_process(**_settings: Any) -> None:
+        raise OSError("Exec format error: wandb-core\nand a page of advice")
+
+    monkeypatch.setattr(wandb, "init", no_process)
+    with one_warning(
+        r"cannot start offline \(Exec format error: wandb-core\); .*metrics.csv alone"
+    ):
+        tracker = make_tracker(tmp_path / "run")
+        train_and_finish(tracker, tmp_path / "run")
+    assert len(tracker.loggers) == 1
+
+
+def children() -> set[int]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True
+    )
+    lines = [line.split(maxsplit=1) for line in listed.stdout.splitlines()]
+    return {int(pid) for pid, command in lines if command.startswith("wandb-core")}
+
+
+def test_wandb_process_killed_in_the_middle(tmp_path: Path) -> None:
+    tracker = make_tracker(tmp_path / "run")
+    (helper,) = children()
+    os.kill(helper, signal.SIGKILL)
+    os.waitid(os.P_PID, helper, os.WEXITED | os.WNOWAIT)
+    with one_warning("W&B failed .*switched off; the training goes on"):
+        train_and_finish(tracker, tmp_path / "run")
+    # The next run of this process is not affected.
+    with make_tracker(tmp_path / "next") as tracker:
+        log(tracker, 0, **{"train/loss": 1.0})
+    assert len(Recorded(tmp_path / "next").curve("train/loss")) == 1
+
+
+class Server:
+    """A W&B server of a few lines on this machine, which knows how to begin a run."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.requests: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                outer.requests.append(self.path)
+                answer = json.dumps(outer.answer(body)).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def answer(self, body: bytes) -> dict[str, Any]:
+        if self.status != 200:
+            return {"errors": [{"message": "user is not logged in"}]}
+        if b"upsertBucket" in body:
+            project = {"id": "b", "name": "captions", "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "a", "name": "r", "config": "{}", "project": project}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        return {"data": {}}
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Server]]:
+    servers: list[Server] = []
+
+    def start(status: int) -> Server:
+        servers.append(Server(status))
+        monkeypatch.setenv("WANDB_BASE_URL", servers[-1].url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def test_wrong_key(tmp_path: Path, serve: Callable[[int], Server]) -> None:
+    server = serve(401)
+    with one_warning("cannot start online"):
+        tracker = make_tracker(tmp_path / "run", mode="auto")
+        train_and_finish(tracker, tmp_path / "run")
+    assert server.requests
+    assert Recorded(tmp_path / "run").run.telemetry.feature.offline
+
+
+@pytest.mark.slow  # W&B waits ten seconds for the server before it gives up a table
+def test_network_dies_in_the_middle(
+    tmp_path: Path, serve: Callable[[int], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 1.0)
+    server = serve(200)
+    tracker = make_tracker(tmp_path / "run", mode="auto")
+    assert any(path == "/graphql" for path in server.requests)
+    server.stop()
+    with one_warning("did not take the captions of step 2"):
+        train_and_finish(tracker, tmp_path / "run")
+    recorded = Recorded(tmp_path / "run")
+    assert not recorded.run.telemetry.feature.offline
+    # On disk, for `wandb sync`.
+    assert len(recorded.curve("train/loss")) == 3
+    assert recorded.summary["best/BLEU-4"] == 0.5
+    assert recorded.exit_codes == {0}
+
+
+def test_offline_asks_nothing_of_the_network(
+    tmp_path: Path, serve: Callable[[int], Server]
+) -> None:
+    server = serve(200)
+    train_and_finish(make_tracker(tmp_path / "run"), tmp_path / "run")
+    tracking._abandon_service()
+    assert server.requests == []
+
+
+# --- the CSV
+
+
+def curves(folder: Path) -> CsvCurves:
+    return CsvCurves(folder / "metrics.csv")
+
+
+def test_rows_are_merged_and_columns_grow(tmp_path: Path) -> None:
+    csv = curves(tmp_path)
+    csv.log_metrics({"train/loss": 0.1, "epoch": 0}, step=0)
+    csv.log_metrics({"train/loss": float("nan"), "epoch": 0}, step=1)
+    csv.log_metrics({"val/BLEU-4": 0.5, "epoch": 0}, step=1)
+    csv.log_metrics({"val/loss, smoothed": 1e-9, "epoch": 1}, step=2)
+    assert csv_lines(tmp_path) == [
+        'epoch,step,train/loss,val/BLEU-4,"val/loss, smoothed"',
+        "0,0,0.1,,",
+        "0,1,nan,0.5,",
+        "1,2,,,1e-09",
+    ]
+    assert [path.name for path in tmp_path.glob("*") if path.is_file()] == ["metrics.csv"]
+
+
+def test_file_is_complete_after_every_call(tmp_path: Path) -> None:
+    csv = curves(tmp_path)
+    for step in range(50):
+        csv.log_metrics({"train/loss": 1 / (step + 1)}, step=step)
+        lines = csv_lines(tmp_path)
+        assert len(lines) == step + 2
+        assert float(lines[-1].split(",")[2]) == 1 / (step + 1)
+
+
+def test_rewound_file_equals_that_of_an_unbroken_run(tmp_path: Path) -> None:
+    def run(csv: CsvCurves, steps: range) -> None:
+        for step in steps:
+            csv.log_metrics({"train/loss": step / 7, "epoch": step // 4}, step=step)
+            if step % 4 == 3:
+                csv.log_metrics({"val/BLEU-4": step / 3, "epoch": step // 4}, step=step)
+
+    (tmp_path / "unbroken").mkdir()
+    (tmp_path / "broken").mkdir()
+    run(curves(tmp_path / "unbroken"), range(20))
+    for steps_of_checkpoint, killed_at in ((0, 5), (2, 9), (8, 9), (8, 12), (12, 12)):
+        resumed = curves(tmp_path / "broken")
+        resumed.rewind(steps_of_checkpoint)
+        run(resumed, range(steps_of_checkpoint, killed_at))
+    resumed = curves(tmp_path / "broken")
+    resumed.rewind(12)
+    run(resumed, range(12, 20))
+    assert csv_lines(tmp_path / "broken") == csv_lines(tmp_path / "unbroken")
+
+
+def test_half_a_line_left_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,train/loss\n0,0,0.5\n0,1,0.2")
+    curves(tmp_path).log_metrics({"train/loss": 0.25, "epoch": 0}, step=1)
+    assert csv_lines(tmp_path) == ["epoch,step,train/loss", "0,0,0.5", "0,1,0.25"]
+
+
+@pytest.mark.parametrize("row", ["0,x,0.5", "0,1,0.5,7", "0"])
+def test_damaged_file_is_named(tmp_path: Path, row: str) -> None:
+    (tmp_path / "metrics.csv").write_text(f"epoch,step,train/loss\n0,0,0.5\n{row}\n")
+    with pytest.raises(UserError, match=r"metrics.csv:3 is not a row of metrics"):
+        curves(tmp_path)
+
+
+def test_unwritable_file_stops_with_a_remedy(tmp_path: Path) -> None:
+    csv = CsvCurves(tmp_path / "gone" / "metrics.csv")
+    with pytest.raises(UserError, match=r"metrics.csv cannot be written .*resume="):
+        csv.log_metrics({"train/loss": 1.0}, step=0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk_stops_with_a_remedy(tmp_path: Path) -> None:
+    csv = curves(tmp_path)
+    csv.log_metrics({"train/loss": 1.0}, step=0)
+    csv.path = Path("/dev/full")
+    with pytest.raises(UserError, match=r"No space left on device"):
+        csv.log_metrics({"train/loss": 1.0}, step=1)
+
+
+class Line(LightningModule):
+    """The smallest training: one weight, one curve a step, one score an epoch."""
+
+    def __init__(self, dies_at: int | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self._dies_at = dies_at
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if self.global_step == self._dies_at:
+            raise KeyboardInterrupt
+        loss = (self.weight * batch).square().mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val/score", self.weight.sum())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def fit(folder: Path, *, dies_at: int | None = None, resume: bool = False) -> None:
+    last = folder / "last.ckpt"
+    saver = ModelCheckpoint(dirpath=folder, every_n_train_steps=3, save_last=True, save_top_k=0)
+    tracker = make_tracker(folder, mode="disabled")
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=tracker.loggers,
+        log_every_n_steps=1,
+        max_epochs=3,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[saver],
+    )
+    if resume:
+        tracker.rewind(torch.load(last, weights_only=True)["global_step"])
+    # Equal batches, so that the position in the epoch does not matter.
+    loader: DataLoader[Any] = DataLoader([torch.ones(1)] * 4)  # type: ignore[arg-type]
+    trainer.fit(Line(dies_at), loader, loader, ckpt_path=last if resume else None)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("dies_at", [4, 5, 8, 10])
+def test_lightning_training_resumed_writes_the_unbroken_csv(tmp_path: Path, dies_at: int) -> None:
+    fit(tmp_path / "unbroken")
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path / "broken", dies_at=dies_at)
+    fit(tmp_path / "broken", resume=True)
+    unbroken = csv_lines(tmp_path / "unbroken")
+    assert len(unbroken) == 13
+    assert unbroken[0] == "epoch,step,train/loss,val/score"
+    assert csv_lines(tmp_path / "broken") == unbroken
