@@ -11,9 +11,7 @@ import pytest
 from showtell.config import build, check_node, compose, config_folder, saved_config
 from showtell.errors import UserError
 
-CHOICES = sorted(
-    f"{path.parent.name}={path.stem}" for path in config_folder().glob("*/*.yaml")
-)
+CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in config_folder().glob("*/*.yaml"))
 NEEDED = ["data.file=captions.csv"]
 
 

@@ -80,9 +80,7 @@ def test_imports_go_down_a_floor(file: Path) -> None:
 @pytest.mark.parametrize("library", FENCES)
 def test_libraries_stay_behind_their_fences(library: str) -> None:
     users = {
-        module_of(file)
-        for file in FILES
-        if any(inside(name, library) for name in imports_of(file))
+        module_of(file) for file in FILES if any(inside(name, library) for name in imports_of(file))
     }
     assert users, f"nobody uses {library}"
     assert [u for u in users if not any(inside(u, room) for room in FENCES[library])] == []

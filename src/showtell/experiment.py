@@ -28,7 +28,7 @@ from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import CaptionRow, Tracker
 from showtell.training.callbacks import CallbackSettings
-from showtell.training.checkpoints import checkpoint_step
+from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import TrainerSettings
@@ -293,7 +293,7 @@ def _fit(
         gradient_clip=settings.optimization.gradient_clip,
     )
     if checkpoint is not None:
-        tracker.rewind(checkpoint_step(checkpoint))
+        tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     return trainer.global_step
 

@@ -82,7 +82,9 @@ def test_an_epoch_holds_every_caption_once_and_the_next_another_order() -> None:
     first, second = list(loader), list(loader)
     for epoch in (first, second):
         assert len(epoch) == len(loader) == 6
-        assert sorted(i for b in epoch for i in b.image_ids) == sorted(f"{i}.jpg" for i in range(23))
+        assert sorted(i for b in epoch for i in b.image_ids) == sorted(
+            f"{i}.jpg" for i in range(23)
+        )
         assert sum(len(b.lengths) for b in epoch) == 115
     assert [b.image_ids for b in first] != [b.image_ids for b in second]
 

@@ -59,6 +59,18 @@ class CaptionDataModule(LightningDataModule):
         """Move what the device computes with; row lengths stay on the CPU."""
         return batch.to(device)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the order of the training images.
+
+        Lightning restores the loader's own state only when it resumes inside an epoch; this one
+        it restores always.
+        """
+        return self.train_batches.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at a saved position."""
+        self.train_batches.load_state_dict(state_dict)
+
     def _batches(self, split: Split, *, shuffle_seed: int | None) -> CaptionBatches:
         captions = EncodedCaptions(self._images[split], self._vocabulary)
         return CaptionBatches(
