@@ -1,0 +1,205 @@
+"""METEOR 1.5 (Denkowski & Lavie 2014) in a Java process that is started once and kept.
+
+The scorer and its protocol are pycocoevalcap's: one line per caption goes in, one line of
+statistics comes back; one line with all the statistics goes in, one score per caption and the
+corpus score come back. Loading its paraphrases takes seconds, so the process lives as long as
+this one. It is killed when it does not answer in time, and at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
+
+from showtell.errors import UserError
+from showtell.metrics.java import INSTALL_JAVA, LOCALE_OPTIONS, find_java
+
+_SECONDS_PER_CAPTION = 0.1  # some twenty times what it takes
+
+_JAR = Path(pycocoevalcap_meteor.__file__).with_name(pycocoevalcap_meteor.METEOR_JAR)
+
+
+class MeteorError(UserError):
+    """METEOR's process could not be started, or it died."""
+
+
+class MeteorTimeoutError(MeteorError):
+    """METEOR's process did not answer in time."""
+
+
+class Meteor:
+    """One scorer process; calls of several threads take turns.
+
+    Args:
+        java: the Java program.
+        limit_seconds: how long a call of `score` may take, the start of the process included;
+            each caption adds 0.1 s.
+    """
+
+    def __init__(self, java: Path, *, limit_seconds: float) -> None:
+        self._java = java
+        self._limit_seconds = limit_seconds
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._complaints: deque[str] = deque(maxlen=1)
+
+    def score(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> tuple[float, list[float]]:
+        """Corpus METEOR and that of each caption, 0 to 1; words are separated by spaces.
+
+        A process that was killed since the last call, or dies now, is replaced once.
+
+        Raises:
+            MeteorTimeoutError: no answer in time.
+            MeteorError: the process could not be started, or died twice.
+        """
+        with self._turn:
+            try:
+                return self._score(captions, references)
+            except MeteorTimeoutError:
+                raise
+            except MeteorError:
+                return self._score(captions, references)
+
+    def close(self) -> None:
+        """Kill the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _score(
+        self, captions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> tuple[float, list[float]]:
+        allowed = self._limit_seconds + _SECONDS_PER_CAPTION * len(captions)
+        deadline = time.monotonic() + allowed
+        process = self._running()
+        lines = [_score_line(c, r) for c, r in zip(captions, references, strict=True)]
+        statistics = self._ask(process, lines, len(lines), deadline)
+        scores = self._ask(process, [" ||| ".join(["EVAL", *statistics])], len(lines) + 1, deadline)
+        try:
+            *per_caption, corpus = map(float, scores)
+        except ValueError as error:
+            self.close()
+            raise MeteorError(f"METEOR answered {error}: {self._remedy()}") from error
+        return corpus, per_caption
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None
+        return self._process
+
+    def _start(self) -> None:
+        self.close()
+        # Fresh ones: nothing of a process that died may reach its successor.
+        self._answers = queue.SimpleQueue()
+        self._complaints = deque(maxlen=1)
+        command = [str(self._java), *LOCALE_OPTIONS, "-Xmx2G", "-jar", str(_JAR)]
+        command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+            )
+        except OSError as error:
+            raise MeteorError(f"METEOR did not start ({error}): {INSTALL_JAVA}") from error
+        # Both are read all the time: a full pipe would stop the process.
+        for read, source in (
+            (partial(_collect, self._answers), self._process.stdout),
+            (self._complaints.extend, self._process.stderr),
+        ):
+            threading.Thread(target=read, args=(source,), daemon=True).start()
+
+    def _ask(
+        self, process: subprocess.Popen[str], lines: Sequence[str], answers: int, deadline: float
+    ) -> list[str]:
+        assert process.stdin is not None
+        # A process that hangs stops reading, and writing to it would then block for ever.
+        alarm = threading.Timer(max(0.0, deadline - time.monotonic()), process.kill)
+        alarm.start()
+        try:
+            for line in lines:
+                process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+            return [self._answer(deadline) for _ in range(answers)]
+        except OSError as error:
+            raise self._died(deadline) from error
+        finally:
+            alarm.cancel()
+
+    def _answer(self, deadline: float) -> str:
+        try:
+            answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            answer = None
+        if answer is None:
+            raise self._died(deadline)
+        return answer
+
+    def _died(self, deadline: float) -> MeteorError:
+        self.close()
+        if time.monotonic() >= deadline:
+            return MeteorTimeoutError(
+                "METEOR gave no answer in time and was stopped: free the processor, or score "
+                "fewer captions at a time"
+            )
+        return MeteorError(f"METEOR's process ended: {self._remedy()}")
+
+    def _remedy(self) -> str:
+        said = self._complaints[-1].strip() if self._complaints else "nothing"
+        return f"try again with 2 GB of free memory (Java said: {said})"
+
+
+def _score_line(caption: str, references: Sequence[str]) -> str:
+    return " ||| ".join(["SCORE", *map(_plain, references), _plain(caption)])
+
+
+def _plain(sentence: str) -> str:
+    # The protocol's separator can only stand inside a token such as <!a|||b>.
+    return sentence.replace("|||", "")
+
+
+def _collect(answers: queue.SimpleQueue[str | None], lines: IO[str]) -> None:
+    for line in lines:
+        answers.put(line.strip())
+    answers.put(None)
+
+
+_shared: Meteor | None = None
+_owner = 0
+
+
+def shared_meteor(*, limit_seconds: float = 300.0) -> Meteor | None:
+    """This process's scorer, started on first use; None where there is no Java."""
+    global _shared, _owner
+    java = find_java()
+    if java is None:
+        return None
+    if _shared is None or _owner != os.getpid():  # a fork must not write into its parent's pipe
+        _shared, _owner = Meteor(java, limit_seconds=limit_seconds), os.getpid()
+        atexit.register(_close_shared, _shared, _owner)
+    return _shared
+
+
+def _close_shared(meteor: Meteor, owner: int) -> None:
+    if owner == os.getpid():
+        meteor.close()
