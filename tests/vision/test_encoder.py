@@ -235,6 +235,12 @@ def test_impossible_encoders_are_named(build, message: str) -> None:
 def test_networks_without_a_grid_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="take encoder=timm"):
         torchvision_encoder(network="vit_b_32", weights=None, preprocessing=rule(224, **HALF))
+    file = saved(torchvision.models.resnet18(), tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match=r"1 px \(all its maps have one region\)"):
+        torchvision_encoder(network="resnet18", weights=file, preprocessing=rule(1, **HALF))
+    file = saved(torchvision.models.squeezenet1_1(), tmp_path / "squeezenet.pth")
+    with pytest.raises(UserError, match=r"no grid of features for pictures of 4 px \(\w"):
+        torchvision_encoder(network="squeezenet1_1", weights=file, preprocessing=rule(4, **HALF))
     file = saved(timm.create_model("vit_tiny_patch16_224"), tmp_path / "tiny.pth")
     with pytest.raises(UserError, match=r"encoder\.preprocessing\.size"):
         timm_encoder(network="vit_tiny_patch16_224", weights=file, preprocessing=rule(96, **HALF))

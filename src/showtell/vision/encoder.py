@@ -132,11 +132,16 @@ def _feature_map_shape(body: nn.Module, side: int, network: str) -> tuple[int, i
         with torch.no_grad():
             _, size, rows, columns = body(torch.zeros(1, 3, side, side)).shape
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"network {network} gives no grid of features for {side} px ({error}); "
-            "set encoder.preprocessing.size to its own input size or take another network"
-        ) from None
+        raise _no_grid(network, side, str(error)) from None
     return size, rows, columns
+
+
+def _no_grid(network: str, side: int, reason: str) -> UserError:
+    first_line = reason.strip().partition("\n")[0]
+    return UserError(
+        f"network {network} gives no grid of features for pictures of {side} px ({first_line}); "
+        "set encoder.preprocessing.size to its own input size or take another network"
+    )
 
 
 def efficientnet_lite(*, size: int, weights: str | None, preprocessing: Preprocessing) -> Encoder:
@@ -185,6 +190,10 @@ def timm_encoder(*, network: str, weights: str | None, preprocessing: Preprocess
             ", ".join(timm.list_models(f"*{network.split('.')[0]}*")[:5]) or "timm.list_models()"
         )
         raise UserError(f"encoder.network={network}: timm has no such network; see {close}")
+    try:
+        timm.get_pretrained_cfg(network)
+    except RuntimeError as error:
+        raise UserError(f"encoder.network={network}: {error} See timm.list_pretrained()") from None
     if weights is None:
         model = _published_timm(network)
     else:
@@ -260,7 +269,7 @@ def torchvision_encoder(
     else:
         file = _named_file(weights, network, list(published))
     fit_weights(model, load_state(file), file, network)
-    body = _last_feature_map(model.eval(), preprocessing.size)
+    body = _last_feature_map(model.eval(), preprocessing.size, network)
     return Encoder(
         body, network=f"torchvision/{network}", weights=digest(body), preprocessing=preprocessing
     )
@@ -292,21 +301,26 @@ def _named_file(weights: str, network: str, published: list[str]) -> Path:
     return file
 
 
-def _last_feature_map(model: nn.Module, side: int) -> fx.GraphModule:
+def _last_feature_map(model: nn.Module, side: int, network: str) -> fx.GraphModule:
     """The model cut after its last map (1, D, rows, columns) of more than one region.
 
     For Inception v3 that is Mixed_7c, for a ResNet its last block: what global pooling reads.
     """
     graph_module = fx.symbolic_trace(model)
     recorder = _ShapeRecorder(graph_module)
-    with torch.no_grad():
-        recorder.run(torch.zeros(1, 3, side, side))
+    try:
+        with torch.no_grad():
+            recorder.run(torch.zeros(1, 3, side, side))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _no_grid(network, side, str(error)) from None
     maps = [
         node
         for node, shape in recorder.shapes.items()
         # A square picture gives square maps; channels-last ones and pooled ones do not pass.
         if len(shape) == 4 and shape[2] == shape[3] > 1
     ]
+    if not maps:
+        raise _no_grid(network, side, "all its maps have one region")
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
     output.args = (maps[-1],)
     graph_module.graph.eliminate_dead_code()

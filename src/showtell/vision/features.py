@@ -21,6 +21,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -88,7 +89,6 @@ class FeatureStore:
         }
         file = self.folder / "identity.json"
         if not file.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(ours, indent=2).encode())
         theirs = _read_json(file)
         differing = sorted(key for key in ours if theirs.get(key) != ours[key])
@@ -306,13 +306,14 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_atomically(file: Path, data: bytes | memoryview) -> None:
-    """Write a file so that a kill or a power cut leaves the old one or the new one.
+    """Write a file, and its folder, so that a kill or a power cut leaves the old or the new one.
 
     Raises:
         UserError: the disk is full or may not be written.
     """
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as stream:
             stream.write(data)
             stream.flush()
@@ -324,7 +325,9 @@ def write_atomically(file: Path, data: bytes | memoryview) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise UserError(
-            f"{file}: cannot be written ({error.strerror}); free space or set features.root"
+            f"{file}: cannot be written ({error.strerror}); check space and permissions there or "
+            "set features.root"
         ) from None
