@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 import subprocess
@@ -162,7 +163,7 @@ def named_backwards(reading: Reading, scene: Scene) -> bool:
     return reading.mentions[0].kind != scene.subject.kind
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_five_different_captions_of_one_line_each(seed: int) -> None:
     for index in range(600):
         captions = the_captions("train", index, seed)
@@ -178,7 +179,7 @@ def test_five_different_captions_of_one_line_each(seed: int) -> None:
             )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_training_knows_every_word_of_the_other_splits(seed: int) -> None:
     words = {
         split: Counter(
@@ -348,6 +349,14 @@ def test_the_same_seed_gives_the_same_bytes_and_a_larger_set_goes_on(tmp_path: P
     pictures = {name: data for name, data in once.items() if name.endswith(".jpg")}
     assert len(pictures) == 7 and pictures.items() <= more.items()
     assert not set(pictures.values()) & set(contents(tmp_path / "other").values())
+
+
+def test_other_words_need_another_version() -> None:
+    """After a wanted change of facts or grammar: raise GENERATOR_VERSION, then this digest."""
+    captions = [line for split in SPLITS for n in range(50) for line in the_captions(split, n)]
+    digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+    known = "0d09d657a1b06c7d647743e6c478a88af635e40f15e6affcf7a2dafebd1f8503"
+    assert (GENERATOR_VERSION, digest) == (1, known)
 
 
 def test_the_files_are_those_of_the_original_release(tmp_path: Path) -> None:
