@@ -16,10 +16,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
 from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
 
 from showtell.errors import UserError
@@ -36,6 +39,15 @@ class MeteorError(UserError):
 
 class MeteorTimeoutError(MeteorError):
     """METEOR's process did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeteorResult:
+    """METEOR of the whole set and of each caption, 0 to 1, and METEOR's statistics [I, 23]."""
+
+    corpus: float
+    each: list[float]
+    statistics: NDArray[np.float64]
 
 
 class Meteor:
@@ -55,10 +67,8 @@ class Meteor:
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._complaints: deque[str] = deque(maxlen=1)
 
-    def score(
-        self, captions: Sequence[str], references: Sequence[Sequence[str]]
-    ) -> tuple[float, list[float]]:
-        """Corpus METEOR and that of each caption, 0 to 1; words are separated by spaces.
+    def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorResult:
+        """Score captions against their references, both as words separated by spaces.
 
         A process that was killed since the last call, or dies now, is replaced once.
 
@@ -81,9 +91,7 @@ class Meteor:
             self._process.wait()
             self._process = None
 
-    def _score(
-        self, captions: Sequence[str], references: Sequence[Sequence[str]]
-    ) -> tuple[float, list[float]]:
+    def _score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorResult:
         allowed = self._limit_seconds + _SECONDS_PER_CAPTION * len(captions)
         deadline = time.monotonic() + allowed
         process = self._running()
@@ -91,11 +99,12 @@ class Meteor:
         statistics = self._ask(process, lines, len(lines), deadline)
         scores = self._ask(process, [" ||| ".join(["EVAL", *statistics])], len(lines) + 1, deadline)
         try:
-            *per_caption, corpus = map(float, scores)
+            *each, corpus = map(float, scores)
+            counts = np.array([line.split() for line in statistics], dtype=np.float64)
         except ValueError as error:
             self.close()
             raise MeteorError(f"METEOR answered {error}: {self._remedy()}") from error
-        return corpus, per_caption
+        return MeteorResult(corpus, each, counts)
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:

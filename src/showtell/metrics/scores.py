@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -22,15 +22,20 @@ from showtell.metrics.inputs import UnknownMetricError, captions_of, check_capti
 from showtell.metrics.java import INSTALL_JAVA
 from showtell.metrics.meteor import MeteorError, shared_meteor
 from showtell.metrics.spice import SpiceError, spice, spice_obstacle
+from showtell.metrics.statistics import BLEU_ORDER, Array, bleu_statistics, mean_statistics
 from showtell.text.tokenizer import tokenize
 
 METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 DEFAULT_METRICS = METRICS[:4]  # SPICE needs a large download
 
-_BLEU_ORDER = 4
 
-# Corpus score and score of each image, in the order of the images.
-_Column = tuple[float, Sequence[float]]
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """One metric's results: name -> corpus score, name -> score of each image, and [I, K]."""
+
+    corpus: Mapping[str, float]
+    each: Mapping[str, Sequence[float]]
+    statistics: Array
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class CaptionScores:
     to 10. ``per_image`` has the same names for each image; BLEU is smoothed there as the COCO
     evaluation does. ``skipped`` names each metric that could not run with the remedy, ``notes``
     what a reader must know about those that did. ``signature`` says how the numbers came about.
+    ``statistics`` maps a metric to what its corpus score is computed from, one row for each image
+    (see `showtell.metrics.statistics`); `showtell.metrics.intervals` resamples them.
     """
 
     scores: dict[str, float]
@@ -51,6 +58,8 @@ class CaptionScores:
     signature: str
     images: int
     references: int
+    references_sha256: str
+    statistics: dict[str, Array] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The flat form of ``scores-*.json``."""
@@ -87,24 +96,27 @@ def score_captions(
     check_captions(captions, references)
     weighed = _weigh(tuple((image_id, tuple(references[image_id])) for image_id in captions))
     hypotheses = [" ".join(tokenize(caption)) for caption in captions.values()]
-    columns: dict[str, _Column] = {}
+    results: dict[str, _Scored] = {}
     skipped: dict[str, str] = {}
     for metric in (name for name in METRICS if name in metrics):
         try:
-            columns |= _SCORERS[metric](hypotheses, weighed)
+            results[metric] = _SCORERS[metric](hypotheses, weighed)
         except (MeteorError, SpiceError) as error:
             skipped[metric] = str(error)
+    each = {name: values for scored in results.values() for name, values in scored.each.items()}
     return CaptionScores(
-        scores={name: float(corpus) for name, (corpus, _) in columns.items()},
+        scores={n: float(x) for scored in results.values() for n, x in scored.corpus.items()},
         per_image={
-            image_id: {name: float(each[row]) for name, (_, each) in columns.items()}
+            image_id: {name: float(values[row]) for name, values in each.items()}
             for row, image_id in enumerate(captions)
         },
         skipped=skipped,
-        notes=tuple(_notes(columns, len(captions))),
-        signature=_signature(columns, weighed, context or {}),
+        notes=tuple(_notes(results, len(captions))),
+        signature=_signature(results, weighed, context or {}),
         images=len(captions),
         references=weighed.count,
+        references_sha256=weighed.digest,
+        statistics={metric: scored.statistics for metric, scored in results.items()},
     )
 
 
@@ -115,8 +127,8 @@ def _check_metrics(metrics: Sequence[str]) -> None:
         )
 
 
-def _notes(columns: Mapping[str, _Column], images: int) -> Iterator[str]:
-    if "CIDEr" in columns and images == 1:
+def _notes(results: Mapping[str, _Scored], images: int) -> Iterator[str]:
+    if "CIDEr" in results and images == 1:
         yield "CIDEr of a single image is 0 by definition: every word is in every document"
 
 
@@ -152,64 +164,66 @@ class _WeighedReferences:
 _weigh = lru_cache(maxsize=2)(_WeighedReferences)
 
 
-def _bleu(hypotheses: Sequence[str], references: _WeighedReferences) -> dict[str, _Column]:
-    scorer = BleuScorer(n=_BLEU_ORDER)
+def _bleu(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
+    scorer = BleuScorer(n=BLEU_ORDER)
     scorer.crefs = references.bleu
     scorer.ctest = list(map(cook_test, hypotheses, references.bleu))
     corpus, each = scorer.compute_score(option="closest", verbose=0)
-    return {f"BLEU-{n + 1}": (corpus[n], each[n]) for n in range(_BLEU_ORDER)}
+    names = [f"BLEU-{n + 1}" for n in range(BLEU_ORDER)]
+    return _Scored(
+        dict(zip(names, corpus, strict=True)),
+        dict(zip(names, each, strict=True)),
+        bleu_statistics(scorer.ctest),
+    )
 
 
-def _meteor(hypotheses: Sequence[str], references: _WeighedReferences) -> dict[str, _Column]:
+def _meteor(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
     meteor = shared_meteor()
     if meteor is None:
         raise MeteorError(f"METEOR needs a Java runtime: {INSTALL_JAVA}")
-    return {"METEOR": meteor.score(hypotheses, references.sentences)}
+    result = meteor.score(hypotheses, references.sentences)
+    return _Scored({"METEOR": result.corpus}, {"METEOR": result.each}, result.statistics)
 
 
-def _rouge(hypotheses: Sequence[str], references: _WeighedReferences) -> dict[str, _Column]:
+def _rouge(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
     rouge = Rouge()
     pairs = zip(hypotheses, references.sentences, strict=True)
-    each = [rouge.calc_score([hypothesis], sentences) for hypothesis, sentences in pairs]
-    return {"ROUGE-L": (sum(each) / len(each), each)}
+    return _mean("ROUGE-L", [rouge.calc_score([caption], others) for caption, others in pairs])
 
 
-def _cider(hypotheses: Sequence[str], references: _WeighedReferences) -> dict[str, _Column]:
+def _cider(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
     pairs = zip(hypotheses, references.image_ids, strict=True)
-    each = [references.cider.score(hypothesis.split(), i) for hypothesis, i in pairs]
-    return {"CIDEr": (sum(each) / len(each), each)}
+    return _mean("CIDEr", [references.cider.score(caption.split(), i) for caption, i in pairs])
 
 
-def _spice(hypotheses: Sequence[str], references: _WeighedReferences) -> dict[str, _Column]:
+def _spice(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
     if obstacle := spice_obstacle():
         raise SpiceError(obstacle)
-    image_ids = references.image_ids
-    corpus, scores = spice(
-        dict(zip(image_ids, hypotheses, strict=True)),
-        dict(zip(image_ids, references.sentences, strict=True)),
-    )
-    return {"SPICE": (corpus, [scores[image_id] for image_id in image_ids])}
+    return _mean("SPICE", spice(hypotheses, references.sentences))
+
+
+def _mean(name: str, each: Sequence[float]) -> _Scored:
+    return _Scored({name: sum(each) / len(each)}, {name: each}, mean_statistics(each))
 
 
 _SCORERS = {"BLEU": _bleu, "METEOR": _meteor, "ROUGE-L": _rouge, "CIDEr": _cider, "SPICE": _spice}
 
 
 def _signature(
-    columns: Mapping[str, _Column], references: _WeighedReferences, context: Mapping[str, object]
+    results: Mapping[str, _Scored], references: _WeighedReferences, context: Mapping[str, object]
 ) -> str:
     """``name:value`` pairs that must agree before two results may be compared."""
-    scorer = f"pycocoevalcap-{version('pycocoevalcap')}"
-    per_image = sorted({len(sentences) for sentences in references.sentences})
+    per_image = [len(sentences) for sentences in references.sentences]
     facts: dict[str, object] = {
-        "metrics": ",".join(columns),
-        "scorer": scorer,
+        "metrics": ",".join(results),
+        "scorers": f"pycocoevalcap-{version('pycocoevalcap')}",
         "bleu": "closest-length",
         "cider": "cider-d,idf-of-references",
         "tokenizer": "ptb-3.4.1-lower-no-punctuation",
         "end-token": "not-scored",
         "images": len(references.image_ids),
         "references": references.count,
-        "references-per-image": "-".join(map(str, {per_image[0]: 0, per_image[-1]: 0})),
+        "references-per-image": f"{min(per_image)}-{max(per_image)}",
         "references-sha256": references.digest,
         "showtell": version("showtell"),
         **context,

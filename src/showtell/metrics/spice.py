@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pycocoevalcap.spice import get_stanford_models
@@ -35,26 +35,23 @@ def spice_obstacle() -> str | None:
     return None
 
 
-def spice(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
-) -> tuple[float, dict[str, float]]:
-    """Corpus SPICE and that of each image, 0 to 1.
+def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """SPICE of each caption, 0 to 1; that of a set is their mean.
 
     Raises:
         SpiceError: its Java program failed.
     """
-    hypotheses = {image_id: [caption] for image_id, caption in captions.items()}
+    # pycocoevalcap sorts the images by their ids: numbers of one width keep their order.
+    numbers = [f"{number:09d}" for number in range(len(captions))]
     try:
         with _java_on_path(), contextlib.redirect_stdout(io.StringIO()):
-            corpus, parts = Spice().compute_score(
-                {image_id: list(sentences) for image_id, sentences in references.items()},
-                hypotheses,
+            _, parts = Spice().compute_score(
+                {number: list(r) for number, r in zip(numbers, references, strict=True)},
+                {number: [caption] for number, caption in zip(numbers, captions, strict=True)},
             )
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         raise SpiceError(f"SPICE failed ({error}): it is known to run on Java 8") from error
-    # pycocoevalcap returns the images in the order of their sorted ids.
-    scores = {i: part["All"]["f"] for i, part in zip(sorted(captions), parts, strict=True)}
-    return float(corpus), scores
+    return [float(part["All"]["f"]) for part in parts]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,93 @@
+"""From sums over images to the score of a set, for many sets at once.
+
+A corpus score is a function of sums of per-image statistics: BLEU and METEOR of counts, the
+other metrics of the scores themselves (their corpus score is the mean). Resampling images then
+is a matrix product. Notation: I images, S sets, K statistics of a metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+BLEU_ORDER = 4
+
+# METEOR 1.5 for English (Denkowski & Lavie 2014, section 3): weights of exact, stem, synonym and
+# paraphrase matches; balance of recall, strength and exponent of the penalty, weight of content.
+_MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
+
+
+def bleu_statistics(cooked: Sequence[Mapping[str, Any]]) -> Array:
+    """[I, 10]: words, words of the closest reference, possible and matched n-grams for n = 1..4.
+
+    ``cooked`` are pycocoevalcap's comparisons of a caption with its references.
+    """
+    return np.array(
+        [
+            [c["testlen"], _closest(c["reflen"], c["testlen"]), *c["guess"], *c["correct"]]
+            for c in cooked
+        ],
+        dtype=np.float64,
+    )
+
+
+def _closest(lengths: Sequence[int], length: int) -> int:
+    return min(lengths, key=lambda other: (abs(other - length), other))
+
+
+def bleu(totals: Array) -> dict[str, Array]:
+    """[S, 10] summed statistics -> BLEU-1..4, each [S]; exactly as pycocoevalcap computes them."""
+    small, tiny = 1e-9, 1e-15
+    words, closest, possible, matched = np.split(totals, [1, 2, 2 + BLEU_ORDER], axis=1)
+    precisions = np.cumprod((matched + tiny) / (possible + small), axis=1)
+    means = precisions ** (1 / np.arange(1, BLEU_ORDER + 1))
+    ratio = (words + tiny) / (closest + small)
+    means = means * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
+    return {f"BLEU-{n + 1}": means[:, n] for n in range(BLEU_ORDER)}
+
+
+def meteor(totals: Array) -> dict[str, Array]:
+    """[S, 23] summed statistics, as METEOR's SCORE command gives them -> METEOR [S]."""
+    words, reference_words, function, reference_function = totals[:, :4].T
+    # Axes: set, kind of match, content or function word, caption or reference.
+    matches = totals[:, 4:20].reshape(-1, 4, 2, 2)
+    chunks, matched, reference_matched = totals[:, 20:].T
+    weighed = np.einsum("skcr,k,c->sr", matches, _MATCH_WEIGHTS, np.array([_DELTA, 1 - _DELTA])).T
+    precision = _ratio(weighed[0], _DELTA * (words - function) + (1 - _DELTA) * function)
+    recall = _ratio(
+        weighed[1],
+        _DELTA * (reference_words - reference_function) + (1 - _DELTA) * reference_function,
+    )
+    mean = _ratio(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
+    fragmentation = _ratio(chunks, (matched + reference_matched) / 2)
+    # A caption that is its reference, word for word, is one chunk and not fragmented at all.
+    identical = (chunks == 1) & (matched == words) & (reference_matched == reference_words)
+    penalty = np.where(identical, 0.0, _GAMMA * fragmentation**_BETA)
+    return {"METEOR": mean * (1 - penalty)}
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+
+
+def mean_of(name: str) -> Callable[[Array], dict[str, Array]]:
+    """For a metric whose corpus score is the mean over images: statistics [I, 2] are score, 1."""
+    return lambda totals: {name: totals[:, 0] / totals[:, 1]}
+
+
+def mean_statistics(scores: Sequence[float]) -> Array:
+    """[I, 2]: the score of each image and the count of one."""
+    return np.column_stack([np.asarray(scores, dtype=np.float64), np.ones(len(scores))])
+
+
+CORPUS_SCORES: dict[str, Callable[[Array], dict[str, Array]]] = {
+    "BLEU": bleu,
+    "METEOR": meteor,
+    **{name: mean_of(name) for name in ("ROUGE-L", "CIDEr", "SPICE")},
+}
