@@ -12,9 +12,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
-from torch import nn
-
 from small_training import Training, build_training, pictures, weights
+from torch import nn
 
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.checkpoints import AtomicCheckpointIO

@@ -20,6 +20,10 @@ from showtell.training.optimization import Optimization
 from showtell.training.validation import GeneratedCaptions
 
 
+# Optimizer steps between two rows of the step loss in the curves.
+STEPS_PER_ROW = 10
+
+
 class NonFiniteLossError(UserError):
     """The loss became infinite or not a number; raised before the weights are touched."""
 
@@ -79,12 +83,17 @@ class CaptioningModule(LightningModule):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(loss.item(), batch.image_ids, self.global_step)
         self.train_loss.update(loss.detach(), weight=batch.targets.numel())
-        self.log("train/step_loss", loss.detach())
+        images = len(batch.image_ids)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=images)
+        if self.global_step % STEPS_PER_ROW == 0:
+            self._record(
+                {"train/step_loss": loss.item(), "train/lr": self._rate()}, self.global_step
+            )
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Report the mean loss of the epoch, every real token counted once."""
-        self.log("train/loss", self.train_loss.compute())
+        self._record({"train/loss": self.train_loss.compute().item()}, self.global_step - 1)
         self.train_loss.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -124,8 +133,23 @@ class CaptioningModule(LightningModule):
         self.generated.update(batch.image_ids, hypotheses)
 
     def _report(self, split: str) -> None:
-        self.log(f"{split}/loss", self.val_loss.compute())
-        scores = self.generated.compute().scores
-        self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items()})
+        scores = self.generated.compute()
+        metrics = {f"{split}/{name}": score.item() for name, score in scores.items()}
+        metrics[f"{split}/loss"] = self.val_loss.compute().item()
+        self.log_dict(metrics, logger=False)  # what callbacks monitor
+        self._record(metrics, self.global_step - 1)
         self.val_loss.reset()
         self.generated.reset()
+
+    def _record(self, metrics: dict[str, float], step: int) -> None:
+        """Write a row of the curves, at once.
+
+        Lightning would write it only after the checkpoint of the step is saved; a kill between
+        the two would then lose a row for good.
+        """
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=step)
+
+    def _rate(self) -> float:
+        rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return rate

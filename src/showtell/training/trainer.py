@@ -69,7 +69,6 @@ class TrainerSettings:
             default_root_dir=run_folder,
             # A sanity check would decode with untrained weights, which is the slowest they get.
             num_sanity_val_steps=0,
-            log_every_n_steps=10,
             enable_model_summary=False,
             enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
             enable_checkpointing=True,

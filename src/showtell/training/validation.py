@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from showtell.decoding.beam import Hypothesis
-from showtell.metrics.scores import CaptionScores, score_captions
+from showtell.metrics.scores import score_captions
 from showtell.text.tokenizer import detokenize
 from showtell.text.vocabulary import END, PAD, Vocabulary
 
@@ -64,8 +64,9 @@ class GeneratedCaptions(Metric):
             for position in sorted(decoded)
         }
 
-    def compute(self) -> CaptionScores:
-        """Scores over the images seen; raises UserError when none was."""
+    def compute(self) -> dict[str, Tensor]:
+        """Corpus scores over the images seen, as scalars; raises UserError when none was."""
         captions = self.captions()
         references = {image_id: self._references[image_id] for image_id in captions}
-        return score_captions(captions, references, metrics=self._metrics)
+        scores = score_captions(captions, references, metrics=self._metrics).scores
+        return {name: torch.tensor(value) for name, value in scores.items()}
