@@ -1,0 +1,219 @@
+"""Charts as inline SVG: the geometry is worked out here, ``templates/charts.html`` draws it.
+
+Lengths are in the units of the SVG's view box, which the page scales to its column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+LABEL_GAP = 14.0  # the least distance of two labels at the line ends that stay readable
+# A dot for every point of a dense curve would be a band.
+MAX_DOTS = 80
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The view box, and in it the edges of the field between the axes."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+
+# Names stand to the right of the lines, the mark above them; bars need neither room.
+LINE_FRAME = Frame(400, 250, left=38, right=336, top=26, bottom=212)
+BAR_FRAME = Frame(400, 230, left=38, right=392, top=6, bottom=192)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve; ``name`` stands at its end and may be empty, ``tone`` is its CSS class."""
+
+    name: str
+    points: Sequence[Point]
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A number on an axis and where it stands."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A point of a curve with what it says when pointed at."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line as drawn: its path, its dots, and its name at the height ``label_y``."""
+
+    name: str
+    tone: str
+    path: str
+    dots: tuple[Dot, ...]
+    label_y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a histogram: filled for the one group, a cap line for the other."""
+
+    x: float
+    width: float
+    filled_y: float
+    capped_y: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Everything the template draws; ``summary`` says it to those who do not see it."""
+
+    frame: Frame
+    title: str
+    summary: str
+    x_name: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    curves: tuple[Curve, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    mark: Tick | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """The linear map from values [low, high] to lengths [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_name: str,
+    from_zero: bool = True,
+    mark: tuple[float, str] | None = None,
+) -> Chart:
+    """Curves over a common axis that begins at 0, with their names at their ends.
+
+    Args:
+        from_zero: whether the other axis begins at 0, as it must where heights are compared.
+        mark: a place on the x axis to point out, and what to write there.
+    """
+    points = [point for line in lines for point in line.points]
+    lowest = 0.0 if from_zero else min(y for _, y in points)
+    y_values = ticks(lowest, max(y for _, y in points), 5)
+    x_high = max(x for x, _ in points) or 1.0
+    frame = LINE_FRAME
+    x = _Scale(0.0, x_high, frame.left, frame.right)
+    y = _Scale(y_values[0], y_values[-1], frame.bottom, frame.top)
+    curves = tuple(_curve(line, x, y) for line in lines)
+    return Chart(
+        frame,
+        title,
+        _summary(lines, x_name),
+        x_name,
+        tuple(Tick(x(v), number(v)) for v in ticks(0, x_high, 6, whole=True) if v <= x_high),
+        tuple(Tick(y(v), number(v)) for v in y_values),
+        curves=_spread_labels(curves),
+        mark=Tick(x(mark[0]), mark[1]) if mark else None,
+    )
+
+
+def histogram(
+    title: str, filled: Mapping[int, float], capped: Mapping[int, float], *, x_name: str
+) -> Chart:
+    """The shares, in per cent, of two groups for each whole number from 0 on."""
+    last = max([*filled, *capped])
+    y_values = ticks(0, max([*filled.values(), *capped.values()]), 5)
+    frame = BAR_FRAME
+    x = _Scale(-0.5, last + 0.5, frame.left, frame.right)
+    y = _Scale(0, y_values[-1], frame.bottom, frame.top)
+    bars = tuple(
+        Bar(
+            x(n - 0.5),
+            round(x(n + 0.5) - x(n - 0.5), 1),
+            y(filled.get(n, 0)),
+            y(capped.get(n, 0)),
+            f"{n}: {filled.get(n, 0):.1f} % and {capped.get(n, 0):.1f} %",
+        )
+        for n in range(last + 1)
+    )
+    peak = max(filled, key=lambda n: filled[n], default=0)
+    return Chart(
+        frame,
+        title,
+        f"The most frequent is {peak}, with {filled.get(peak, 0):.0f} %.",
+        x_name,
+        tuple(Tick(x(v), number(v)) for v in ticks(0, last, 8, whole=True) if v <= last),
+        tuple(Tick(y(v), f"{number(v)} %") for v in y_values),
+        bars=bars,
+    )
+
+
+def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """About ``count`` round numbers, 1, 2 or 5 times a power of ten apart, enclosing low..high."""
+    rough = (high - low) / count or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+    if whole:
+        step = max(1.0, round(step))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def number(value: float) -> str:
+    """A number as short as it goes without loss: 0.5, 12, 60."""
+    return f"{value:.6g}"
+
+
+def _curve(line: Line, x: _Scale, y: _Scale) -> Curve:
+    places = [(x(a), y(b)) for a, b in line.points]
+    path = "M" + "L".join(f"{a} {b}" for a, b in places)
+    dots: tuple[Dot, ...] = ()
+    if len(places) <= MAX_DOTS:
+        dots = tuple(
+            Dot(*place, f"{line.name}: {b:.4g} at {number(a)}")
+            for place, (a, b) in zip(places, line.points, strict=True)
+        )
+    return Curve(line.name, line.tone, path, dots, places[-1][1])
+
+
+def _spread_labels(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    """Move labels apart, upwards from the lowest, until none covers another."""
+    room_y = math.inf
+    spread = [curve for curve in curves if not curve.name]
+    for curve in sorted((c for c in curves if c.name), key=lambda curve: -curve.label_y):
+        label_y = min(curve.label_y, room_y)
+        spread.append(replace(curve, label_y=label_y))
+        room_y = label_y - LABEL_GAP
+    return tuple(spread)
+
+
+def _summary(lines: Iterable[Line], x_name: str) -> str:
+    ends = (f"{line.name} ends at {line.points[-1][1]:.4g}" for line in lines if line.name)
+    return f"{', '.join(ends)}, over {x_name}"

@@ -1,0 +1,104 @@
+"""The curves of a training: ``metrics.csv`` read as it stands, and the charts of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from showtell.report.charts import Chart, Line, Point, line_chart
+
+# Written by `showtell.tracking`, which is not imported for its name: it would bring Lightning.
+METRICS_FILE = "metrics.csv"
+BLEU_ORDERS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The validation whose weights were kept: its 1-based epoch and the score that chose it."""
+
+    monitor: str
+    epoch: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Metric name -> points (epochs done, value); values of an epoch lie at its end.
+
+    Before the first epoch has ended the unit, ``x_name``, is the step.
+    """
+
+    points: dict[str, list[Point]]
+    x_name: str
+
+    def best(self, monitor: str | None) -> Best | None:
+        """The first validation with the highest ``monitor``, or None before any."""
+        found = self.points.get(monitor or "")
+        if not found or not monitor:
+            return None
+        epoch, score = max(found, key=lambda point: point[1])
+        return Best(monitor, round(epoch), score)
+
+    def charts(self, best: Best | None) -> list[Chart]:
+        """Loss, BLEU and CIDEr, those that were logged, with the best epoch marked."""
+        mark = (float(best.epoch), f"best: epoch {best.epoch}") if best else None
+        charts = []
+        if loss := self._lines({"train/step_loss": "", "train/loss": "train", "val/loss": "val"}):
+            title = "Loss, nats per word"
+            charts.append(line_chart(title, loss, x_name=self.x_name, from_zero=False, mark=mark))
+        bleu_names = {f"val/BLEU-{n}": f"BLEU-{n}" for n in BLEU_ORDERS}
+        if bleu := self._lines(bleu_names, factor=100):
+            charts.append(line_chart("Validation BLEU, %", bleu, x_name=self.x_name, mark=mark))
+        if cider := self._lines({"val/CIDEr": "CIDEr"}):
+            charts.append(line_chart("Validation CIDEr", cider, x_name=self.x_name, mark=mark))
+        return charts
+
+    def _lines(self, names: dict[str, str], factor: float = 1) -> list[Line]:
+        return [
+            Line(
+                shown,
+                [(x, factor * y) for x, y in self.points[name]],
+                tone="tone-" + name.replace("/", "-").lower(),
+            )
+            for name, shown in names.items()
+            if name in self.points
+        ]
+
+
+def read_curves(path: Path) -> Curves:
+    """The curves so far; none when the file is missing or has no numbers yet.
+
+    A training may be writing the file: half a line at its end is left out, and so is what is no
+    finite number.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    steps = _steps_per_epoch(rows)
+    points: dict[str, list[Point]] = {}
+    for row in rows:
+        step = _finite(row.get("step"))
+        for name, cell in row.items():
+            value = _finite(cell)
+            if step is not None and value is not None and name not in ("epoch", "step"):
+                points.setdefault(name, []).append(((step + 1) / (steps or 1), value))
+    return Curves(points, x_name="epoch" if steps else "step")
+
+
+def _steps_per_epoch(rows: list[dict[str, str]]) -> float | None:
+    """Optimizer steps of an epoch, from the last row that closes one; None before there is any."""
+    for row in reversed(rows):
+        step, epoch = _finite(row.get("step")), _finite(row.get("epoch"))
+        if row.get("val/loss") and step is not None and epoch is not None:
+            return (step + 1) / (epoch + 1)
+    return None
+
+
+def _finite(cell: str | None) -> float | None:
+    try:
+        value = float(cell or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,71 @@
+"""From content to one self-contained HTML file: templates, number formats, the style sheet.
+
+The templates escape everything they are given. Captions, file names and configurations come from
+others, and a page that is passed around must not carry their HTML.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from showtell.errors import UserError
+from showtell.runs import write_atomically
+
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+# CIDEr-D is printed on its own scale; these are fractions, printed in per cent as in papers.
+PER_CENT = ("BLEU", "METEOR", "ROUGE-L", "SPICE")
+
+
+def write_page(output: Path, template: str, **content: Any) -> Path:
+    """Fill ``template`` and write it to ``output``, whole or not at all; return ``output``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    html = _environment().get_template(template).render(content)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, html.encode())
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written ({error.strerror}); make room or name another output"
+        ) from error
+    return output
+
+
+def score_text(value: float, name: str) -> str:
+    """A score as people print it: BLEU, METEOR, ROUGE-L and SPICE in per cent, CIDEr as it is."""
+    return f"{100 * value:.1f}" if name.startswith(PER_CENT) else f"{value:.3f}"
+
+
+def count_text(value: int) -> str:
+    """A count with its thousands apart."""
+    return f"{value:,}"
+
+
+def share_text(value: float) -> str:
+    """A fraction in per cent."""
+    return f"{100 * value:.1f} %"
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("showtell.report")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(score=score_text, count=count_text, share=share_text)
+    environment.globals["split_names"] = SPLIT_NAMES
+    # Ours alone, without a word from outside: the one text that is not escaped.
+    style, _, _ = loader.get_source(environment, "style.css")
+    environment.globals["style"] = Markup(style)
+    return environment

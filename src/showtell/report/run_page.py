@@ -1,0 +1,193 @@
+"""The page about one run: what it is, how it learnt, how well it writes, and what it writes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from showtell.config import build, check_node
+from showtell.errors import UserError
+from showtell.metrics.inputs import read_captions
+from showtell.metrics.scores import score_captions
+from showtell.report.charts import Chart, histogram
+from showtell.report.curves import METRICS_FILE, read_curves
+from showtell.report.gallery import Card, Picture, cards
+from showtell.report.origin import facts_of, summary_of
+from showtell.report.page import write_page
+from showtell.report.results import read_scores
+from showtell.report.words import WordStatistics, copied_share, sentences_of, word_statistics
+from showtell.runs import CONFIG, read_record
+from showtell.types import CaptionData, CaptionedImage, Split
+
+REPORT = "report.html"
+SHOWN_BEST, SHOWN_RANDOM = 6, 12
+# The test split comes second: whoever looks through its pictures begins to tune on them.
+SCORED_SPLITS: tuple[Split, ...] = ("val", "test")
+# CIDEr weighs words by how telling they are; ROUGE-L parts the many with a CIDEr of 0.
+RANKING = ("CIDEr", "ROUGE-L")
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Some pictures under a heading."""
+
+    title: str
+    cards: list[Card]
+
+
+@dataclass(frozen=True)
+class Language:
+    """The captions as language, beside the references where the data set is at hand."""
+
+    captions: WordStatistics
+    references: WordStatistics | None
+    copied: float | None
+    lengths: Chart | None
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """The data set the run names, or why it is not at hand; ``problem`` may also be a doubt."""
+
+    data: CaptionData | None
+    problem: str | None
+
+
+def write_report(run_folder: Path, output: Path | None = None) -> Path:
+    """Write one self-contained HTML page about a run; return where it is.
+
+    Captions are ranked and compared with the references of the data set named in ``config.yaml``;
+    where that is not at hand the page is made without pictures and says so. A run that has not
+    finished, or failed, gets a page with what there is.
+
+    Args:
+        run_folder: the folder of the run.
+        output: the file to write; ``report.html`` in the run folder by default.
+
+    Raises:
+        UserError: this is no run folder, one of its files is damaged, or the page cannot be
+            written.
+    """
+    record = read_record(run_folder)
+    run = summary_of(record)
+    config = _read_config(run_folder / CONFIG)
+    at_hand = _data_set(config, record)
+    split, captions = _captions(run_folder)
+    curves = read_curves(run_folder / METRICS_FILE)
+    best = curves.best(config.get("callbacks", {}).get("monitor"))
+    galleries, problem = _galleries(captions, at_hand)
+    return write_page(
+        output or run_folder / REPORT,
+        "run.html",
+        title=run.title,
+        folder=run_folder.resolve().name,
+        run=run,
+        scores=[scores for s in SCORED_SPLITS if (scores := read_scores(run_folder, s))],
+        best=best,
+        charts=curves.charts(best),
+        split=split,
+        galleries=galleries,
+        problem=problem,
+        language=_language(captions, at_hand.data),
+        facts=facts_of(record),
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no configuration; restore it from a copy")
+    return config
+
+
+def _data_set(config: Mapping[str, Any], record: Mapping[str, Any]) -> AtHand:
+    node = config.get("data")
+    if not isinstance(node, dict):
+        return AtHand(None, f"{CONFIG} names no data set")
+    try:
+        if problems := check_node("data", node):
+            return AtHand(None, problems[0])
+        data = build("data", node)
+    except UserError as error:
+        return AtHand(None, str(error))
+    if not isinstance(data, CaptionData):
+        return AtHand(None, f"data._target_={node['_target_']} is no data set")
+    if data.origin != record.get("data", {}).get("origin"):
+        return AtHand(data, "its text files are not those the run was trained on")
+    return AtHand(data, None)
+
+
+def _captions(run_folder: Path) -> tuple[Split, dict[str, str]]:
+    """The captions of the first split that has some, image id -> caption."""
+    for split in SCORED_SPLITS:
+        path = run_folder / f"captions-{split}.json"
+        if path.exists():
+            return split, read_captions(path)
+    return SCORED_SPLITS[0], {}
+
+
+def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Gallery], str | None]:
+    """Best, random and worst pictures, and what is to be said of their data set."""
+    if at_hand.data is None or not captions:
+        return [], at_hand.problem
+    images = _captioned(captions, at_hand.data)
+    if not images:
+        return [], "it holds none of the captioned pictures"
+    pictures = _ranked(captions, images)
+    count = min(SHOWN_BEST, len(pictures) // 3)
+    best, rest, worst = pictures[:count], pictures[count:], []
+    if count:
+        rest, worst = rest[:-count], rest[: -count - 1 : -1]
+    drawn = random.Random(0).sample(rest, min(SHOWN_RANDOM, len(rest)))
+    parts = {"Best": best, "Drawn at random": drawn, "Worst": worst}
+    return [Gallery(t, cards(chosen)) for t, chosen in parts.items() if chosen], at_hand.problem
+
+
+def _captioned(captions: Mapping[str, str], data: CaptionData) -> list[CaptionedImage]:
+    return [image for image in data.images if image.image_id in captions]
+
+
+def _ranked(captions: Mapping[str, str], images: Sequence[CaptionedImage]) -> list[Picture]:
+    """The pictures from the best caption to the worst."""
+    scores = score_captions(
+        {image.image_id: captions[image.image_id] for image in images},
+        {image.image_id: image.captions for image in images},
+        metrics=RANKING,
+    ).per_image
+    pictures = [
+        Picture(
+            image.path,
+            captions[image.image_id],
+            image.captions,
+            {name: scores[image.image_id][name] for name in RANKING},
+        )
+        for image in images
+    ]
+    return sorted(pictures, key=lambda p: [-p.scores[name] for name in RANKING])
+
+
+def _language(captions: Mapping[str, str], data: CaptionData | None) -> Language | None:
+    if not captions:
+        return None
+    sentences = sentences_of(captions.values())
+    written = word_statistics(sentences)
+    images = _captioned(captions, data) if data else []
+    if data is None or not images:
+        return Language(written, None, None, None)
+    references = word_statistics(sentences_of(c for image in images for c in image.captions))
+    training = sentences_of(c for image in data.split("train") for c in image.captions)
+    chart = histogram(
+        "Words in a caption", written.length_shares, references.length_shares, x_name="words"
+    )
+    copied = copied_share(sentences, training) if training else None
+    return Language(written, references, copied, chart)

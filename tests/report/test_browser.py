@@ -1,0 +1,70 @@
+"""The page in a real browser: pictures decoded, nothing complained of, nothing wider than it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import pytest
+from small_run import make_small_run
+
+from showtell.report.run_page import write_report
+
+pytestmark = pytest.mark.slow
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+# Put before the page's own policy, which forbids every script after it.
+PROBE = """<script>
+addEventListener("load", async () => {
+  await Promise.all([...document.images].map(i => i.decode().catch(() => null)));
+  document.title = JSON.stringify({
+    widths: [...document.images].map(i => i.naturalWidth),
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    dark: matchMedia("(prefers-color-scheme: dark)").matches,
+    paper: getComputedStyle(document.body).backgroundColor,
+    fetched: performance.getEntriesByType("resource").map(r => r.name.slice(0, 5)),
+  });
+});
+</script>"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 500], ids=["laptop", "phone"])
+def test_the_page_opens(tmp_path: Path, width: int, dark: bool) -> None:
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome on the PATH: the page is not looked at")
+    page = write_report(make_small_run(tmp_path).folder)
+    page.write_text(page.read_text().replace("<head>", f"<head>{PROBE}", 1))
+    title, complaints = open_page(page, tmp_path / "profile", width, dark)
+    found = json.loads(title)
+    assert len(found["widths"]) == 9
+    assert min(found["widths"]) > 0
+    assert found["overflow"] <= 0
+    assert found["dark"] is dark
+    assert set(found["fetched"]) <= {"data:"}
+    red = int(re.findall(r"\d+", found["paper"])[0])
+    assert (red < 64) is dark
+    assert complaints == []
+
+
+def open_page(page: Path, profile: Path, width: int, dark: bool) -> tuple[str, list[str]]:
+    """The title of the page once it has loaded, and what the console said."""
+    assert BROWSER is not None
+    options = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync dump-dom"
+    options += " disable-background-networking disable-component-update enable-logging=stderr"
+    command = [BROWSER, *(f"--{option}" for option in options.split())]
+    command += [f"--user-data-dir={profile}", f"--window-size={width},900"]
+    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    command += ["--virtual-time-budget=5000", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title is not None
+    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return unescape(title[1]), complaints
