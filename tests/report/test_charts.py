@@ -71,6 +71,16 @@ def test_labels_at_the_line_ends_never_cover_each_other() -> None:
     assert min(gaps) >= LABEL_GAP - 1e-9
 
 
+def test_labels_of_lines_that_end_together_keep_their_order() -> None:
+    lines = [Line(name, [(0, 1), (1, 0)], "t") for name in ("BLEU-1", "BLEU-2", "BLEU-3")]
+    curves = line_chart("t", lines, x_name="epoch").curves
+    assert [c.name for c in sorted(curves, key=lambda c: c.label_y)] == [
+        "BLEU-1",
+        "BLEU-2",
+        "BLEU-3",
+    ]
+
+
 def test_one_single_value_can_be_drawn() -> None:
     chart = line_chart("t", [Line("a", [(1, 0)], "t")], x_name="epoch", from_zero=False)
     assert len(chart.curves[0].dots) == 1

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 LABEL_GAP = 14.0  # the least distance of two labels at the line ends that stay readable
-# A dot for every point of a dense curve would be a band.
+# A dot for every point of a dense curve would be a band; a nameless line is a background.
 MAX_DOTS = 80
 
 Point = tuple[float, float]
@@ -195,7 +195,7 @@ def _curve(line: Line, x: _Scale, y: _Scale) -> Curve:
     places = [(x(a), y(b)) for a, b in line.points]
     path = "M" + "L".join(f"{a} {b}" for a, b in places)
     dots: tuple[Dot, ...] = ()
-    if len(places) <= MAX_DOTS:
+    if line.name and len(places) <= MAX_DOTS:
         dots = tuple(
             Dot(*place, f"{line.name}: {b:.4g} at {number(a)}")
             for place, (a, b) in zip(places, line.points, strict=True)
@@ -207,7 +207,9 @@ def _spread_labels(curves: Sequence[Curve]) -> tuple[Curve, ...]:
     """Move labels apart, upwards from the lowest, until none covers another."""
     room_y = math.inf
     spread = [curve for curve in curves if not curve.name]
-    for curve in sorted((c for c in curves if c.name), key=lambda curve: -curve.label_y):
+    # Reversed: of lines that end together the first keeps the upper place.
+    named = [curve for curve in reversed(curves) if curve.name]
+    for curve in sorted(named, key=lambda curve: -curve.label_y):
         label_y = min(curve.label_y, room_y)
         spread.append(replace(curve, label_y=label_y))
         room_y = label_y - LABEL_GAP
