@@ -16,12 +16,12 @@ FLOORS = {
     3: ("data", "runs"),
     4: ("training", "caption", "report"),
     5: ("experiment",),
-    6: ("cli",),
+    6: ("cli", "__main__"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Rooms of one floor that may look at each other: searches run decoders, and a page or a callback
 # opens the run that the same floor made.
-NEIGHBOURS = {("decoding", "models"), ("report", "caption"), ("caption", "runs")}
+NEIGHBOURS = {("decoding", "models"), ("report", "caption"), ("__main__", "cli")}
 
 FENCES = {
     "hydra": {"config", "experiment", "cli"},

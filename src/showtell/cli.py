@@ -1,4 +1,4 @@
-"""The ``showtell`` command: check, extract, evaluate, caption."""
+"""The ``showtell`` command: check, extract, evaluate, caption, report."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FILE", help="captions as COCO results JSON"
     )
     caption.set_defaults(command=_caption)
+
+    report = commands.add_parser("report", help="one self-contained HTML page about a run")
+    report.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
+    report.set_defaults(command=_report)
     return parser
 
 
@@ -66,15 +71,13 @@ def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from showtell.config import build, compose
-    from showtell.data.checks import examine
+    from showtell.config import compose
+    from showtell.data.checks import examine_config
 
-    node = compose(options.overrides)["data"]
-    # Read with everything rejected let pass: the examination lists it all.
-    examination = examine(build("data", {**node, "skip_rejected": True}))
+    examination = examine_config(compose(options.overrides)["data"])
     print("\n".join(examination.lines(examples=options.examples)))
     if options.json:
-        options.json.write_text(json.dumps(examination.as_dict(), indent=2) + "\n")
+        options.json.write_text(json.dumps(examination.to_json(), indent=2) + "\n")
     return 0 if examination.healthy else 1
 
 
@@ -114,3 +117,10 @@ def _caption(options: argparse.Namespace) -> int:
     if failed:
         print(f"error: {failed} of {failed + len(results)} pictures skipped", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from showtell.report.run_page import write_report
+
+    print(f"report: {write_report(options.run, options.output)}")
+    return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,7 +80,7 @@ class EncodedCaptions:
         """The captions of one image: word ids and END."""
         first, last = self._image_starts[image : image + 2]
         bounds = self._row_starts[first : last + 1]
-        return [self._tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [self._tokens[a:b] for a, b in pairwise(bounds)]
 
 
 class CaptionBatches:

@@ -19,7 +19,6 @@ from showtell.text.settings import TextSettings
 from showtell.training.optimization import Optimization
 from showtell.training.validation import GeneratedCaptions
 
-
 # Optimizer steps between two rows of the step loss in the curves.
 STEPS_PER_ROW = 10
 
