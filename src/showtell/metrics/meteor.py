@@ -9,6 +9,7 @@ this one. It is killed when it does not answer in time, and at exit.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import queue
 import subprocess
@@ -89,6 +90,8 @@ class Meteor:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            with contextlib.suppress(OSError):  # what was not yet read is lost with the process
+                self._process.stdin.close()  # type: ignore[union-attr]
             self._process = None
 
     def _score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorResult:

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+
+from showtell.metrics import score_captions
+from showtell.metrics.inputs import (
+    DuplicateCaptionError,
+    MissingCaptionError,
+    MissingReferencesError,
+    NotTextError,
+    ScoringError,
+    UnknownMetricError,
+)
+from showtell.text.tokenizer import tokenize
+
+WITHOUT_JAVA = ["BLEU", "ROUGE-L", "CIDEr"]
+# Published with the captions themselves by the COCO evaluation code.
+PUBLISHED = {
+    "BLEU-1": 0.5794,
+    "BLEU-2": 0.4044,
+    "BLEU-3": 0.2785,
+    "BLEU-4": 0.1908,
+    "ROUGE-L": 0.3963,
+    "CIDEr": 0.5998,
+}
+REFERENCES = {
+    "1.jpg": ["A dog runs on the grass.", "A brown dog is running.", "The dog runs outside."],
+    "2.jpg": ["Two people ride bikes down a road.", "Cyclists on a road."],
+    "3.jpg": ["A child's red ball floats in a pool."],
+}
+CAPTIONS = {
+    "1.jpg": "a dog runs outside",
+    "2.jpg": "two people on a road",
+    "3.jpg": "a ball in a pool",
+}
+
+
+def coco(shared: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    data = json.loads((shared / "reference" / "coco_fakecap.json").read_text("utf-8"))
+    return {image_id: texts[0] for image_id, texts in data["res"].items()}, data["gts"]
+
+
+def pycocoevalcap_scores(
+    captions: dict[str, str], references: dict[str, list[str]]
+) -> dict[str, tuple[float, list[float]]]:
+    """pycocoevalcap's own path from words to scores."""
+    words = {i: [" ".join(tokenize(text)) for text in texts] for i, texts in references.items()}
+    captioned = {i: [" ".join(tokenize(text))] for i, text in captions.items()}
+    with contextlib.redirect_stdout(io.StringIO()):
+        bleu, bleu_each = Bleu(4).compute_score(words, captioned)
+        rouge = Rouge().compute_score(words, captioned)
+        cider = Cider().compute_score(words, captioned)
+    named = {f"BLEU-{n + 1}": (bleu[n], bleu_each[n]) for n in range(4)}
+    return {**named, "ROUGE-L": rouge, "CIDEr": cider}
+
+
+def assert_equal_to_pycocoevalcap(
+    captions: dict[str, str], references: dict[str, list[str]]
+) -> None:
+    ours = score_captions(captions, references, WITHOUT_JAVA)
+    for name, (corpus, each) in pycocoevalcap_scores(captions, references).items():
+        assert ours.scores[name] == pytest.approx(corpus, abs=1e-9), name
+        values = [ours.per_image[image_id][name] for image_id in captions]
+        assert values == pytest.approx(list(each), abs=1e-9), name
+
+
+def test_the_published_figures_of_the_coco_evaluation(shared: Path) -> None:
+    scores = score_captions(*coco(shared), WITHOUT_JAVA)
+    assert scores.scores == pytest.approx(PUBLISHED, abs=5e-4)
+    assert (scores.images, scores.references) == (1000, 5005)
+    assert scores.skipped == {}
+
+
+def test_every_image_gets_the_score_pycocoevalcap_gives(shared: Path) -> None:
+    assert_equal_to_pycocoevalcap(*coco(shared))
+
+
+def test_uneven_numbers_of_references() -> None:
+    assert_equal_to_pycocoevalcap(CAPTIONS, REFERENCES)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["", " ", ".", "...!", "|||", "a ||| b", "<unk>", "<unk> <unk> dog", "dog " * 3000, "x", "😀"],
+)
+def test_hostile_captions_score_as_pycocoevalcap_scores_their_words(hostile: str) -> None:
+    assert_equal_to_pycocoevalcap({**CAPTIONS, "2.jpg": hostile}, REFERENCES)
+    assert_equal_to_pycocoevalcap(CAPTIONS, {**REFERENCES, "2.jpg": [hostile, "a dog"]})
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028", "\u2029"])
+def test_no_line_separator_shifts_the_captions_behind_it(separator: str) -> None:
+    broken = {**CAPTIONS, "1.jpg": f"a dog{separator}runs outside{separator}"}
+    references = {**REFERENCES, "1.jpg": [f"A{separator}dog runs", *REFERENCES["1.jpg"]]}
+    spaced = {**REFERENCES, "1.jpg": ["A dog runs", *REFERENCES["1.jpg"]]}
+    ours = score_captions(broken, references, WITHOUT_JAVA)
+    assert ours.per_image == score_captions(CAPTIONS, spaced, WITHOUT_JAVA).per_image
+
+
+word = st.sampled_from(
+    ["a", "the", "dog", "dogs", "'s", "red", "ball", "runs", ",", ".", "on", "in", "grass", "|||"]
+)
+sentence = st.lists(word, max_size=12).map(" ".join)
+
+
+@given(
+    st.lists(
+        st.tuples(sentence, st.lists(sentence, min_size=1, max_size=4)), min_size=1, max_size=5
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_any_captions_score_as_pycocoevalcap_scores_them(
+    rows: list[tuple[str, list[str]]],
+) -> None:
+    captions = {str(i): caption for i, (caption, _) in enumerate(rows)}
+    references = {str(i): texts for i, (_, texts) in enumerate(rows)}
+    # Without a single word pycocoevalcap's CIDEr stops with an error.
+    assume(any(tokenize(text) for texts in references.values() for text in texts))
+    assert_equal_to_pycocoevalcap(captions, references)
+
+
+def test_the_order_of_the_images_changes_nothing() -> None:
+    forward = score_captions(CAPTIONS, REFERENCES, WITHOUT_JAVA)
+    backward = score_captions(dict(reversed(CAPTIONS.items())), REFERENCES, WITHOUT_JAVA)
+    assert backward.scores == pytest.approx(forward.scores, abs=1e-12)
+    assert backward.per_image == forward.per_image
+    assert backward.signature == forward.signature
+
+
+def test_scoring_again_with_the_same_references_gives_the_same() -> None:
+    first = score_captions(CAPTIONS, REFERENCES, WITHOUT_JAVA)
+    score_captions({"1.jpg": "x"}, {"1.jpg": ["y"]}, WITHOUT_JAVA)
+    assert score_captions(CAPTIONS, REFERENCES, WITHOUT_JAVA) == first
+
+
+def test_repeating_a_reference_is_perfect() -> None:
+    captions = {image_id: texts[0] for image_id, texts in REFERENCES.items()}
+    scores = score_captions(captions, REFERENCES, WITHOUT_JAVA).scores
+    assert scores["BLEU-4"] == pytest.approx(1.0, abs=1e-6)
+    assert scores["ROUGE-L"] == pytest.approx(1.0)
+
+
+def test_the_smoothed_bleu_of_one_image_by_hand() -> None:
+    scores = score_captions({"a": "the red dog"}, {"a": ["the red cat", "a dog"]}, ["BLEU"])
+    # 3 of 3 words, 1 of 2 pairs, 0 of 1 triple; no shorter than the closest reference.
+    per_image = scores.per_image["a"]
+    assert per_image["BLEU-1"] == pytest.approx(1.0, abs=1e-6)
+    assert per_image["BLEU-2"] == pytest.approx((1 / 2) ** 0.5, abs=1e-6)
+    assert per_image["BLEU-3"] == pytest.approx((1 / 2 * 1e-15) ** (1 / 3), rel=1e-6)
+
+
+def test_only_the_metrics_asked_for_are_there() -> None:
+    scores = score_captions(CAPTIONS, REFERENCES, ["CIDEr"])
+    assert set(scores.scores) == {"CIDEr"} == set(scores.per_image["1.jpg"])
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    score_captions(CAPTIONS, REFERENCES, WITHOUT_JAVA)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_flat_form_holds_scores_counts_and_signature() -> None:
+    flat = score_captions(
+        CAPTIONS, REFERENCES, ["BLEU", "CIDEr"], context={"split": "val"}
+    ).to_json()
+    assert flat["images"] == 3 and flat["references"] == 6
+    assert {"BLEU-1", "BLEU-4", "CIDEr"} < set(flat)
+    assert "|split:val" in flat["signature"] and "pycocoevalcap-" in flat["signature"]
+    assert json.loads(json.dumps(flat)) == flat
+
+
+def test_the_signature_tells_other_references_apart() -> None:
+    others = {**REFERENCES, "3.jpg": ["A ball."]}
+    first = score_captions(CAPTIONS, REFERENCES, ["BLEU"])
+    assert first.signature != score_captions(CAPTIONS, others, ["BLEU"]).signature
+
+
+def test_cider_of_a_single_image_is_zero_and_said_so() -> None:
+    scores = score_captions({"a": "a dog"}, {"a": ["a dog"]}, ["CIDEr"])
+    assert scores.scores["CIDEr"] == 0
+    assert "by definition" in scores.notes[0]
+
+
+def test_without_java_the_rest_is_scored_and_the_remedy_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("showtell.metrics.meteor.find_java", lambda: None)
+    monkeypatch.setattr("showtell.metrics.spice.find_java", lambda: None)
+    scores = score_captions(CAPTIONS, REFERENCES, ["BLEU", "METEOR", "SPICE"])
+    assert set(scores.scores) == {f"BLEU-{n}" for n in range(1, 5)}
+    assert set(scores.skipped) == {"METEOR", "SPICE"}
+    assert all("showtell[java]" in remedy for remedy in scores.skipped.values())
+    assert set(scores.to_json()["skipped"]) == {"METEOR", "SPICE"}
+
+
+def test_spice_without_its_models_names_the_download(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("showtell.metrics.spice.find_java", lambda: Path("java"))
+    monkeypatch.setattr("showtell.metrics.spice._LIBRARY", tmp_path)
+    scores = score_captions(CAPTIONS, REFERENCES, ["BLEU", "SPICE"])
+    assert "get_stanford_models" in scores.skipped["SPICE"]
+
+
+def test_spice_scores_reach_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeSpice:
+        def compute_score(
+            self, references: dict[str, list[str]], captions: dict[str, list[str]]
+        ) -> tuple[float, list[dict[str, dict[str, float]]]]:
+            lengths = [len(captions[image_id][0]) for image_id in sorted(captions)]
+            return 0.0, [{"All": {"f": float(length)}} for length in lengths]
+
+    monkeypatch.setattr("showtell.metrics.scores.spice_obstacle", lambda: None)
+    monkeypatch.setattr("showtell.metrics.spice.Spice", FakeSpice)
+    monkeypatch.setattr("showtell.metrics.spice.find_java", lambda: Path("java"))
+    captions = {str(number): "a" * (number + 1) for number in range(12)}
+    scores = score_captions(captions, {i: ["b"] for i in captions}, ["SPICE"])
+    assert [scores.per_image[str(n)]["SPICE"] for n in range(12)] == list(range(1, 13))
+    assert scores.scores["SPICE"] == 6.5
+
+
+def test_the_rows_of_a_results_file_are_captions() -> None:
+    rows = [{"image_id": image_id, "caption": text} for image_id, text in CAPTIONS.items()]
+    assert score_captions(rows, REFERENCES, ["BLEU"]) == score_captions(
+        CAPTIONS, REFERENCES, ["BLEU"]
+    )
+
+
+def test_the_numbers_coco_gives_its_images_are_ids() -> None:
+    captions = {7: "a dog", 8: "a cat"}
+    references = {7: ["a dog"], 8: ["the cat"]}
+    scores = score_captions(captions, references, ["BLEU"])  # type: ignore[arg-type]
+    assert list(scores.per_image) == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("captions", "references", "error", "words"),
+    [
+        ({"a": "x"}, {"a": ["x"], "b": ["y"]}, MissingCaptionError, "1 image (b)"),
+        ({"a": "x", "b": "y"}, {"a": ["x"]}, MissingReferencesError, "1 image (b)"),
+        ({"a": "x"}, {"a": []}, MissingReferencesError, "1 image (a)"),
+        ({"a": "x"}, {"a": "xy"}, NotTextError, "references of a"),
+        ({"a": "x"}, {"a": [None]}, NotTextError, "reference of a"),
+        ({"a": "x"}, {"a": None}, NotTextError, "references of a"),
+        ({"a": None}, {"a": ["x"]}, NotTextError, "caption of a"),
+        ({"a": ["x"]}, {"a": ["x"]}, NotTextError, "caption of a"),
+        ({None: "x"}, {None: ["x"]}, NotTextError, "None"),
+        ({1: "x", "1": "y"}, {1: ["x"], "1": ["y"]}, DuplicateCaptionError, "1 image (1)"),
+        ({}, {}, ScoringError, "no captions"),
+        ([{"image_id": 1, "caption": "x"}] * 2, {"1": ["x"]}, DuplicateCaptionError, "(1)"),
+        ([{"image": 1}], {"1": ["x"]}, ScoringError, "COCO"),
+    ],
+)
+def test_what_cannot_be_scored_is_a_clear_error(
+    captions: object, references: object, error: type[ScoringError], words: str
+) -> None:
+    with pytest.raises(error) as caught:
+        score_captions(captions, references, ["BLEU"])  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+def test_many_missing_images_are_counted_and_three_named() -> None:
+    references = {f"{n}.jpg": ["x"] for n in range(10)}
+    with pytest.raises(MissingCaptionError, match=r"9 images \(1.jpg, 2.jpg, 3.jpg, \.\.\.\)"):
+        score_captions({"0.jpg": "x"}, references, ["BLEU"])
+
+
+@pytest.mark.parametrize("metrics", [["bleu"], ["BLEU", "BERTScore"], [], "BLEU"])
+def test_an_unknown_metric_is_refused(metrics: object) -> None:
+    with pytest.raises(UnknownMetricError, match="ROUGE-L"):
+        score_captions(CAPTIONS, REFERENCES, metrics)  # type: ignore[arg-type]
+
+
+def test_scoring_needs_no_torch() -> None:
+    program = "import sys, showtell.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
