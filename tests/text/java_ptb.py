@@ -14,12 +14,14 @@ from pathlib import Path
 
 from pycocoevalcap.tokenizer import ptbtokenizer
 
+from showtell.metrics.java import LOCALE_OPTIONS, find_java
+
 FIXTURE = Path(__file__).parent / "fixtures" / "java_ptb.json"
 _JAR = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
 _SENTINEL = "zqzsentinel"
 
 
-def java_tokens(texts: Sequence[str], java: str = "java") -> list[list[str]]:
+def java_tokens(texts: Sequence[str]) -> list[list[str]]:
     """What the COCO evaluation makes of each text (which must not hold a line separator).
 
     A sentinel line after each text shows that no line was shifted.
@@ -28,7 +30,7 @@ def java_tokens(texts: Sequence[str], java: str = "java") -> list[list[str]]:
         path = Path(folder, "captions.txt")
         lines = "\n".join(f"{_one_line(text)}\n{_SENTINEL}" for text in texts)
         path.write_text(lines, encoding="utf-8", newline="")
-        command = [java, "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(_JAR)]
+        command = [str(find_java()), *LOCALE_OPTIONS, "-cp", str(_JAR)]
         command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
         done = subprocess.run([*command, str(path)], capture_output=True, check=True, timeout=120)
     answers = done.stdout.decode("utf-8").removesuffix("\n").split("\n")
