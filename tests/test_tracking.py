@@ -516,8 +516,9 @@ def test_damaged_file_is_named(tmp_path: Path, row: str) -> None:
 
 
 def test_unwritable_file_stops_with_a_remedy(tmp_path: Path) -> None:
-    csv = CsvCurves(tmp_path / "gone" / "metrics.csv")
-    with pytest.raises(UserError, match=r"metrics.csv cannot be written .*resume="):
+    (tmp_path / "file").write_text("no folder")
+    csv = CsvCurves(tmp_path / "file" / "metrics.csv")
+    with pytest.raises(UserError, match=r"metrics.csv cannot be written .*permission"):
         csv.log_metrics({"train/loss": 1.0}, step=0)
 
 

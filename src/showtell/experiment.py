@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Trainer, seed_everything
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -20,6 +23,7 @@ from showtell.config import build, target_of
 from showtell.data.datamodule import CaptionDataModule
 from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
+from showtell.files import write_atomically
 from showtell.metrics.scores import CaptionScores, score_captions
 from showtell.models.decoder import FeatureKind
 from showtell.text.glove import WordVectors, load_vectors
@@ -59,13 +63,24 @@ class Settings:
 
     @classmethod
     def of(cls, config: Config) -> Settings:
-        """Built from a checked configuration."""
+        """Built from a checked configuration.
+
+        Raises:
+            UserError: when a value is of the right type but out of its range.
+        """
+
+        def built(group: str) -> Any:
+            try:
+                return build(group, config[group])
+            except ValueError as error:
+                raise UserError(f"{group}: {error}") from error
+
         return cls(
-            text=build("text", config["text"]),
-            search=build("decoding", config["decoding"]),
-            optimization=build("optim", config["optim"]),
-            trainer=build("trainer", config["trainer"]),
-            callbacks=build("callbacks", config["callbacks"]),
+            text=built("text"),
+            search=built("decoding"),
+            optimization=built("optim"),
+            trainer=built("trainer"),
+            callbacks=built("callbacks"),
         )
 
 
@@ -89,6 +104,7 @@ def train(config: Config) -> Path:
     Raises:
         UserError: for whatever the user can mend; a run that had begun is marked failed.
     """
+    _check_folder(config)
     parts = prepare(config)
     folder = _new_folder(config)
     _describe(folder, config, parts)
@@ -97,12 +113,23 @@ def train(config: Config) -> Path:
 
 
 def resume(folder: Path, config: Config) -> Path:
-    """Continue the run in ``folder`` exactly where its last checkpoint left it."""
+    """Continue the run in ``folder`` exactly where its last checkpoint left it.
+
+    Raises:
+        UserError: when there is nothing to continue, or the data are not those it began with.
+    """
+    record = runs.read_record(folder, needs=["data"])
     checkpoint = folder / runs.LAST_CHECKPOINT
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint} is missing: there is nothing to resume; start the run anew")
+    epochs = yaml.safe_load((folder / runs.CONFIG).read_text())["trainer"]["max_epochs"]
+    if record.get("status") == "finished" and config["trainer"]["max_epochs"] <= epochs:
+        raise UserError(
+            f"{folder} has finished its {epochs} epochs; raise trainer.max_epochs to train on"
+        )
     parts = prepare(config)
-    _check_same_words(folder, parts.vocabulary)
+    _check_same_data(folder, record, parts)
+    _write_config(folder, config)
     _run(config, parts, folder, checkpoint=checkpoint)
     return folder
 
@@ -111,13 +138,15 @@ def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:
     """Score the best weights of the run in ``folder`` on a split; write and print the scores.
 
     Raises:
-        UserError: when the data set lacks the split, or is not the one the run was trained on.
+        UserError: when the data set lacks the split, or the run cannot be loaded.
     """
     run = load_run(folder)
     data: CaptionData = build("data", config["data"])
     images = data.split(split)
     if not images:
         raise UserError(f"{data.name} has no {split} images; it has {', '.join(data.splits)}")
+    for note in (*data.notes, *_changed(run.record, data)):
+        print(f"note: {note}")
     store = features_of(images, run.encoder, run.feature_kind, config)
     scores, _ = score_split(run, images, split, store)
     print_scores(f"{data.name} {split}, {len(images)} images", scores)
@@ -213,8 +242,8 @@ def _write_captions(
 
 
 def print_scores(title: str, scores: CaptionScores) -> None:
-    """A table of corpus scores for people; BLEU, METEOR and ROUGE-L in per cent."""
-    table = Table(title=title)
+    """A table of corpus scores for people, times 100 as papers print them."""
+    table = Table(title=f"{title}, scores x 100", box=SIMPLE_HEAD, title_justify="left")
     for name in scores.scores:
         table.add_column(name, justify="right")
     table.add_row(*(f"{100 * value:.1f}" for value in scores.scores.values()))
@@ -225,22 +254,33 @@ def print_scores(title: str, scores: CaptionScores) -> None:
 
 
 def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None) -> None:
-    """Fit, then score the best weights on the validation split; the record tells how it ended."""
-    record = runs.update_record(folder, status="running")
-    exit_code = 1
-    tracker: Tracker = build(
-        "tracking", config["tracking"], run_folder=folder, config=dict(config), origin=record
-    )
-    try:
+    """Fit, then score the best weights on the validation split."""
+    with _recorded(config, folder) as tracker:
         step = _fit(config, parts, folder, tracker, checkpoint)
         scores, captions = score_split(load_run(folder), parts.images["val"], "val", parts.store)
         tracker.log_captions(step, _rows(parts.images["val"], captions, scores))
         tracker.summarize({f"best/{name}": value for name, value in scores.scores.items()})
         print_scores(f"{parts.data.name} val, {len(captions)} images", scores)
-        exit_code = 0
+
+
+@contextmanager
+def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
+    """A tracker for what is done inside; ``run.json`` and the dashboard tell how it ended."""
+    record = runs.update_record(folder, status="running")
+    status = "failed"
+    try:
+        with build(
+            "tracking", config["tracking"], run_folder=folder, config=dict(config), origin=record
+        ) as tracker:
+            yield tracker
+        status = "finished"
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        status = "interrupted"
+        if (folder / runs.LAST_CHECKPOINT).is_file():
+            print(f"interrupted; go on with resume={folder}", file=sys.stderr)
+        raise
     finally:
-        runs.update_record(folder, status="failed" if exit_code else "finished")
-        tracker.finish(exit_code)
+        runs.update_record(folder, status=status)
 
 
 def _rows(
@@ -314,13 +354,34 @@ def _sizes(vocabulary: Vocabulary, encoder: Encoder, text: TextSettings) -> dict
     }
 
 
-def _check_same_words(folder: Path, vocabulary: Vocabulary) -> None:
-    """A resumed run must read the captions it began with."""
-    if Vocabulary.load(folder / runs.VOCABULARY).tokens != vocabulary.tokens:
+def _check_same_data(folder: Path, record: Mapping[str, Any], parts: Parts) -> None:
+    """A resumed run must read the captions and the images it began with."""
+    same_words = Vocabulary.load(folder / runs.VOCABULARY).tokens == parts.vocabulary.tokens
+    same_images = record["data"]["images"] == _image_counts(parts.images)
+    changed = _changed(record, parts.data)
+    if changed or not (same_words and same_images):
+        what = changed[0] if changed else "there are other images or captions now"
         raise UserError(
-            f"{folder} was begun with other training captions than data.root holds now; "
-            "restore them, or start a new run"
+            f"{folder} cannot go on: {what}; restore the data set it began with, point data.root "
+            "at a copy, or start a new run"
         )
+
+
+def _changed(record: Mapping[str, Any], data: CaptionData) -> list[str]:
+    """A sentence for each text file that is not as it was when the run was trained."""
+    before: dict[str, str] = record["data"]["origin"]
+    return [
+        f"{name} is not the file this run was trained with"
+        for name, checksum in data.origin.items()
+        if before.get(name, checksum) != checksum
+    ]
+
+
+def _check_folder(config: Config) -> None:
+    """Refuse a folder that is taken before minutes are spent on features."""
+    folder = config["output"]["folder"]
+    if folder is not None and Path(folder).exists():
+        raise UserError(f"output.folder={folder} exists; name another, or remove it")
 
 
 def _new_folder(config: Config) -> Path:
@@ -333,8 +394,7 @@ def _new_folder(config: Config) -> Path:
 def _describe(folder: Path, config: Config, parts: Parts) -> None:
     """Write what a run folder holds before its first step."""
     parts.vocabulary.save(folder / runs.VOCABULARY)
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    runs.write_atomically(folder / runs.CONFIG, text.encode())
+    _write_config(folder, config)
     record = {
         "format": runs.FORMAT,
         "status": "prepared",
@@ -343,7 +403,7 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
         "data": {
             "name": parts.data.name,
             "origin": parts.data.origin,
-            "images": {name: len(images) for name, images in parts.images.items()},
+            "images": _image_counts(parts.images),
             "captions": {
                 name: sum(len(image.captions) for image in images)
                 for name, images in parts.images.items()
@@ -359,6 +419,15 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
         "decoding": config["decoding"],
     }
     runs.write_json(folder / runs.RECORD, record)
+
+
+def _write_config(folder: Path, config: Config) -> None:
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / runs.CONFIG, text.encode())
+
+
+def _image_counts(images: Images) -> dict[str, int]:
+    return {name: len(chosen) for name, chosen in images.items()}
 
 
 def _counts(vocabulary: Vocabulary) -> dict[str, int]:

@@ -12,11 +12,12 @@ captions-<split>.json, scores-<split>.json
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import secrets
 import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from showtell.errors import UserError
+from showtell.files import write_atomically
 
 FORMAT = 1
 RECORD = "run.json"
@@ -39,17 +41,11 @@ VERSIONED_PACKAGES = ("showtell", "torch", "torchvision", "lightning", "hydra-co
 
 def create_run_folder(root: Path, name: str) -> Path:
     """Make a new folder below ``root``; nobody else, however quick, gets the same one."""
-    root.mkdir(parents=True, exist_ok=True)
     readable = re.sub(r"[^\w.=+-]+", "_", name)
     while True:
         stamp = datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
-        folder = root / f"{stamp}_{readable}_{secrets.token_hex(3)}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        (folder / BEST_WEIGHTS.parent).mkdir()
-        return folder
+        with suppress(FileExistsError):
+            return _make(root / f"{stamp}_{readable}_{secrets.token_hex(3)}")
 
 
 def claim_folder(folder: Path) -> Path:
@@ -59,21 +55,25 @@ def claim_folder(folder: Path) -> Path:
         UserError: when it exists already.
     """
     try:
-        folder.mkdir(parents=True)
+        return _make(folder)
     except FileExistsError as error:
         raise UserError(f"{folder} exists; name another output.folder or remove it") from error
-    (folder / BEST_WEIGHTS.parent).mkdir()
+
+
+def _make(folder: Path) -> Path:
+    """Make a folder that must not exist, and what belongs in it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        (folder / BEST_WEIGHTS.parent).mkdir()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and folder.is_dir():
+            raise
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}); give write permission there, or set "
+            "output.root to another place"
+        ) from error
     return folder
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` so that a kill leaves the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -82,11 +82,13 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, text.encode())
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
     """What ``run.json`` says of the run in ``folder``.
 
+    ``needs`` are entries with entries of their own that must be there.
+
     Raises:
-        UserError: when this is no run folder, or one of another format.
+        UserError: when this is no run folder, one of another format, or one that lacks an entry.
     """
     path = folder / RECORD
     try:
@@ -106,6 +108,9 @@ def read_record(folder: Path) -> dict[str, Any]:
             if isinstance(record, dict)
             else f"{path} does not describe a run; restore it from a copy"
         )
+    missing = [key for key in needs if not isinstance(record.get(key), dict)]
+    if missing:
+        raise UserError(f"{path} does not say its {', '.join(missing)}; restore it from a copy")
     return dict(record)
 
 

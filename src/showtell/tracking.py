@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from showtell.errors import UserError
+from showtell.files import write_atomically
 
 if TYPE_CHECKING:
     import wandb
@@ -197,13 +198,7 @@ class CsvCurves(Logger):
         self._columns = list(dict.fromkeys(["epoch", "step", *metrics]))
         lines = [_csv_line(self._columns)]
         lines += [_csv_line(row.get(c, "") for c in self._columns) for row in self._rows.values()]
-        beside = self.path.with_name(f".{self.path.name}.new")
-        with _explained(self.path):
-            with beside.open("w", encoding="utf-8", newline="") as file:
-                file.write("".join(lines))
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.path)
+        write_atomically(self.path, "".join(lines).encode())
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, str]]:

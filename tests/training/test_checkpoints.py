@@ -36,11 +36,10 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "last.ckpt"
     IO.save_checkpoint({"epoch": 1}, path)
 
-    def full_disk(_checkpoint: object, file: Any) -> None:
-        file.write(b"half of it")
+    def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(UserError, match=r"last.ckpt cannot be written .*No space left"):
         IO.save_checkpoint({"epoch": 2}, path)
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from tiny_encoder import tiny_encoder
 
 from showtell.errors import UserError
 from showtell.vision import features as features_module
-from showtell.vision.features import FeatureKind, Features, FeatureStore, write_atomically
+from showtell.vision.features import FeatureKind, Features, FeatureStore
 
 IDENTITY = tiny_encoder().identity
 
@@ -216,17 +216,3 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> Non
     (store.folder / "a-b.npy").write_bytes(b"never committed")
     store.remove_leftovers()
     assert set(store.folder.iterdir()) == before
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
-    file = tmp_path / "file"
-    write_atomically(file, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(features_module.os, "fsync", full)
-    with pytest.raises(UserError, match=r"No space left on device.*features\.root"):
-        write_atomically(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [file]

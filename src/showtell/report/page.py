@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from showtell.errors import UserError
-from showtell.runs import write_atomically
+from showtell.files import write_atomically
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 # CIDEr-D is printed on its own scale; these are fractions, printed in per cent as in papers.

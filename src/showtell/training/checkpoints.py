@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from showtell.errors import UserError
+from showtell.files import remove_parts, write_atomically
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -31,23 +32,10 @@ class AtomicCheckpointIO(CheckpointIO):
             UserError: the disk is full or not writable; what ``path`` held before is intact.
         """
         target = Path(path)
-        # One fixed name: what a killed save leaves behind, the next one overwrites.
-        beside = target.with_name(f".{target.name}.new")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target)
-            _sync_folder(target.parent)
-        # PyTorch reports a full disk as a RuntimeError of its zip writer.
-        except (OSError, RuntimeError) as error:
-            beside.unlink(missing_ok=True)
-            raise UserError(
-                f"{target} cannot be written ({_first_line(error)}): make room or give write "
-                f"permission, then resume the run"
-            ) from error
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        remove_parts(target)
+        write_atomically(target, buffer.getbuffer())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -113,15 +101,6 @@ class RandomStates(Callback):
 def _on_cpu(state: Tensor) -> Tensor:
     """Generators take their state from the CPU, wherever Lightning has put it."""
     return state.cpu()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:

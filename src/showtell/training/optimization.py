@@ -37,6 +37,19 @@ class Optimization:
     gradient_clip: float | None
     label_smoothing: float
 
+    def __post_init__(self) -> None:
+        rules = {
+            "lr must be above 0": self.lr > 0,
+            "weight_decay must be at least 0": self.weight_decay >= 0,
+            "warmup_epochs must be at least 0": self.warmup_epochs >= 0,
+            "final_lr_fraction must lie in 0..1": 0 <= self.final_lr_fraction <= 1,
+            "gradient_clip must be above 0, or null": (self.gradient_clip or 1) > 0,
+            "label_smoothing must be at least 0 and below 1": 0 <= self.label_smoothing < 1,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(rule)
+
     def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
         """AdamW over all parameters, frozen ones too: they may thaw later."""
         decayed, plain = _by_decay(module.named_parameters())

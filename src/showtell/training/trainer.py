@@ -7,13 +7,29 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
+
+
+# Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
+# its own checkpoints, curves are written by the module itself, and PyTorch deprecates what
+# Lightning calls.
+HINTS = (
+    ".*does not have many workers.*",
+    ".*Checkpoint directory.*exists.*",
+    ".*smaller than the logging interval.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +39,32 @@ class TrainerSettings:
     Attributes:
         batch_size: images per step; each brings all its captions.
         max_epochs: passes over the training images at most; the schedule ends there.
-        accelerator: ``auto``, ``cpu``, ``gpu`` or another name Lightning knows.
+        accelerator: ``auto``, ``cpu``, or one that must be there.
         devices: how many of them, or ``auto``.
         precision: ``auto`` computes in bfloat16 where a GPU has it and in float32 elsewhere, or
-            any precision name of Lightning.
+            one of Lightning's names.
         limit_images: only the first so many images of each split; None for all.
         limit_batches: only the first so many batches of each epoch; None for all.
         validate_on_train: score the training images instead of the validation split, to see
             whether a model can learn by heart.
-        profiler: None, or ``simple`` or ``advanced`` as Lightning names them.
+        profiler: None, or one of Lightning's that prints where the time went.
     """
 
     batch_size: int
     max_epochs: int
-    accelerator: str
-    devices: int | str
-    precision: str
+    accelerator: Accelerator
+    devices: int | Literal["auto"]
+    precision: Precision
     limit_images: int | None
     limit_batches: int | None
     validate_on_train: bool
-    profiler: str | None
+    profiler: Literal["simple", "advanced"] | None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_epochs", "limit_images", "limit_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
     def build(
         self,
@@ -52,12 +74,31 @@ class TrainerSettings:
         loggers: Sequence[Logger],
         gradient_clip: float | None,
     ) -> Trainer:
-        """A trainer that writes only below ``run_folder``."""
+        """A trainer that writes only below ``run_folder``.
+
+        Raises:
+            UserError: when this machine lacks the devices, or they lack the precision.
+        """
         _silence_hints()
+        try:
+            return self._trainer(run_folder, callbacks, loggers, gradient_clip)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(
+                f"trainer.accelerator={self.accelerator}, devices={self.devices}, precision="
+                f"{self.precision}: {' '.join(str(error).split())}"
+            ) from error
+
+    def _trainer(
+        self,
+        run_folder: Path,
+        callbacks: Sequence[Callback],
+        loggers: Sequence[Logger],
+        gradient_clip: float | None,
+    ) -> Trainer:
         return Trainer(
             accelerator=self.accelerator,
             devices=self.devices,
-            precision=self._precision(),  # type: ignore[arg-type]
+            precision=self._precision(),
             max_epochs=self.max_epochs,
             limit_train_batches=self.limit_batches,
             limit_val_batches=self.limit_batches,
@@ -79,7 +120,7 @@ class TrainerSettings:
         """Optimizer steps of an epoch of so many batches."""
         return batches if self.limit_batches is None else min(batches, self.limit_batches)
 
-    def _precision(self) -> str:
+    def _precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]:
         if self.precision != "auto":
             return self.precision
         uses_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -87,7 +128,7 @@ class TrainerSettings:
 
 
 def _silence_hints() -> None:
-    """Lightning's hints that do not apply here: loaders without workers, tips, and so on."""
+    """Keep quiet about what the user neither caused nor could mend; other warnings stay."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*"):
+    for message in HINTS:
         warnings.filterwarnings("ignore", message)

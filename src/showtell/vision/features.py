@@ -18,10 +18,8 @@ import copy
 import hashlib
 import io
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from showtell.errors import UserError
+from showtell.files import write_atomically
 from showtell.vision.encoder import EncoderIdentity
 
 FeatureKind = Literal["pooled", "grid"]
@@ -303,31 +302,3 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     for key, value in fields.items():
         flat |= _flat(value) if isinstance(value, dict) else {key: value}
     return flat
-
-
-def write_atomically(file: Path, data: bytes | memoryview) -> None:
-    """Write a file, and its folder, so that a kill or a power cut leaves the old or the new one.
-
-    Raises:
-        UserError: the disk is full or may not be written.
-    """
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name itself must survive a power cut
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise UserError(
-            f"{file}: cannot be written ({error.strerror}); check space and permissions there or "
-            "set features.root"
-        ) from None

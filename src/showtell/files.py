@@ -1,0 +1,50 @@
+"""Files that are either the old or the new, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from showtell.errors import UserError
+
+
+def write_atomically(file: Path, data: bytes | memoryview) -> None:
+    """Write ``file``, making its folder, so that a kill or a power cut leaves the old or the new.
+
+    Written beside its target: a temporary folder may be another disk, where moving means copying.
+
+    Raises:
+        UserError: the disk is full or may not be written; what ``file`` held before is intact.
+    """
+    # Named after the process: two that write one file do not write one part.
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+        _sync_folder(file.parent)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise UserError(
+            f"{file} cannot be written ({error.strerror}): make room or give write permission there"
+        ) from error
+
+
+def remove_parts(file: Path) -> None:
+    """Delete what killed processes left of their writing of ``file``."""
+    for part in file.parent.glob(f".{file.name}.*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
