@@ -30,10 +30,10 @@ check: setup ## format, lint, types and YAML, all strict
 	yamllint --strict conf
 
 test: setup ## the fast tests: no network, no GPU, no Java
-	pytest
+	pytest --numprocesses 2
 
 test-all: setup ## the slow and the Java tests too
-	pytest -m 'not gpu'
+	pytest --numprocesses 2 -m 'not gpu'
 
 data: setup ## download Flickr8k (and GloVe with ARGS=--glove) into outputs/data, and check it
 	pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[download]'
