@@ -1,14 +1,18 @@
 """Train a captioner: ``python train.py model=lstm_glove``; ``conf/`` says what else can change."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from showtell.config import CHANGEABLE_ON_RESUME, resolve, saved_config
+from showtell.config import CHANGEABLE_ON_RESUME, explain, resolve, saved_config
 from showtell.errors import UserError
 
 
@@ -32,16 +36,31 @@ def run(composed: DictConfig) -> Path:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(composed: DictConfig) -> None:
-    """One job: prints the run folder last, or one sentence that says what to mend."""
+def job(composed: DictConfig) -> None:
+    """One training, or one of a sweep; prints the run folder last."""
     try:
         folder = run(composed)
     except UserError as error:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            sys.exit(f"error: {error}")
+        # Told at once; the sweep goes on with its other jobs, and Hydra raises this at its end.
         print(f"error: {error}", file=sys.stderr)
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise  # the sweep goes on with its other jobs and tells at its end
-        sys.exit(1)
+        raise
     print(f"run: {folder}")
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one sentence and status 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own pages
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: through every `finally`
+    try:
+        job()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

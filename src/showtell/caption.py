@@ -16,7 +16,7 @@ from showtell.config import build, check_node
 from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
 from showtell.models.decoder import Decoder, FeatureKind
-from showtell.runs import VOCABULARY, load_weights, read_record
+from showtell.runs import RECORD, VOCABULARY, load_weights, read_record
 from showtell.text.tokenizer import detokenize
 from showtell.text.vocabulary import Vocabulary
 from showtell.vision.encoder import Encoder, EncoderIdentity, rebuild_encoder
@@ -53,8 +53,14 @@ class Run:
             UserError: when its weights cannot be had, or are not those of the training.
         """
         described = self.record["encoder"]
-        identity = EncoderIdentity.from_json(described["identity"])
-        return rebuild_encoder(identity, weights=described["weights"])
+        try:
+            identity = EncoderIdentity.from_json(described["identity"])
+            weights = described["weights"]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.folder / RECORD} describes no encoder ({error!r}); restore it from a copy"
+            ) from error
+        return rebuild_encoder(identity, weights=weights)
 
     @property
     def feature_kind(self) -> FeatureKind:
@@ -65,8 +71,6 @@ class Run:
         """The same run with another beam width; None keeps the run's own."""
         if beam_size is None:
             return self
-        if beam_size < 1:
-            raise UserError(f"--beam-size is at least 1, not {beam_size}")
         return replace(self, search=replace(self.search, beam_size=beam_size))
 
     def write(self, features: Tensor) -> list[str]:
@@ -79,6 +83,7 @@ class Run:
 
         Raises:
             ImageError: for the first file that is no readable picture.
+            ValueError: when ``beam_size`` is below 1.
         """
         captions = []
         for result in self.with_beam(beam_size).caption_files(map(Path, images)):
@@ -115,45 +120,64 @@ def load_run(path: str | Path) -> Run:
         UserError: when this is no run folder, one of another version, or a damaged one.
     """
     folder = Path(path)
-    record = read_record(folder)
+    record = read_record(folder, needs=("encoder", "model", "model_sizes", "decoding"))
     vocabulary = Vocabulary.load(folder / VOCABULARY)
-    decoder: nn.Module = _build(folder, "model", record, **record["model_sizes"])
+    sizes = record["model_sizes"]
+    if sizes.get("vocabulary_size") != len(vocabulary):
+        raise UserError(
+            f"{folder / VOCABULARY} holds {len(vocabulary)} tokens, {RECORD} speaks of "
+            f"{sizes.get('vocabulary_size')}; restore it from a copy"
+        )
+    decoder: nn.Module = _build(folder, "model", record, **sizes)
     load_weights(folder, decoder)
     search: BeamSearch = _build(folder, "decoding", record)
     return Run(folder, record, decoder.eval(), vocabulary, search)
 
 
 def device_for(accelerator: str) -> torch.device:
-    """The GPU where there is one and ``accelerator`` does not rule it out, else the CPU."""
+    """The GPU where there is one and ``accelerator`` does not rule it out, else the CPU.
+
+    Raises:
+        UserError: when ``accelerator`` asks for a GPU and there is none.
+    """
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={accelerator}: PyTorch finds no GPU here; set it to auto or cpu"
+        )
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the pictures directly inside the folders named, sorted.
+def find_pictures(path: Path) -> list[Path]:
+    """The file named, or the pictures directly inside the folder named, sorted.
 
     Raises:
-        UserError: when a path does not exist or a folder holds no picture.
+        UserError: when a folder holds no picture or cannot be listed.
     """
-    pictures: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-            if not inside:
-                raise UserError(
-                    f"{path} holds no picture; give a folder of JPEG, PNG or WebP files"
-                )
-            pictures += inside
-        else:
-            pictures.append(path)
-    return pictures
+    if not path.is_dir():
+        return [path]
+    try:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be listed ({error.strerror}); give read permission"
+        ) from error
+    if not inside:
+        raise UserError(f"{path} holds no picture; give a folder of JPEG, PNG or WebP files")
+    return inside
 
 
 def _build(folder: Path, group: str, record: dict[str, Any], **injected: Any) -> Any:
     problems = check_node(group, record[group])
     if problems:
-        raise UserError(f"{folder}/run.json does not fit this version of showtell: {problems[0]}")
-    return build(group, record[group], **injected)
+        raise UserError(f"{folder / RECORD} does not fit this version of showtell: {problems[0]}")
+    try:
+        return build(group, record[group], **injected)
+    except (TypeError, ValueError, RuntimeError) as error:  # what layers say of sizes that are none
+        raise UserError(
+            f"{folder / RECORD} describes no {group} that can be built ({error}); restore it from "
+            "a copy"
+        ) from error
 
 
 def _read(paths: Sequence[Path], encoder: Encoder) -> tuple[list[Tensor], dict[Path, str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +18,13 @@ from showtell.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run one command, and turn a user's error into one sentence and status 1."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no more KEY=VALUE once an option such as --split came between them.
+    if rest and (not hasattr(options, "overrides") or any(w.startswith("-") for w in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         status = command(options)
@@ -25,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 1
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     sys.exit(status)
 
 
@@ -51,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     caption = commands.add_parser("caption", help="caption new pictures with a run")
     caption.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     caption.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
-    caption.add_argument("--beam-size", type=int, metavar="N", help="default: the run's own")
+    caption.add_argument(
+        "--beam-size", type=_at_least_1, metavar="N", help="default: the run's own"
+    )
     caption.add_argument(
         "--output", type=Path, metavar="FILE", help="captions as COCO results JSON"
     )
@@ -66,18 +79,26 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help=f"as for train.py: {example}"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help=f"as for train.py: {example}"
     )
+
+
+def _at_least_1(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from showtell.config import compose
     from showtell.data.checks import examine_config
+    from showtell.files import write_atomically
 
     examination = examine_config(compose(options.overrides)["data"])
     print("\n".join(examination.lines(examples=options.examples)))
     if options.json:
-        options.json.write_text(json.dumps(examination.to_json(), indent=2) + "\n")
+        text = json.dumps(examination.to_json(), ensure_ascii=False, indent=2) + "\n"
+        write_atomically(options.json, text.encode())
     return 0 if examination.healthy else 1
 
 
@@ -96,6 +117,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     changeable = ("data.", "features.", "trainer.accelerator=")
     config = saved_config(options.run / "config.yaml", options.overrides, changeable)
     evaluate(options.run, options.split, config)
+    print(f"scores: {options.run / f'scores-{options.split}.json'}")
     return 0
 
 
@@ -104,19 +126,34 @@ def _caption(options: argparse.Namespace) -> int:
     from showtell.runs import write_json
 
     run = load_run(options.run).with_beam(options.beam_size)
-    results, failed = [], 0
-    for result in run.caption_files(find_pictures(options.pictures)):
+    pictures, problems = [], []
+    for path in options.pictures:
+        try:
+            pictures += find_pictures(path)
+        except UserError as error:
+            problems.append(str(error))
+    captions: dict[Path, str] = {}
+    for result in run.caption_files(pictures):
         if result.caption is None:
-            failed += 1
-            print(f"error: {result.problem}", file=sys.stderr)
+            problems.append(str(result.problem))
         else:
-            print(f"{result.path}\t{result.caption}")
-            results.append({"image_id": result.path.name, "caption": result.caption})
+            captions[result.path] = result.caption
+            print(f"{result.path}\t{result.caption}", flush=True)
     if options.output:
-        write_json(options.output, results)
-    if failed:
-        print(f"error: {failed} of {failed + len(results)} pictures skipped", file=sys.stderr)
-    return 1 if failed else 0
+        names = Counter(path.name for path in captions)
+        write_json(
+            options.output,
+            [
+                # Two pictures of one name are told apart by their paths.
+                {"image_id": path.name if names[path.name] == 1 else str(path), "caption": caption}
+                for path, caption in captions.items()
+            ],
+        )
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        print(f"skipped {len(problems)}, captioned {len(captions)}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -17,15 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from showtell.errors import UserError
 
 PACKAGE_FOLDER = Path(__file__).parent
 TARGET = "_target_"
+WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 
-# What `resume` may change: how long and where the training runs, not what is trained.
-CHANGEABLE_ON_RESUME = ("trainer.", "tracking.", "callbacks.")
+# What `resume` may change: how long and where the training runs and where its data lie, not what
+# is trained.
+CHANGEABLE_ON_RESUME = (
+    *("trainer.", "tracking.", "callbacks.", "features."),
+    *("data.root=", "data.file=", "data.images="),
+)
 
 # What the program passes to a target beside the arguments of its YAML file, and where a group's
 # targets may live: nothing in a configuration or in a run folder can call anything else.
@@ -39,6 +45,16 @@ INJECTED: dict[str, frozenset[str]] = {
     "trainer": frozenset(),
     "tracking": frozenset({"run_folder", "config", "origin"}),
     "callbacks": frozenset(),
+}
+# The options outside the groups, as they would be annotated.
+PLAIN = {
+    "name": "str | None",
+    "seed": "int",
+    "resume": "str | None",
+    "output.root": "str",
+    "output.folder": "str | None",
+    "features.root": "str",
+    "features.batch_size": "int",
 }
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",
@@ -67,9 +83,26 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = compose("config", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error).strip()) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(explain(error)) from error
     return resolve(composed)
+
+
+def explain(error: Exception) -> str:
+    """What Hydra or OmegaConf found wrong with the overrides, in one sentence for the user."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice}: there is no such choice{_suggest(choice, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be understood; write KEY=VALUE, in quotes if need be"
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        path, _, key = str(cause.full_key).rpartition(".")
+        known = [str(k) for k in cause.parent_node if k not in (TARGET, "hydra")]
+        return check_keys([key], known, f"{path}." if path else "")[0]
+    return " ".join(str(error).split())
 
 
 def resolve(composed: DictConfig) -> dict[str, Any]:
@@ -80,6 +113,8 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     """
     try:
         config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: missing; give it a value") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
@@ -96,20 +131,29 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
     """
     try:
         saved = OmegaConf.load(path)
-    except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} cannot be read ({error}); give the folder of a run") from error
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent} is not a run folder: it has no {path.name}; give the folder that "
+            "`python train.py` printed after `run:`"
+        ) from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{path} holds no configuration; restore it from a copy")
     for override in overrides:
         if not override.startswith(tuple(allowed)):
             raise UserError(
                 f"{override}: {path} fixes this; only {', '.join(p + '*' for p in allowed)} "
                 "may be changed"
             )
-    assert isinstance(saved, DictConfig)
     OmegaConf.set_struct(saved, True)
-    try:
-        saved.merge_with_dotlist(list(overrides))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
+    for override in overrides:
+        try:
+            saved.merge_with_dotlist([override])
+        except (OmegaConfBaseException, ValueError, YAMLError) as error:
+            key = override.partition("=")[0]
+            raise UserError(f"{override}: {path} has no option {key}") from error
     return resolve(saved)
 
 
@@ -164,8 +208,8 @@ def check_node(group: str, node: Mapping[str, Any], path: str | None = None) -> 
         if _is_node(value):
             problems += check_node(group, value, f"{path}.{key}")
         elif key in known and not _fits(value, known[key].annotation, module_name):
-            wanted = ast.unparse(known[key].annotation)  # type: ignore[arg-type]
-            problems.append(f"{path}.{key}={_shown(value)}: not of type {wanted}")
+            wanted = _wanted(known[key].annotation, module_name)
+            problems.append(f"{path}.{key}={_shown(value)}: must be {wanted}")
     missing = [key for key in known if known[key].required and key not in given]
     return problems + [f"{path}.{key}: missing; give it a value" for key in missing]
 
@@ -204,12 +248,13 @@ def check(config: Mapping[str, Any]) -> None:
 def _check_plain(config: Mapping[str, Any]) -> list[str]:
     problems = check_keys(config.get("output") or {}, ["root", "folder"], "output.")
     problems += check_keys(config.get("features") or {}, ["root", "batch_size"], "features.")
-    types = {"name": (str, type(None)), "seed": (int,), "resume": (str, type(None))}
-    for key, allowed in types.items():
-        value = config.get(key)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-            problems.append(f"{key}={_shown(value)}: not of type {wanted}")
+    for path, annotation in PLAIN.items():
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        wanted = ast.parse(annotation, mode="eval").body
+        if not _fits(value, wanted, __name__):
+            problems.append(f"{path}={_shown(value)}: must be {_wanted(wanted, __name__)}")
     return problems
 
 
@@ -245,6 +290,8 @@ def _is_node(value: object) -> bool:
 
 def _shown(value: object) -> str:
     """A value as the user wrote it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else str(value)
 
 
@@ -329,6 +376,25 @@ def _fits_name(value: object, name: str, module_name: str) -> bool:
             return isinstance(value, str)
     alias = _alias(module_name, name)
     return alias is None or _fits(value, alias, module_name)
+
+
+def _wanted(annotation: ast.expr | None, module_name: str) -> str:
+    """An annotated type in the words of someone who writes YAML."""
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return f"{_wanted(left, module_name)} or {_wanted(right, module_name)}"
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Name(id=name) if name in WORDS:
+            return WORDS[name]
+        case ast.Name(id=name) if alias := _alias(module_name, name):
+            return _wanted(alias, module_name)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            options = choices.elts if isinstance(choices, ast.Tuple) else [choices]
+            return "one of " + ", ".join(_shown(ast.literal_eval(option)) for option in options)
+        case ast.Subscript(value=ast.Name(id="list" | "Sequence" | "tuple")):
+            return f"a list like {ast.unparse(annotation)}"
+    return ast.unparse(annotation) if annotation else "anything"
 
 
 def _alias(module_name: str, name: str) -> ast.expr | None:

@@ -63,24 +63,13 @@ class Settings:
 
     @classmethod
     def of(cls, config: Config) -> Settings:
-        """Built from a checked configuration.
-
-        Raises:
-            UserError: when a value is of the right type but out of its range.
-        """
-
-        def built(group: str) -> Any:
-            try:
-                return build(group, config[group])
-            except ValueError as error:
-                raise UserError(f"{group}: {error}") from error
-
+        """Built from a checked configuration."""
         return cls(
-            text=built("text"),
-            search=built("decoding"),
-            optimization=built("optim"),
-            trainer=built("trainer"),
-            callbacks=built("callbacks"),
+            text=_build_within_range("text", config),
+            search=_build_within_range("decoding", config),
+            optimization=_build_within_range("optim", config),
+            trainer=_build_within_range("trainer", config),
+            callbacks=_build_within_range("callbacks", config),
         )
 
 
@@ -175,7 +164,7 @@ def prepare(config: Config) -> Parts:
         min_count=settings.text.min_count,
     )
     vectors = _word_vectors(settings.text, vocabulary)
-    decoder = build("model", config["model"], **_sizes(vocabulary, encoder, settings.text))
+    decoder = _build_within_range("model", config, **_sizes(vocabulary, encoder, settings.text))
     if vectors is not None:
         decoder.embedding.load_vectors(torch.from_numpy(vectors.matrix))
     used = [*images["train"], *images["val"]]
@@ -336,6 +325,14 @@ def _fit(
         tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     return trainer.global_step
+
+
+def _build_within_range(group: str, config: Config, **injected: Any) -> Any:
+    """The object of a group; values of the right type may still be out of their range."""
+    try:
+        return build(group, config[group], **injected)
+    except (ValueError, RuntimeError) as error:  # the second is PyTorch's of sizes below 1
+        raise UserError(f"{group}: {error}") from error
 
 
 def _word_vectors(text: TextSettings, vocabulary: Vocabulary) -> WordVectors | None:

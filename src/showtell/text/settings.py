@@ -28,6 +28,11 @@ class TextSettings:
     train_vectors: VectorTraining
     thaw_epoch: int | None
 
+    def __post_init__(self) -> None:
+        for name in ("min_count", "vector_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
     def learn_at(self, epoch: int) -> bool:
         """Whether the vectors learn in the 0-based ``epoch``."""
         if self.train_vectors == "thaw":

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 
 from showtell.runs import LAST_CHECKPOINT, save_weights
 from showtell.training.checkpoints import RandomStates
+
+# What validation reports after every epoch and a higher value of is better.
+Monitor = Literal["val/BLEU-1", "val/BLEU-2", "val/BLEU-3", "val/BLEU-4", "val/CIDEr"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,20 @@ class CallbackSettings:
         progress_refresh: batches between two updates of the progress bar; 0 shows no bar.
     """
 
-    monitor: str
+    monitor: Monitor
     patience: int | None
     checkpoint_every_steps: int | None
     progress_refresh: int
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("patience", 1),
+            ("checkpoint_every_steps", 1),
+            ("progress_refresh", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
 
     def build(self, run_folder: Path) -> list[Callback]:
         """The callbacks of a run that lives in ``run_folder``."""

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
-
 
 # Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
 # its own checkpoints, curves are written by the module itself, and PyTorch deprecates what
