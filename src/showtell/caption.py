@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from showtell.config import build, check_node
 from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
-from showtell.models.decoder import Decoder, FeatureKind
+from showtell.models.decoder import Decoder
 from showtell.runs import RECORD, VOCABULARY, load_weights, read_record
 from showtell.text.tokenizer import detokenize
 from showtell.text.vocabulary import Vocabulary
+from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder, EncoderIdentity, rebuild_encoder
 from showtell.vision.images import ImageError, load_image
 

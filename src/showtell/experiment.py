@@ -25,7 +25,6 @@ from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
 from showtell.files import write_atomically
 from showtell.metrics.scores import CaptionScores, score_captions
-from showtell.models.decoder import FeatureKind
 from showtell.text.glove import WordVectors, load_vectors
 from showtell.text.settings import TextSettings
 from showtell.text.tokenizer import tokenize
@@ -37,7 +36,7 @@ from showtell.training.module import CaptioningModule
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
-from showtell.types import CaptionData, CaptionedImage, Split
+from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
 from showtell.vision.extract import ensure_features
 from showtell.vision.features import FeatureStore

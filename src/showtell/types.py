@@ -9,6 +9,9 @@ from typing import Literal, get_args
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+# What an encoder gives of an image: one vector (D,), or one per region of the picture (R, D).
+FeatureKind = Literal["pooled", "grid"]
+
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:

@@ -14,10 +14,11 @@ from PIL import Image
 from tiny_encoder import tiny_encoder, write_pictures
 
 from showtell.errors import UserError
+from showtell.types import FeatureKind
 from showtell.vision import extract
 from showtell.vision.encoder import Encoder, EncoderOutput
 from showtell.vision.extract import UnreadableImagesError, encode, ensure_features
-from showtell.vision.features import FeatureKind, FeatureStore
+from showtell.vision.features import FeatureStore
 from showtell.vision.images import ImageError, load_image
 
 CPU = torch.device("cpu")

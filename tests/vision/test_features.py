@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tiny_encoder import tiny_encoder
 
 from showtell.errors import UserError
+from showtell.types import FeatureKind
 from showtell.vision import features as features_module
-from showtell.vision.features import FeatureKind, Features, FeatureStore
+from showtell.vision.features import Features, FeatureStore
 
 IDENTITY = tiny_encoder().identity
 

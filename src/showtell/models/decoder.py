@@ -7,13 +7,12 @@ Dimension key of this package:
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from showtell.models.embedding import WordEmbedding
-
-FeatureKind = Literal["pooled", "grid"]
+from showtell.types import FeatureKind
 
 # What a decoder remembers between two words: tensors whose first axis is the row, so that beams
 # can be reordered, images repeated and rows dropped without knowing the model.

@@ -13,10 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from showtell.models.decoder import FeatureKind, State, select
+from showtell.models.decoder import State, select
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.recurrence import real_positions, run_lstm, step_lstm
+from showtell.types import FeatureKind
 
 
 class LSTMDecoder(nn.Module):

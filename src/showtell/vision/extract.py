@@ -30,8 +30,9 @@ from rich.text import Text
 from torch import Tensor
 
 from showtell.errors import UserError
+from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder
-from showtell.vision.features import FeatureKind, Features, FeatureStore
+from showtell.vision.features import Features, FeatureStore
 from showtell.vision.images import ImageError, Preprocessing, load_image, to_rgb
 
 Picture = Path | Image.Image

@@ -22,16 +22,16 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
+from showtell.types import FeatureKind
 from showtell.vision.encoder import EncoderIdentity
 
-FeatureKind = Literal["pooled", "grid"]
 Features = NDArray[np.float16]
 
 # Each memory map costs a file descriptor, and 1,024 is a common limit on those.
