@@ -110,16 +110,23 @@ def resume(folder: Path, config: Config) -> Path:
     checkpoint = folder / runs.LAST_CHECKPOINT
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint} is missing: there is nothing to resume; start the run anew")
-    epochs = yaml.safe_load((folder / runs.CONFIG).read_text())["trainer"]["max_epochs"]
-    if record.get("status") == "finished" and config["trainer"]["max_epochs"] <= epochs:
+    saved = yaml.safe_load((folder / runs.CONFIG).read_text())
+    if record.get("status") == "finished" and not _allows_more(config, saved):
         raise UserError(
-            f"{folder} has finished its {epochs} epochs; raise trainer.max_epochs to train on"
+            f"{folder} has finished: raise trainer.max_epochs to train on, or callbacks.patience "
+            "where it stopped early"
         )
     parts = prepare(config)
     _check_same_data(folder, record, parts)
     _write_config(folder, config)
     _run(config, parts, folder, checkpoint=checkpoint)
     return folder
+
+
+def _allows_more(config: Config, saved: Config) -> bool:
+    """Whether a finished training may go further under ``config`` than under its ``saved`` one."""
+    longer = config["trainer"]["max_epochs"] > saved["trainer"]["max_epochs"]
+    return longer or config["callbacks"]["patience"] != saved["callbacks"]["patience"]
 
 
 def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:
