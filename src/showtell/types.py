@@ -12,6 +12,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # What an encoder gives of an image: one vector (D,), or one per region of the picture (R, D).
 FeatureKind = Literal["pooled", "grid"]
 
+# The pictures that are read, by Pillow's names of their formats; others are refused by name.
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
+
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:

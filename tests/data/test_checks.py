@@ -81,7 +81,7 @@ def test_a_truncated_photograph_is_corrupt(root, kept):
 
 
 def test_what_is_not_an_image_says_so_without_memory_addresses():
-    assert decode_fault(b"<html>404</html>") == "not an image"
+    assert decode_fault(b"<html>404</html>") == "no JPEG, PNG or WebP picture"
     assert decode_fault(b"") == "an empty file"
 
 
@@ -135,7 +135,7 @@ def test_the_json_form_holds_every_item(root):
     assert form["words"] == {"least": 1, "mean": 5.4, "most": 8}
     assert len(form["rejected"]) == 5 + 6
     assert form["rejected"][0]["kind"] == "the image file is missing"
-    assert form["corrupt"] == [{"path": f"{root}/{PHOTOS}/0_test.jpg", "reason": "not an image"}]
+    assert form["corrupt"] == [{"path": f"{root}/{PHOTOS}/0_test.jpg", "reason": "no JPEG, PNG or WebP picture"}]
 
 
 def test_a_configured_data_set_is_read_past_its_faults(root):
@@ -153,7 +153,7 @@ def test_progress_counts_every_image_and_threads_change_nothing(root):
     alone = examine(data, workers=1, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(number, 13) for number in range(1, 14)]
     assert examine(data, workers=4) == alone
-    assert alone.corrupt == (Corrupt(root / PHOTOS / "0_test.jpg", "not an image"),)
+    assert alone.corrupt == (Corrupt(root / PHOTOS / "0_test.jpg", "no JPEG, PNG or WebP picture"),)
     assert len(SPLIT_OF) == 13
 
 

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from showtell.config import build
 from showtell.data.image_folders import is_image_name
-from showtell.types import SPLITS, CaptionData, CaptionedImage, Rejection
+from showtell.types import PICTURE_FORMATS, SPLITS, CaptionData, CaptionedImage, Rejection
 
 FLICKR8K_SHA256 = {
     "Flickr8k.token.txt": "1e1f3a371ba1a1bf742e6930521c037e046b2bf3fcc2390ba8405e0301ed7689",
@@ -199,10 +199,10 @@ def examine(
 def decode_fault(content: bytes) -> str | None:
     """Why a picture cannot be decoded to its last pixel, None when it can."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
             image.load()
     except UnidentifiedImageError:
-        return "not an image" if content else "an empty file"
+        return "no JPEG, PNG or WebP picture" if content else "an empty file"
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         return str(error) or type(error).__name__
     return None

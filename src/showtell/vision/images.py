@@ -16,11 +16,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from showtell.errors import UserError
+from showtell.types import PICTURE_FORMATS
 
 ResizeRule = Literal["whole", "crop"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 # Pillow starts to suspect a decompression bomb here; three bytes a pixel make it 268 MB.
 MAX_PIXELS = 89_478_485
 _FILTERS = {
@@ -44,7 +44,7 @@ def load_image(path: Path) -> Image.Image:
         ImageError: the file is missing, empty, truncated, no picture, or too large to be one.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             _refuse_bomb(image, path)
             image.load()
             return to_rgb(image)

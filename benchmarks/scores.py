@@ -1,4 +1,4 @@
-"""Time scoring beside pycocoevalcap's own path: python scripts/bench_scores.py CAPTIONS.json
+"""Time scoring beside pycocoevalcap's own path: python benchmarks/scores.py CAPTIONS.json
 
 The file holds ``{"gts": {id: [references]}, "res": {id: [caption]}}``. METEOR is left out; its
 process takes the same time in both. pycocoevalcap's tokenizer needs Java and is skipped without.
