@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from small_training import start_or_resume
+from lightning.pytorch import Callback, LightningModule, Trainer
+from small_training import build_training, start_or_resume
 
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.checkpoints import AtomicCheckpointIO
@@ -50,6 +51,31 @@ def check_kills(kills: int, tmp_path: Path) -> None:
 
 def test_killed_twice_is_unbroken(tmp_path: Path) -> None:
     check_kills(2, tmp_path)
+
+
+STAGES = ("on_validation_start", "on_validation_end", "on_train_epoch_end", "on_train_epoch_start")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_between_two_epochs_is_unbroken(tmp_path: Path, stage: str) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(self: Callback, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise StoppedError
+
+    build_training(tmp_path / "unbroken").fit()
+    stopper = type("Stopper", (Callback,), {stage: stop})()
+    with pytest.raises(StoppedError):
+        build_training(tmp_path / "stopped", callbacks=[stopper]).fit()
+    resumed = build_training(tmp_path / "stopped")
+    checkpoint = tmp_path / "stopped" / LAST_CHECKPOINT
+    resumed.curves.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
+    resumed.fit(checkpoint)
+    for name in ("metrics.csv", BEST_WEIGHTS):
+        expected = (tmp_path / "unbroken" / name).read_bytes()
+        assert (tmp_path / "stopped" / name).read_bytes() == expected, name
 
 
 @pytest.mark.slow

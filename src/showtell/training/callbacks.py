@@ -62,8 +62,21 @@ class CallbackSettings:
         each_epoch = ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **common)
         if self.checkpoint_every_steps is None:
             return [each_epoch]
-        each_steps = ModelCheckpoint(every_n_train_steps=self.checkpoint_every_steps, **common)
+        each_steps = StepCheckpoint(every_n_train_steps=self.checkpoint_every_steps, **common)
         return [each_steps, each_epoch]
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves between the steps of an epoch, but not after its last one.
+
+    Lightning resumes a checkpoint of the last step in the next epoch and would skip the validation
+    that was still due; the checkpoint of the whole epoch follows soon.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save when it is time."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 class KeepBest(Callback):

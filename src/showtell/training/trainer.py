@@ -19,11 +19,12 @@ from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
 
 # Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
-# its own checkpoints, curves are written by the module itself, and PyTorch deprecates what
-# Lightning calls.
+# its own checkpoints wherever it was moved to, curves are written by the module itself, and PyTorch
+# deprecates what Lightning calls.
 HINTS = (
     ".*does not have many workers.*",
     ".*Checkpoint directory.*exists.*",
+    ".*The dirpath has changed.*",
     ".*smaller than the logging interval.*",
     ".*isinstance.treespec, LeafSpec.*",
 )
