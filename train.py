@@ -19,7 +19,8 @@ from showtell.errors import UserError
 def run(composed: DictConfig) -> Path:
     """Train anew, or continue the run that ``resume`` names; return the run folder."""
     job = HydraConfig.get()
-    composed.name = composed.name or "{model}-{data}".format(**job.runtime.choices)
+    choices = job.runtime.choices
+    composed.name = composed.name or "-".join(choices.get(g, g) for g in ("model", "data"))
     if job.mode is RunMode.MULTIRUN:
         composed.output.root = job.sweep.dir
     if composed.resume is None:

@@ -51,6 +51,8 @@ def test_every_file_says_first_what_it_is(choice: str) -> None:
         ("optim=3", "must be a string"),
         ("seed=1,2", "sweep over it"),
         ("features.batch_size=many", "features.batch_size=many: must be a whole number"),
+        ("features.batch_size=0", "features.batch_size=0: must lie in 1..65536"),
+        ("seed=-1", "seed=-1: must lie in 0..4294967295"),
         ("output.root=null", "output.root=null: must be text"),
         ("+optim.lrr=1", "optim.lrr: there is no such option; did you mean lr?"),
         ("+modle=x", "modle: there is no such option; did you mean model?"),

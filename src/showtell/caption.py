@@ -45,6 +45,7 @@ class Run:
     decoder: nn.Module
     vocabulary: Vocabulary
     search: BeamSearch
+    encoder_weights: str | None
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -53,15 +54,13 @@ class Run:
         Raises:
             UserError: when its weights cannot be had, or are not those of the training.
         """
-        described = self.record["encoder"]
         try:
-            identity = EncoderIdentity.from_json(described["identity"])
-            weights = described["weights"]
+            identity = EncoderIdentity.from_json(self.record["encoder"]["identity"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.folder / RECORD} describes no encoder ({error!r}); restore it from a copy"
             ) from error
-        return rebuild_encoder(identity, weights=weights)
+        return rebuild_encoder(identity, weights=self.encoder_weights)
 
     @property
     def feature_kind(self) -> FeatureKind:
@@ -111,8 +110,11 @@ class Run:
                 yield Captioned(path, None if problem else next(captions), problem)
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, encoder_weights: str | None = None) -> Run:
     """Load a run folder on any machine, with or without its data set.
+
+    ``encoder_weights`` names the file with the encoder's weights where they lie elsewhere than when
+    the run was trained; others than those are refused.
 
     Nothing in the folder is executed: JSON says which of this package's decoders to build, and
     the weights are safetensors.
@@ -132,7 +134,8 @@ def load_run(path: str | Path) -> Run:
     decoder: nn.Module = _build(folder, "model", record, **sizes)
     load_weights(folder, decoder)
     search: BeamSearch = _build(folder, "decoding", record)
-    return Run(folder, record, decoder.eval(), vocabulary, search)
+    weights = encoder_weights or record["encoder"].get("weights")
+    return Run(folder, record, decoder.eval(), vocabulary, search, weights)
 
 
 def device_for(accelerator: str) -> torch.device:

@@ -56,6 +56,8 @@ PLAIN = {
     "features.root": "str",
     "features.batch_size": "int",
 }
+# The random generators take no other seeds; more images a pass would not fit any memory.
+RANGES = {"seed": (0, 2**32 - 1), "features.batch_size": (1, 2**16)}
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",
     "encoder": "showtell.vision.",
@@ -255,6 +257,8 @@ def _check_plain(config: Mapping[str, Any]) -> list[str]:
         wanted = ast.parse(annotation, mode="eval").body
         if not _fits(value, wanted, __name__):
             problems.append(f"{path}={_shown(value)}: must be {_wanted(wanted, __name__)}")
+        elif path in RANGES and not (RANGES[path][0] <= value <= RANGES[path][1]):
+            problems.append(f"{path}={value}: must lie in {RANGES[path][0]}..{RANGES[path][1]}")
     return problems
 
 

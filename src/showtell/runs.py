@@ -139,8 +139,10 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
     try:
         decoder.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not fit {RECORD} beside it ({reason})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} does not fit {RECORD} beside it ({reason}); restore it from a copy"
+        ) from error
 
 
 def describe_origin() -> dict[str, Any]:

@@ -89,6 +89,8 @@ class Vocabulary:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["specials"] != list(SPECIALS):
                 raise UserError(f"{path} was written with other special tokens; train the run anew")
+            if not all(isinstance(word, str) for word in content["words"]):
+                raise TypeError("a word is no text")
             return cls(content["words"], min_count=content["min_count"], counts=content["counts"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(

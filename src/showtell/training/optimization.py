@@ -43,8 +43,9 @@ class Optimization:
             "weight_decay must be at least 0": self.weight_decay >= 0,
             "warmup_epochs must be at least 0": self.warmup_epochs >= 0,
             "final_lr_fraction must lie in 0..1": 0 <= self.final_lr_fraction <= 1,
-            "gradient_clip must be above 0, or null": self.gradient_clip is None
-            or self.gradient_clip > 0,
+            "gradient_clip must be above 0, or null": (
+                self.gradient_clip is None or self.gradient_clip > 0
+            ),
             "label_smoothing must be at least 0 and below 1": 0 <= self.label_smoothing < 1,
         }
         for rule, holds in rules.items():
