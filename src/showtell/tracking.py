@@ -313,10 +313,15 @@ def _open_wandb(mode: Mode, folder: Path, **described: Any) -> _WandbCurves | No
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
     # Otherwise W&B reports on itself over the network even when it is offline.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # Where a dashboard is, we say ourselves; warnings and errors stay.
+    os.environ.setdefault("WANDB_SHOW_INFO", "false")
     attempts = _attempts(mode)
     for attempt in attempts:
         try:
-            return _WandbCurves(_init(attempt, folder, **described), folder)
+            run = _init(attempt, folder, **described)
+            if attempt == "online":
+                print(f"note: W&B shows this run at {run.url}")
+            return _WandbCurves(run, folder)
         except Exception as error:  # as in _send: W&B raises dozens of unrelated types
             _abandon_service()
             rank_zero_warn(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 
 from showtell.runs import LAST_CHECKPOINT, save_weights
 from showtell.training.checkpoints import RandomStates
+from showtell.training.module import CaptioningModule
 
 # What validation reports after every epoch and a higher value of is better.
 Monitor = Literal["val/BLEU-1", "val/BLEU-2", "val/BLEU-3", "val/BLEU-4", "val/CIDEr"]
+# What the line of an epoch shows of it.
+SHOWN = ("BLEU-4", "CIDEr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,12 @@ class CallbackSettings:
 
     def build(self, run_folder: Path) -> list[Callback]:
         """The callbacks of a run that lives in ``run_folder``."""
-        callbacks: list[Callback] = [KeepBest(run_folder, monitor=self.monitor), RandomStates()]
+        keep_best = KeepBest(run_folder, monitor=self.monitor)
+        callbacks: list[Callback] = [keep_best, RandomStates()]
         if self.patience is not None:
             callbacks.append(EarlyStopping(self.monitor, mode="max", patience=self.patience))
         if self.progress_refresh:
-            callbacks.append(RichProgressBar(refresh_rate=self.progress_refresh))
+            callbacks.append(EpochProgress(keep_best, refresh_rate=self.progress_refresh))
         # Last: what it saves includes what the callbacks before it decided.
         callbacks += self._checkpoints(run_folder)
         return callbacks
@@ -106,3 +110,33 @@ class KeepBest(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved best."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+
+class EpochProgress(RichProgressBar):
+    """Lightning's bar with epochs counted from 1, and a line for every epoch, which stays."""
+
+    def __init__(self, keep_best: KeepBest, *, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._keep_best = keep_best
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print losses in nats per token and scores times 100."""
+        super().on_train_epoch_end(trainer, pl_module)
+        train_loss = cast(CaptioningModule, pl_module).train_loss.compute()
+        val = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        scores = [
+            f"{name} {100 * val[f'val/{name}']:.1f}" for name in SHOWN if f"val/{name}" in val
+        ]
+        is_best = self._keep_best.best_epoch == trainer.current_epoch
+        trainer.print(
+            self._get_train_description(trainer.current_epoch),
+            f"train loss {train_loss:.3f}",
+            f"val loss {val['val/loss']:.3f}",
+            *scores,
+            *(["best"] if is_best else []),
+            sep="  ",
+        )
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = str(self.trainer.max_epochs)
+        return f"epoch {current_epoch + 1:>{len(epochs)}}/{epochs}"

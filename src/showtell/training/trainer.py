@@ -129,6 +129,7 @@ class TrainerSettings:
 
 def _silence_hints() -> None:
     """Keep quiet about what the user neither caused nor could mend; other warnings stay."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for module in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{module}").setLevel(logging.WARNING)
     for message in HINTS:
         warnings.filterwarnings("ignore", message)
