@@ -15,18 +15,25 @@ FLOORS = {
     2: ("vision", "models", "decoding", "metrics", "tracking"),
     3: ("data", "runs"),
     4: ("training", "caption", "report"),
-    5: ("experiment",),
+    5: ("parts", "evaluation", "experiment"),
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # Rooms of one floor that may look at each other: searches run decoders, and a page or a callback
 # opens the run that the same floor made.
-NEIGHBOURS = {("decoding", "models"), ("report", "caption"), ("__main__", "cli")}
+NEIGHBOURS = {
+    ("decoding", "models"),
+    ("report", "caption"),
+    ("__main__", "cli"),
+    ("evaluation", "parts"),
+    ("experiment", "parts"),
+    ("experiment", "evaluation"),
+}
 
 FENCES = {
     "hydra": {"config", "experiment", "cli"},
     "omegaconf": {"config", "experiment", "cli"},
-    "lightning": {"data.datamodule", "training", "experiment", "tracking"},
+    "lightning": {"data.datamodule", "training", "parts", "experiment", "tracking"},
     "wandb": {"tracking"},
     "timm": {"vision"},
     "torchvision": {"vision"},

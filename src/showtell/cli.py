@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="all metrics of a run on a split")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     evaluate.add_argument("--split", choices=["val", "test"], default="val")
-    _add_overrides(evaluate, "data.root=... features.root=... where the data moved")
+    _add_overrides(evaluate, "data.root=... encoder.weights=... of what moved")
     evaluate.set_defaults(command=_evaluate)
 
     caption = commands.add_parser("caption", help="caption new pictures with a run")
@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     caption.add_argument(
         "--beam-size", type=_at_least_1, metavar="N", help="default: the run's own"
+    )
+    caption.add_argument(
+        "--encoder-weights", metavar="FILE", help="default: where they were at the training"
     )
     caption.add_argument(
         "--output", type=Path, metavar="FILE", help="captions as COCO results JSON"
@@ -104,7 +107,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _features(options: argparse.Namespace) -> int:
     from showtell.config import compose
-    from showtell.experiment import extract
+    from showtell.parts import extract
 
     print(f"features: {extract(compose(options.overrides))}")
     return 0
@@ -112,9 +115,9 @@ def _features(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from showtell.config import saved_config
-    from showtell.experiment import evaluate
+    from showtell.evaluation import evaluate
 
-    changeable = ("data.", "features.", "trainer.accelerator=")
+    changeable = ("data.", "features.", "encoder.weights=", "trainer.accelerator=")
     config = saved_config(options.run / "config.yaml", options.overrides, changeable)
     evaluate(options.run, options.split, config)
     print(f"scores: {options.run / f'scores-{options.split}.json'}")
@@ -125,7 +128,8 @@ def _caption(options: argparse.Namespace) -> int:
     from showtell.caption import find_pictures, load_run
     from showtell.runs import write_json
 
-    run = load_run(options.run).with_beam(options.beam_size)
+    run = load_run(options.run, encoder_weights=options.encoder_weights)
+    run = run.with_beam(options.beam_size)
     pictures, problems = [], []
     for path in options.pictures:
         try:

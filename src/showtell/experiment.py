@@ -1,89 +1,35 @@
-"""From a configuration to a trained, scored run folder: the steps in their order."""
+"""A run from its first step to its scores: train, resume, and what is written down about it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning.pytorch import Trainer, seed_everything
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from torch import nn
+from lightning.pytorch import Trainer
 
 from showtell import runs
-from showtell.caption import Run, device_for, load_run
-from showtell.config import build, target_of
+from showtell.caption import load_run
+from showtell.config import build
 from showtell.data.datamodule import CaptionDataModule
-from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
+from showtell.evaluation import changed_files, print_scores, score_split
 from showtell.files import write_atomically
-from showtell.metrics.scores import CaptionScores, score_captions
-from showtell.text.glove import WordVectors, load_vectors
-from showtell.text.settings import TextSettings
-from showtell.text.tokenizer import tokenize
+from showtell.metrics.scores import CaptionScores
+from showtell.parts import Config, Parts, prepare
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import CaptionRow, Tracker
-from showtell.training.callbacks import CallbackSettings
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
-from showtell.training.optimization import Optimization
-from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
-from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
-from showtell.vision.encoder import Encoder
-from showtell.vision.extract import ensure_features
-from showtell.vision.features import FeatureStore
-
-Config = Mapping[str, Any]
-Images = dict[Split, tuple[CaptionedImage, ...]]
+from showtell.types import CaptionedImage
 
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
-DECODING_BATCH = 250
 SHOWN_IMAGES = 32
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The groups of a configuration that are plain settings, as typed objects."""
-
-    text: TextSettings
-    search: BeamSearch
-    optimization: Optimization
-    trainer: TrainerSettings
-    callbacks: CallbackSettings
-
-    @classmethod
-    def of(cls, config: Config) -> Settings:
-        """Built from a checked configuration."""
-        return cls(
-            text=_build_within_range("text", config),
-            search=_build_within_range("decoding", config),
-            optimization=_build_within_range("optim", config),
-            trainer=_build_within_range("trainer", config),
-            callbacks=_build_within_range("callbacks", config),
-        )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything a training is made of, built from a configuration."""
-
-    settings: Settings
-    data: CaptionData
-    images: Images
-    encoder: Encoder
-    vocabulary: Vocabulary
-    vectors: WordVectors | None
-    decoder: nn.Module
-    store: FeatureStore
 
 
 def train(config: Config) -> Path:
@@ -117,8 +63,9 @@ def resume(folder: Path, config: Config) -> Path:
             "where it stopped early"
         )
     parts = prepare(config)
-    _check_same_data(folder, record, parts)
+    _check_same_input(folder, record, parts)
     _write_config(folder, config)
+    _remove_results(folder)
     _run(config, parts, folder, checkpoint=checkpoint)
     return folder
 
@@ -126,126 +73,7 @@ def resume(folder: Path, config: Config) -> Path:
 def _allows_more(config: Config, saved: Config) -> bool:
     """Whether a finished training may go further under ``config`` than under its ``saved`` one."""
     longer = config["trainer"]["max_epochs"] > saved["trainer"]["max_epochs"]
-    return longer or config["callbacks"]["patience"] != saved["callbacks"]["patience"]
-
-
-def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:
-    """Score the best weights of the run in ``folder`` on a split; write and print the scores.
-
-    Raises:
-        UserError: when the data set lacks the split, or the run cannot be loaded.
-    """
-    run = load_run(folder)
-    data: CaptionData = build("data", config["data"])
-    images = data.split(split)
-    if not images:
-        raise UserError(f"{data.name} has no {split} images; it has {', '.join(data.splits)}")
-    for note in (*data.notes, *_changed(run.record, data)):
-        print(f"note: {note}")
-    store = features_of(images, run.encoder, run.feature_kind, config)
-    scores, _ = score_split(run, images, split, store)
-    print_scores(f"{data.name} {split}, {len(images)} images", scores)
-    return scores
-
-
-def extract(config: Config) -> Path:
-    """Fill the feature store with what the configured model reads; return its folder."""
-    data: CaptionData = build("data", config["data"])
-    encoder: Encoder = build("encoder", config["encoder"])
-    kind = target_of("model", config["model"]).feature_kind
-    return features_of(data.images, encoder, kind, config).folder
-
-
-def prepare(config: Config) -> Parts:
-    """Build the parts in the order in which they depend on each other."""
-    settings = Settings.of(config)
-    seed_everything(config["seed"], workers=True, verbose=False)
-    data: CaptionData = build("data", config["data"])
-    for note in data.notes:
-        print(f"note: {note}")
-    images = select_images(data, settings.trainer)
-    encoder: Encoder = build("encoder", config["encoder"])
-    vocabulary = Vocabulary.from_captions(
-        (tokenize(caption) for image in images["train"] for caption in image.captions),
-        min_count=settings.text.min_count,
-    )
-    vectors = _word_vectors(settings.text, vocabulary)
-    decoder = _build_within_range("model", config, **_sizes(vocabulary, encoder, settings.text))
-    if vectors is not None:
-        decoder.embedding.load_vectors(torch.from_numpy(vectors.matrix))
-    used = [*images["train"], *images["val"]]
-    store = features_of(used, encoder, decoder.feature_kind, config)
-    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store)
-
-
-def select_images(data: CaptionData, settings: TrainerSettings) -> Images:
-    """The images of each split that this run uses; training and validation must have some."""
-    images: Images = {name: data.split(name)[: settings.limit_images] for name in data.splits}
-    if "train" not in images:
-        raise UserError(f"{data.name} has no training images; add a train split to train on it")
-    if settings.validate_on_train:
-        return {"train": images["train"], "val": images["train"]}
-    if "val" not in images:
-        raise UserError(
-            f"{data.name} has no validation images, which select the best weights; "
-            "add a val split, or set trainer.validate_on_train=true to look only at learning"
-        )
-    return images
-
-
-def features_of(
-    images: Iterable[CaptionedImage], encoder: Encoder, kind: FeatureKind, config: Config
-) -> FeatureStore:
-    """The stored features of ``images``; those not yet stored are made first."""
-    stores = ensure_features(
-        [(image.image_id, image.path) for image in images],
-        encoder,
-        [kind],
-        root=Path(config["features"]["root"]),
-        batch_size=config["features"]["batch_size"],
-        device=device_for(config["trainer"]["accelerator"]),
-        progress=True,
-    )
-    return stores[kind]
-
-
-def score_split(
-    run: Run, images: Sequence[CaptionedImage], split: Split, store: FeatureStore
-) -> tuple[CaptionScores, dict[str, str]]:
-    """Caption every image of a split once, score all, and write both files into the run folder."""
-    captions = _write_captions(run, images, store)
-    references = {image.image_id: image.captions for image in images}
-    scores = score_captions(captions, references)
-    runs.write_json(
-        run.folder / f"captions-{split}.json",
-        [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()],
-    )
-    runs.write_json(run.folder / f"scores-{split}.json", scores.to_json())
-    return scores, captions
-
-
-def _write_captions(
-    run: Run, images: Sequence[CaptionedImage], store: FeatureStore
-) -> dict[str, str]:
-    """One caption per image, decoded in batches."""
-    captions: dict[str, str] = {}
-    for first in range(0, len(images), DECODING_BATCH):
-        image_ids = [image.image_id for image in images[first : first + DECODING_BATCH]]
-        features = torch.from_numpy(store.gather(store.index(image_ids))).float()
-        captions.update(zip(image_ids, run.write(features), strict=True))
-    return captions
-
-
-def print_scores(title: str, scores: CaptionScores) -> None:
-    """A table of corpus scores for people, times 100 as papers print them."""
-    table = Table(title=f"{title}, scores x 100", box=SIMPLE_HEAD, title_justify="left")
-    for name in scores.scores:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{100 * value:.1f}" for value in scores.scores.values()))
-    console = Console()
-    console.print(table)
-    for name, remedy in scores.skipped.items():
-        console.print(f"{name} was skipped: {remedy}", highlight=False)
+    return bool(longer or config["callbacks"]["patience"] != saved["callbacks"]["patience"])
 
 
 def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None) -> None:
@@ -272,7 +100,7 @@ def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         status = "interrupted"
         if (folder / runs.LAST_CHECKPOINT).is_file():
-            print(f"interrupted; go on with resume={folder}", file=sys.stderr)
+            print(f"interrupted; go on with: python train.py resume={folder}", file=sys.stderr)
         raise
     finally:
         runs.update_record(folder, status=status)
@@ -333,51 +161,29 @@ def _fit(
     return trainer.global_step
 
 
-def _build_within_range(group: str, config: Config, **injected: Any) -> Any:
-    """The object of a group; values of the right type may still be out of their range."""
-    try:
-        return build(group, config[group], **injected)
-    except (ValueError, RuntimeError) as error:  # the second is PyTorch's of sizes below 1
-        raise UserError(f"{group}: {error}") from error
-
-
-def _word_vectors(text: TextSettings, vocabulary: Vocabulary) -> WordVectors | None:
-    if text.vectors is None:
-        return None
-    vectors = load_vectors(text.vectors, vocabulary.words, width=text.vector_width)
-    print(f"note: {vectors.coverage(_counts(vocabulary))}")
-    return vectors
-
-
-def _sizes(vocabulary: Vocabulary, encoder: Encoder, text: TextSettings) -> dict[str, int]:
-    return {
-        "vocabulary_size": len(vocabulary),
-        "feature_size": encoder.identity.size,
-        "vector_width": text.vector_width,
-    }
-
-
-def _check_same_data(folder: Path, record: Mapping[str, Any], parts: Parts) -> None:
-    """A resumed run must read the captions and the images it began with."""
+def _check_same_input(folder: Path, record: Mapping[str, Any], parts: Parts) -> None:
+    """A resumed run must read the captions, the images and the features it began with."""
     same_words = Vocabulary.load(folder / runs.VOCABULARY).tokens == parts.vocabulary.tokens
-    same_images = record["data"]["images"] == _image_counts(parts.images)
-    changed = _changed(record, parts.data)
+    same_images = record["data"]["images"] == parts.image_counts
+    changed = changed_files(record, parts.data)
     if changed or not (same_words and same_images):
         what = changed[0] if changed else "there are other images or captions now"
         raise UserError(
             f"{folder} cannot go on: {what}; restore the data set it began with, point data.root "
             "at a copy, or start a new run"
         )
+    if record["encoder"]["identity"] != parts.encoder.identity.to_json():
+        raise UserError(
+            f"{folder} cannot go on: {parts.encoder.identity.key} is another encoder than the one "
+            "it began with; install the weights it was trained with, or start a new run"
+        )
 
 
-def _changed(record: Mapping[str, Any], data: CaptionData) -> list[str]:
-    """A sentence for each text file that is not as it was when the run was trained."""
-    before: dict[str, str] = record["data"]["origin"]
-    return [
-        f"{name} is not the file this run was trained with"
-        for name, checksum in data.origin.items()
-        if before.get(name, checksum) != checksum
-    ]
+def _remove_results(folder: Path) -> None:
+    """Scores and pages speak of the best weights so far, which may change now."""
+    for pattern in ("captions-*.json", "scores-*.json", "report.html"):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def _check_folder(config: Config) -> None:
@@ -406,19 +212,16 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
         "data": {
             "name": parts.data.name,
             "origin": parts.data.origin,
-            "images": _image_counts(parts.images),
-            "captions": {
-                name: sum(len(image.captions) for image in images)
-                for name, images in parts.images.items()
-            },
+            "images": parts.image_counts,
+            "captions": parts.caption_counts,
         },
         "encoder": {
             "weights": config["encoder"]["weights"],
             "identity": parts.encoder.identity.to_json(),
         },
-        "text": {**config["text"], "coverage": _coverage(parts)},
+        "text": {**config["text"], **_described_vectors(parts)},
         "model": config["model"],
-        "model_sizes": _sizes(parts.vocabulary, parts.encoder, parts.settings.text),
+        "model_sizes": parts.model_sizes,
         "decoding": config["decoding"],
     }
     runs.write_json(folder / runs.RECORD, record)
@@ -429,17 +232,9 @@ def _write_config(folder: Path, config: Config) -> None:
     write_atomically(folder / runs.CONFIG, text.encode())
 
 
-def _image_counts(images: Images) -> dict[str, int]:
-    return {name: len(chosen) for name, chosen in images.items()}
-
-
-def _counts(vocabulary: Vocabulary) -> dict[str, int]:
-    return dict(zip(vocabulary.words, vocabulary.counts, strict=True))
-
-
-def _coverage(parts: Parts) -> dict[str, float | None] | None:
-    """Shares of the words and of their occurrences that have a pre-trained vector."""
-    if parts.vectors is None:
-        return None
-    coverage = parts.vectors.coverage(_counts(parts.vocabulary))
-    return {"words": coverage.words, "tokens": coverage.tokens}
+def _described_vectors(parts: Parts) -> dict[str, Any]:
+    """Which vectors the words began with, and how much of the captions they cover."""
+    if parts.vectors is None or parts.coverage is None:
+        return {}
+    shares = {"words": parts.coverage.words, "tokens": parts.coverage.tokens}
+    return {"vectors_sha256": parts.vectors.sha256, "coverage": shares}

@@ -1,0 +1,181 @@
+"""From a configuration to the objects of an experiment, in the order they depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from torch import nn
+
+from showtell.caption import device_for
+from showtell.config import build, target_of
+from showtell.decoding.beam import BeamSearch
+from showtell.errors import UserError
+from showtell.text.glove import Coverage, WordVectors, load_vectors
+from showtell.text.settings import TextSettings
+from showtell.text.tokenizer import tokenize
+from showtell.text.vocabulary import Vocabulary
+from showtell.training.callbacks import CallbackSettings
+from showtell.training.optimization import Optimization
+from showtell.training.trainer import TrainerSettings
+from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
+from showtell.vision.encoder import Encoder
+from showtell.vision.extract import ensure_features
+from showtell.vision.features import FeatureStore
+
+Config = Mapping[str, Any]
+Images = dict[Split, tuple[CaptionedImage, ...]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The groups of a configuration that are plain settings, as typed objects."""
+
+    text: TextSettings
+    search: BeamSearch
+    optimization: Optimization
+    trainer: TrainerSettings
+    callbacks: CallbackSettings
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """Built from a checked configuration."""
+        return cls(
+            text=_build_within_range("text", config),
+            search=_build_within_range("decoding", config),
+            optimization=_build_within_range("optim", config),
+            trainer=_build_within_range("trainer", config),
+            callbacks=_build_within_range("callbacks", config),
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a training is made of, built from a configuration."""
+
+    settings: Settings
+    data: CaptionData
+    images: Images
+    encoder: Encoder
+    vocabulary: Vocabulary
+    vectors: WordVectors | None
+    decoder: nn.Module
+    store: FeatureStore
+
+    @property
+    def model_sizes(self) -> dict[str, int]:
+        """What the model is told beside its configuration; needed to build it again."""
+        return _sizes(self.vocabulary, self.encoder, self.settings.text)
+
+    @property
+    def image_counts(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {name: len(chosen) for name, chosen in self.images.items()}
+
+    @property
+    def caption_counts(self) -> dict[str, int]:
+        """Number of captions of each split."""
+        return {n: sum(len(i.captions) for i in chosen) for n, chosen in self.images.items()}
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """How many words, and how much of the text, have a pre-trained vector."""
+        return None if self.vectors is None else _coverage(self.vectors, self.vocabulary)
+
+
+def prepare(config: Config) -> Parts:
+    """Build the parts in the order in which they depend on each other."""
+    settings = Settings.of(config)
+    seed_everything(config["seed"], workers=True, verbose=False)
+    data: CaptionData = build("data", config["data"])
+    for note in data.notes:
+        print(f"note: {note}")
+    images = select_images(data, settings.trainer)
+    encoder: Encoder = build("encoder", config["encoder"])
+    vocabulary = Vocabulary.from_captions(
+        (tokenize(caption) for image in images["train"] for caption in image.captions),
+        min_count=settings.text.min_count,
+    )
+    vectors = _word_vectors(settings.text, vocabulary)
+    decoder = _build_within_range("model", config, **_sizes(vocabulary, encoder, settings.text))
+    if vectors is not None:
+        decoder.embedding.load_vectors(torch.from_numpy(vectors.matrix))
+    used = [*images["train"], *images["val"]]
+    store = features_of(used, encoder, decoder.feature_kind, config)
+    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store)
+
+
+def extract(config: Config) -> Path:
+    """Fill the feature store with what the configured model reads; return its folder."""
+    data: CaptionData = build("data", config["data"])
+    encoder: Encoder = build("encoder", config["encoder"])
+    kind = target_of("model", config["model"]).feature_kind
+    return features_of(data.images, encoder, kind, config).folder
+
+
+def select_images(data: CaptionData, settings: TrainerSettings) -> Images:
+    """The images of each split that this run uses; training and validation must have some."""
+    images: Images = {name: data.split(name)[: settings.limit_images] for name in data.splits}
+    if "train" not in images:
+        raise UserError(f"{data.name} has no training images; add a train split to train on it")
+    if settings.validate_on_train:
+        return {"train": images["train"], "val": images["train"]}
+    if "val" not in images:
+        raise UserError(
+            f"{data.name} has no validation images, which select the best weights; "
+            "add a val split, or set trainer.validate_on_train=true to look only at learning"
+        )
+    return images
+
+
+def features_of(
+    images: Iterable[CaptionedImage], encoder: Encoder, kind: FeatureKind, config: Config
+) -> FeatureStore:
+    """The stored features of ``images``; those not yet stored are made first."""
+    stores = ensure_features(
+        [(image.image_id, image.path) for image in images],
+        encoder,
+        [kind],
+        root=Path(config["features"]["root"]),
+        batch_size=config["features"]["batch_size"],
+        device=device_for(config["trainer"]["accelerator"]),
+        progress=True,
+    )
+    return stores[kind]
+
+
+def _build_within_range(group: str, config: Config, **injected: Any) -> Any:
+    """The object of a group; values of the right type may still be out of their range."""
+    try:
+        return build(group, config[group], **injected)
+    except (ValueError, RuntimeError) as error:  # the second is PyTorch's of sizes below 1
+        raise UserError(f"{group}: {error}") from error
+
+
+def _word_vectors(text: TextSettings, vocabulary: Vocabulary) -> WordVectors | None:
+    if text.vectors is None:
+        return None
+    vectors = load_vectors(text.vectors, vocabulary.words, width=text.vector_width)
+    print(f"note: {_coverage(vectors, vocabulary)}")
+    if vectors.rejected:
+        first = vectors.rejected[0]
+        print(
+            f"note: {len(vectors.rejected)} rows unused, the first at {first.where}: {first.reason}"
+        )
+    return vectors
+
+
+def _coverage(vectors: WordVectors, vocabulary: Vocabulary) -> Coverage:
+    return vectors.coverage(dict(zip(vocabulary.words, vocabulary.counts, strict=True)))
+
+
+def _sizes(vocabulary: Vocabulary, encoder: Encoder, text: TextSettings) -> dict[str, int]:
+    return {
+        "vocabulary_size": len(vocabulary),
+        "feature_size": encoder.identity.size,
+        "vector_width": text.vector_width,
+    }
