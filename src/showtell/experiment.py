@@ -25,7 +25,7 @@ from showtell.tracking import CaptionRow, Tracker
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
 from showtell.training.validation import GeneratedCaptions
-from showtell.types import CaptionedImage
+from showtell.types import CaptionedImage, Split
 
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
@@ -78,12 +78,13 @@ def _allows_more(config: Config, saved: Config) -> bool:
 
 def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None) -> None:
     """Fit, then score the best weights on the validation split."""
+    split: Split = "train" if parts.settings.trainer.validate_on_train else "val"
     with _recorded(config, folder) as tracker:
         step = _fit(config, parts, folder, tracker, checkpoint)
-        scores, captions = score_split(load_run(folder), parts.images["val"], "val", parts.store)
+        scores, captions = score_split(load_run(folder), parts.images["val"], split, parts.store)
         tracker.log_captions(step, _rows(parts.images["val"], captions, scores))
         tracker.summarize({f"best/{name}": value for name, value in scores.scores.items()})
-        print_scores(f"{parts.data.name} val, {len(captions)} images", scores)
+        print_scores(f"{parts.data.name} {split}, {len(captions)} images", scores)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
 from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
@@ -47,7 +48,7 @@ class TrainerSettings:
         limit_batches: only the first so many batches of each epoch; None for all.
         validate_on_train: score the training images instead of the validation split, to see
             whether a model can learn by heart.
-        profiler: None, or one of Lightning's that prints where the time went.
+        profiler: None, or one of Lightning's, which writes where the time went into the run folder.
     """
 
     batch_size: int
@@ -106,7 +107,7 @@ class TrainerSettings:
             callbacks=list(callbacks),
             logger=list(loggers),
             plugins=[AtomicCheckpointIO()],
-            profiler=self.profiler,
+            profiler=self._profiler(run_folder),
             default_root_dir=run_folder,
             # A sanity check would decode with untrained weights, which is the slowest they get.
             num_sanity_val_steps=0,
@@ -119,6 +120,14 @@ class TrainerSettings:
     def steps_per_epoch(self, batches: int) -> int:
         """Optimizer steps of an epoch of so many batches."""
         return batches if self.limit_batches is None else min(batches, self.limit_batches)
+
+    def _profiler(self, run_folder: Path) -> Profiler | None:
+        """Writes ``fit-profile.txt``: the table is far too wide and long for a terminal."""
+        if self.profiler is None:
+            return None
+        if self.profiler == "simple":
+            return SimpleProfiler(dirpath=run_folder, filename="profile")
+        return AdvancedProfiler(dirpath=run_folder, filename="profile")
 
     def _precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]:
         if self.precision != "auto":
