@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ from showtell.text.tokenizer import detokenize
 from showtell.text.vocabulary import Vocabulary
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder, EncoderIdentity, rebuild_encoder
-from showtell.vision.images import ImageError, load_image
+from showtell.vision.extract import encode
+from showtell.vision.images import ImageError
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 BATCH_SIZE = 32
@@ -95,19 +97,26 @@ class Run:
     def caption_files(self, paths: Iterable[Path]) -> Iterator[Captioned]:
         """Caption files in order, a batch at a time; an unreadable one does not stop the rest."""
         device = device_for("auto")
-        encoder = self.encoder.to(device)
         self.decoder.to(device)
         paths = iter(paths)
         while chunk := list(islice(paths, BATCH_SIZE)):
-            tensors, problems = _read(chunk, encoder)
+            encoded = encode(
+                chunk,
+                self.encoder,
+                kind=self.feature_kind,
+                batch_size=len(chunk),
+                device=device,
+            )
+            readable = [features for features in encoded if not isinstance(features, ImageError)]
             captions: Iterator[str] = iter(())
-            if tensors:
-                with torch.inference_mode():
-                    output = encoder(torch.stack(tensors).to(device))
-                captions = iter(self.write(getattr(output, self.feature_kind)))
-            for path in chunk:
-                problem = problems.get(path)
-                yield Captioned(path, None if problem else next(captions), problem)
+            if readable:
+                features_BD = torch.from_numpy(np.stack(readable)).float().to(device)
+                captions = iter(self.write(features_BD))
+            for path, features in zip(chunk, encoded, strict=True):
+                if isinstance(features, ImageError):
+                    yield Captioned(path, None, str(features))
+                else:
+                    yield Captioned(path, next(captions), None)
 
 
 def load_run(path: str | Path, *, encoder_weights: str | None = None) -> Run:
@@ -182,14 +191,3 @@ def _build(folder: Path, group: str, record: dict[str, Any], **injected: Any) ->
             f"{folder / RECORD} describes no {group} that can be built ({error}); restore it from "
             "a copy"
         ) from error
-
-
-def _read(paths: Sequence[Path], encoder: Encoder) -> tuple[list[Tensor], dict[Path, str]]:
-    """Network inputs of the readable pictures in order, and what is wrong with the others."""
-    tensors, problems = [], {}
-    for path in paths:
-        try:
-            tensors.append(encoder.preprocessing(load_image(path)))
-        except ImageError as error:
-            problems[path] = str(error)
-    return tensors, problems

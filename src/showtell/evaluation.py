@@ -70,7 +70,6 @@ def score_split(
         "beam": search.beam_size,
         "length_penalty": search.length_penalty,
         "max_length": search.max_length,
-        "end": "not scored",
     }
     references = {image.image_id: image.captions for image in images}
     scores = score_captions(captions, references, context=context)
@@ -88,7 +87,7 @@ def print_scores(
 ) -> None:
     """A table for people, times 100 as papers print them."""
     table = Table(title=f"{title}, scores x 100", box=SIMPLE_HEAD, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in scores.scores:
         table.add_column(name, justify="right")
     table.add_row("this run", *_cells(scores.scores, scores.scores))

@@ -135,7 +135,9 @@ def test_the_json_form_holds_every_item(root):
     assert form["words"] == {"least": 1, "mean": 5.4, "most": 8}
     assert len(form["rejected"]) == 5 + 6
     assert form["rejected"][0]["kind"] == "the image file is missing"
-    assert form["corrupt"] == [{"path": f"{root}/{PHOTOS}/0_test.jpg", "reason": "no JPEG, PNG or WebP picture"}]
+    assert form["corrupt"] == [
+        {"path": f"{root}/{PHOTOS}/0_test.jpg", "reason": "no JPEG, PNG or WebP picture"}
+    ]
 
 
 def test_a_configured_data_set_is_read_past_its_faults(root):
