@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,3 +23,47 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data beside the repository: {SHARED} is absent")
     return SHARED
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """One tiny training that many tests look at; whoever changes its folder copies it first."""
+
+    folder: Path
+    overrides: tuple[str, ...]  # of `train.py` and `showtell`, but for where the run goes
+
+    def config(self, *overrides: str) -> dict[str, Any]:
+        """Its configuration with some more overrides."""
+        from showtell.config import compose
+
+        return compose([*self.overrides, "name=smoke", *overrides])
+
+
+@pytest.fixture
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR is skipped: its process takes seconds to start."""
+    import showtell.metrics.meteor
+
+    monkeypatch.setattr(showtell.metrics.meteor, "find_java", lambda: None)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
+    """Two epochs on a dozen small scenes, with the real encoder."""
+    import showtell.metrics.meteor
+    from showtell.experiment import train
+
+    root = tmp_path_factory.mktemp("smoke")
+    overrides = (
+        "experiment=smoke",
+        *(f"{key}.root={root / key}" for key in ("data", "features")),
+        *("data.train_images=12", "data.val_images=4", "data.test_images=4"),
+        *("model.embedding_width=24", "model.hidden_size=24", "model.dense_size=24"),
+        *("encoder.preprocessing.size=64", "trainer.batch_size=4", "trainer.accelerator=cpu"),
+        *("decoding.max_length=8", "callbacks.checkpoint_every_steps=1"),
+    )
+    smoke = Smoke(root / "run", overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(showtell.metrics.meteor, "find_java", lambda: None)
+        train(smoke.config(f"output.folder={smoke.folder}"))
+    yield smoke

@@ -98,7 +98,7 @@ def print_scores(
         table.add_row(landmark.name, *_cells(scores.scores, landmark.scores), style="dim")
     console.print(table)
     for name, remedy in scores.skipped.items():
-        console.print(f"{name} was skipped: {remedy}")
+        console.print(f"{name} was skipped: {remedy}", markup=False)  # it holds brackets
 
 
 def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:

@@ -69,6 +69,10 @@ class CaptioningModule(LightningModule):
         """The decoder as the protocol that searches use."""
         return cast(Decoder, self.decoder)
 
+    def on_train_start(self) -> None:
+        """The same for a run resumed within an epoch, whose start it does not see again."""
+        self.on_train_epoch_start()
+
     def on_train_epoch_start(self) -> None:
         """Freeze or thaw the word vectors; decided by the epoch alone, so a resume agrees."""
         self.typed_decoder.embedding.train_vectors(self._text.learn_at(self.current_epoch))

@@ -1,0 +1,202 @@
+"""From a configuration to a run folder, and on from one: what is written, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import Smoke
+
+from showtell.errors import UserError
+from showtell.evaluation import evaluate
+from showtell.experiment import resume, train
+from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
+from showtell.training.module import CaptioningModule
+
+pytestmark = pytest.mark.usefixtures("without_java")
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return content
+
+
+def only_run(root: Path) -> Path:
+    (folder,) = root.iterdir()
+    return folder
+
+
+@pytest.fixture
+def copied(smoke: Smoke, tmp_path: Path) -> Path:
+    return shutil.copytree(smoke.folder, tmp_path / "copied")
+
+
+def test_a_run_folder_holds_all_that_a_user_relies_on(smoke: Smoke) -> None:
+    names = {str(f.relative_to(smoke.folder)) for f in smoke.folder.rglob("*") if f.is_file()}
+    assert names == {
+        *("config.yaml", "run.json", "vocabulary.json", "metrics.csv"),
+        *("captions-val.json", "scores-val.json", str(BEST_WEIGHTS), str(LAST_CHECKPOINT)),
+    }
+    record = record_of(smoke.folder)
+    assert (record["status"], record["seed"]) == ("finished", 1)
+    assert record["data"]["images"] == {"train": 12, "val": 4, "test": 4}
+    written = yaml.safe_load((smoke.folder / "config.yaml").read_text())
+    assert written == smoke.config(f"output.folder={smoke.folder}")
+
+
+def test_captions_and_scores_have_the_promised_form(smoke: Smoke) -> None:
+    captions = json.loads((smoke.folder / "captions-val.json").read_text())
+    assert [set(row) for row in captions] == [{"image_id", "caption"}] * 4
+    assert len({row["image_id"] for row in captions}) == 4
+    scores = json.loads((smoke.folder / "scores-val.json").read_text())
+    assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr", "signature"} <= scores.keys()
+    assert (scores["images"], scores["references"]) == (4, 20)
+
+
+def test_the_curves_end_with_both_epochs(smoke: Smoke) -> None:
+    with (smoke.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    epochs = [row["epoch"] for row in rows if row["val/BLEU-4"]]
+    assert epochs == ["0", "1"]
+    assert all(float(row["train/loss"]) > 0 for row in rows if row["val/BLEU-4"])
+
+
+def test_a_seed_is_respected_and_zero_is_one(smoke: Smoke, tmp_path: Path) -> None:
+    unchanged = (smoke.folder / "metrics.csv").read_bytes()
+    again = train(smoke.config(f"output.root={tmp_path}"))
+    assert (again / "metrics.csv").read_bytes() == unchanged
+    other = train(smoke.config(f"output.root={tmp_path}", "seed=0"))
+    assert record_of(other)["seed"] == 0
+    assert (other / "metrics.csv").read_bytes() != unchanged
+
+
+def test_a_taken_folder_is_refused_before_any_work(smoke: Smoke, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    with pytest.raises(UserError, match=r"output\.folder=.* exists"):
+        train(smoke.config(f"output.folder={smoke.folder}", f"features.root={features}"))
+    assert not features.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.batch_size=0", "trainer: batch_size must be at least 1, not 0"),
+        ("trainer.max_epochs=0", "trainer: max_epochs must be at least 1"),
+        ("optim.lr=-1", "optim: lr must be at least 0"),
+        ("optim.lr=nan", "optim: lr must be at least 0"),
+        ("decoding.beam_size=0", "decoding: beam_size is at least 1, not 0"),
+        ("callbacks.patience=0", "callbacks: patience must be at least 1"),
+        ("text.min_count=0", "text: min_count must be at least 1"),
+        ("text.min_count=9999", "No word occurs 9999 times"),
+        ("text.vectors=none.txt", r"none\.txt cannot be read"),
+        ("model.hidden_size=0", "model: "),
+        ("model.image_dropout=2", "model: a dropout rate lies in"),
+        ("data.val_images=0", "no validation images"),
+        ("data.train_images=0", "no training images"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_what_cannot_work_is_said_before_a_run_begins(
+    smoke: Smoke, tmp_path: Path, override: str, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(smoke.config(f"output.root={tmp_path}", f"data.root={tmp_path}/data", override))
+    assert not [f for f in tmp_path.iterdir() if f.name != "data"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named(smoke: Smoke, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.accelerator=gpu: PyTorch finds no GPU"):
+        train(smoke.config(f"output.root={tmp_path}", "trainer.accelerator=gpu"))
+
+
+def test_a_diverging_run_is_marked_failed(smoke: Smoke, tmp_path: Path) -> None:
+    wild = ("optim.lr=1e30", "optim.gradient_clip=null")
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+.*train_0"):
+        train(smoke.config(f"output.root={tmp_path}", *wild))
+    assert record_of(only_run(tmp_path))["status"] == "failed"
+
+
+@pytest.mark.parametrize("step", [1, 4])  # of three an epoch
+def test_an_interrupted_run_says_how_to_go_on_and_then_equals_an_unbroken_one(
+    smoke: Smoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+) -> None:
+    def interrupt(module: CaptioningModule, optimizer: object) -> None:
+        if module.global_step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptioningModule, "on_before_zero_grad", interrupt)
+        with pytest.raises(SystemExit):
+            train(smoke.config(f"output.root={tmp_path}"))
+    folder = only_run(tmp_path)
+    assert record_of(folder)["status"] == "interrupted"
+    assert f"python train.py resume={folder}" in capsys.readouterr().err
+    resume(folder, smoke.config())
+    assert record_of(folder)["status"] == "finished"
+    for name in ("metrics.csv", BEST_WEIGHTS, "captions-val.json", "scores-val.json"):
+        assert (folder / name).read_bytes() == (smoke.folder / name).read_bytes(), name
+
+
+def test_a_finished_run_goes_on_only_with_more_to_do(smoke: Smoke, copied: Path) -> None:
+    with pytest.raises(UserError, match=r"has finished: raise trainer\.max_epochs"):
+        resume(copied, smoke.config())
+    resume(copied, smoke.config("trainer.max_epochs=3"))
+    assert yaml.safe_load((copied / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+    with (copied / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)][-1] == "2"
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(smoke: Smoke, copied: Path) -> None:
+    (copied / LAST_CHECKPOINT).unlink()
+    with pytest.raises(UserError, match=r"last\.ckpt is missing: there is nothing to resume"):
+        resume(copied, smoke.config())
+
+
+def test_a_run_is_not_resumed_with_other_data(smoke: Smoke, copied: Path, tmp_path: Path) -> None:
+    more = smoke.config("trainer.max_epochs=3")
+    with pytest.raises(UserError, match="cannot go on"):
+        resume(copied, {**more, "trainer": {**more["trainer"], "limit_images": 5}})
+    with pytest.raises(UserError, match=r"token\.txt is not the file this run was trained with"):
+        resume(copied, smoke.config("trainer.max_epochs=3", "data.seed=7"))
+    assert record_of(copied)["status"] == "finished"
+
+
+def test_an_evaluation_tells_of_changed_captions(
+    smoke: Smoke, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(copied, "test", smoke.config("data.seed=7"))
+    assert "is not the file this run was trained with" in capsys.readouterr().out
+    assert json.loads((copied / "scores-test.json").read_text())["images"] == 4
+
+
+def test_a_split_that_is_not_there_is_named(smoke: Smoke, tmp_path: Path) -> None:
+    elsewhere = (f"data.root={tmp_path}", "data.test_images=0")
+    with pytest.raises(UserError, match="no test images; it has train, val"):
+        evaluate(smoke.folder, "test", smoke.config(*elsewhere))
+
+
+def test_one_batch_touches_every_part(smoke: Smoke, tmp_path: Path) -> None:
+    folder = train(smoke.config("debug=one_batch", f"output.root={tmp_path}"))
+    assert record_of(folder)["status"] == "finished"
+    assert len(json.loads((folder / "captions-val.json").read_text())) == 4
+
+
+@pytest.mark.slow
+def test_overfit_learns_by_heart_and_names_what_it_scored(smoke: Smoke, tmp_path: Path) -> None:
+    wide = [f"model.{size}=256" for size in ("embedding_width", "hidden_size", "dense_size")]
+    long = ("decoding.max_length=20", "encoder.preprocessing.size=224")
+    folder = train(smoke.config("debug=overfit", f"output.root={tmp_path}", *wide, *long))
+    scores = json.loads((folder / "scores-train.json").read_text())
+    assert scores["BLEU-4"] > 0.9
+    assert not (folder / "scores-val.json").exists()
