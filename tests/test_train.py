@@ -92,7 +92,7 @@ def test_only_what_a_resumed_run_may_change_is_taken(
     answer = train(f"resume={smoke.folder}", "optim.lr=1")
     assert answer.status == 1
     assert "optim.lr=1: " in answer.err
-    assert "config.yaml fixes this; only trainer.*, tracking.*" in answer.err
+    assert "config.yaml fixes this; only trainer." in answer.err
     answer = train(f"resume={smoke.folder}")
     assert "has finished: raise trainer.max_epochs" in answer.err
 
