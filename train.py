@@ -22,6 +22,8 @@ def run(composed: DictConfig) -> Path:
     choices = job.runtime.choices
     composed.name = composed.name or "-".join(choices.get(g, g) for g in ("model", "data"))
     if job.mode is RunMode.MULTIRUN:
+        if composed.output.folder is not None:
+            raise UserError("output.folder is one folder: a sweep (-m) makes one for each run")
         composed.output.root = job.sweep.dir
     if composed.resume is None:
         config = resolve(composed)

@@ -67,7 +67,7 @@ def test_every_file_says_first_what_it_is(choice: str) -> None:
         ("text.vectors=null", "text.vectors=null"),
         ("decoding.beam_size=1", "no effect on greedy"),
         ("model._target_=os.system", "must be a public name below showtell.models"),
-        ("model._target_=showtell.models.lstm.nn.Linear", "no nn.Linear|there is no Linear"),
+        ("model._target_=showtell.models.lstm.nn.Linear", "no file of conf/model/ names it"),
         ("+encoder.preprocessing.sise=1", "encoder.preprocessing.sise: there is no such option"),
         (
             "encoder.preprocessing.size=big",
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_one_sentence(override: str, sentence: str) -> None
 
 def test_all_problems_are_told_together() -> None:
     with pytest.raises(UserError) as caught:
-        compose(["optim.lr=fast", "trainer.devices=1.5", "+data.rot=x"])
+        compose(["optim.lr=fast", "trainer.batch_size=1.5", "+data.rot=x"])
     assert len(str(caught.value).splitlines()) == 3
 
 

@@ -114,10 +114,11 @@ def _features(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from showtell.config import saved_config
+    from showtell.config import PLACES_OF_DATA, saved_config
     from showtell.evaluation import evaluate
 
-    changeable = ("data.", "features.", "encoder.weights=", "trainer.accelerator=")
+    # Not how splits are drawn: that would score images the run was trained on.
+    changeable = (*PLACES_OF_DATA, "features.", "encoder.weights=", "trainer.accelerator=")
     config = saved_config(options.run / "config.yaml", options.overrides, changeable)
     evaluate(options.run, options.split, config)
     print(f"scores: {options.run / f'scores-{options.split}.json'}")

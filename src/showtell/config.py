@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,9 +29,11 @@ WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", 
 
 # What `resume` may change: how long and where the training runs and where its data lie, not what
 # is trained.
+PLACES_OF_DATA = ("data.root=", "data.file=", "data.images=", "data.skip_rejected=")
 CHANGEABLE_ON_RESUME = (
-    *("trainer.", "tracking.", "callbacks.", "features."),
-    *("data.root=", "data.file=", "data.images="),
+    *("trainer.max_epochs=", "trainer.accelerator=", "trainer.precision=", "trainer.profiler="),
+    *("callbacks.patience=", "callbacks.checkpoint_every_steps=", "callbacks.progress_refresh="),
+    *("tracking.", "features.", *PLACES_OF_DATA),
 )
 
 # What the program passes to a target beside the arguments of its YAML file, and where a group's
@@ -107,14 +110,17 @@ def explain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def resolve(composed: DictConfig) -> dict[str, Any]:
+def resolve(composed: DictConfig, *, interpolate: bool = True) -> dict[str, Any]:
     """A composed configuration as plain, checked values.
+
+    One that came with a run folder is not interpolated: ``${oc.env:...}`` in a file from elsewhere
+    would read this user's environment.
 
     Raises:
         UserError: all that is wrong with it, before any work.
     """
     try:
-        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        config = OmegaConf.to_container(composed, resolve=interpolate, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: missing; give it a value") from error
     except OmegaConfBaseException as error:
@@ -156,7 +162,7 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
         except (OmegaConfBaseException, ValueError, YAMLError) as error:
             key = override.partition("=")[0]
             raise UserError(f"{override}: {path} has no option {key}") from error
-    return resolve(saved)
+    return resolve(saved, interpolate=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +271,7 @@ def _check_plain(config: Mapping[str, Any]) -> list[str]:
 def _contradictions(config: Mapping[str, Any]) -> list[str]:
     """Options that would silently have no effect."""
     problems = []
-    text, model, decoding = config["text"], config["model"], config["decoding"]
+    text, model, decoding, optim = (config[g] for g in ("text", "model", "decoding", "optim"))
     if text["train_vectors"] != "thaw" and text["thaw_epoch"] is not None:
         problems.append(
             f"text.thaw_epoch={text['thaw_epoch']} has no effect while text.train_vectors="
@@ -280,6 +286,11 @@ def _contradictions(config: Mapping[str, Any]) -> list[str]:
         )
     if "embedding_width" not in model:
         problems.append("model.embedding_width: missing; null keeps the width of the word vectors")
+    if optim["schedule"] == "constant" and optim["final_lr_fraction"] != 1:
+        problems.append(
+            f"optim.final_lr_fraction={optim['final_lr_fraction']} has no effect with "
+            "optim.schedule=constant; set it to 1"
+        )
     if decoding.get("beam_size") == 1 and decoding.get("length_penalty"):
         problems.append(
             "decoding.length_penalty has no effect on greedy search; use decoding.beam_size>1 "
@@ -307,7 +318,16 @@ def _locate(group: str, target: str) -> tuple[str, str]:
         raise UserError(
             f"{group}.{TARGET}={target!r}: must be a public name below {PACKAGES[group][:-1]}"
         )
+    if target not in _named_targets(group):
+        raise UserError(f"{group}.{TARGET}={target}: no file of conf/{group}/ names it")
     return module_name, name
+
+
+@cache
+def _named_targets(group: str) -> frozenset[str]:
+    """The targets of the group's own YAML files: what a run folder from elsewhere may call."""
+    texts = [path.read_text("utf-8") for path in (config_folder() / group).glob("*.yaml")]
+    return frozenset(name for text in texts for name in re.findall(rf"{TARGET}: *(\S+)", text))
 
 
 @cache

@@ -29,7 +29,7 @@ DECODING_BATCH = 250
 # Landmarks need no Java, and METEOR of a whole training set would take minutes.
 LANDMARK_METRICS = ("BLEU", "ROUGE-L", "CIDEr")
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:

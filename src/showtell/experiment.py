@@ -134,6 +134,7 @@ def _fit(
         parts.vocabulary,
         batch_size=settings.trainer.batch_size,
         seed=config["seed"],
+        limit_batches=settings.trainer.limit_batches,
     )
     generated = GeneratedCaptions(
         {image.image_id: image.captions for image in parts.images["val"]},
@@ -147,7 +148,7 @@ def _fit(
         generated,
         optimization=settings.optimization,
         text=settings.text,
-        steps_per_epoch=settings.trainer.steps_per_epoch(len(datamodule.train_batches)),
+        steps_per_epoch=len(datamodule.train_batches),
         max_epochs=settings.trainer.max_epochs,
     )
     trainer: Trainer = settings.trainer.build(

@@ -118,7 +118,6 @@ def build_training(
         "batch_size": 2,
         "max_epochs": 3,
         "accelerator": "cpu",
-        "devices": 1,
         "precision": "32-true",
         "limit_images": None,
         "limit_batches": None,
@@ -138,8 +137,8 @@ def build_training(
         search,
         GeneratedCaptions(references, vocabulary, max_length=12, metrics=["BLEU"]),
         optimization=rules,
-        text=TextSettings(1, None, 8, "train", None),
-        steps_per_epoch=run.steps_per_epoch(len(data.train_batches)),
+        text=TextSettings(1, None, 8, "thaw", 1),
+        steps_per_epoch=len(data.train_batches),
         max_epochs=run.max_epochs,
     )
     every = CallbackSettings("val/BLEU-4", patience, 1, 0).build(folder)

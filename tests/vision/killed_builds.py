@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from tiny_encoder import tiny_encoder, write_pictures
 
-from showtell.vision import extract, features
+from showtell import files
+from showtell.vision import extract
 
 BATCH_SIZE, PER_SHARD = 4, 8
 
@@ -86,8 +87,8 @@ def die_before(step: int) -> None:
 
         return call
 
-    features.os.fsync = guarded(os.fsync)
-    features.Path.replace = guarded(Path.replace)
+    files.os.fsync = guarded(os.fsync)
+    files.Path.replace = guarded(Path.replace)
 
 
 def together(folder: Path) -> None:

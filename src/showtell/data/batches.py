@@ -98,22 +98,25 @@ class CaptionBatches:
         *,
         batch_size: int,
         shuffle_seed: int | None,
+        limit_batches: int | None = None,
     ) -> None:
         self._captions = captions
         self._features = features
         self._positions = features.index(captions.image_ids)
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
+        self._limit_batches = limit_batches
         self._epoch = 0
         self._next = 0  # the batch of this epoch that comes next
 
     def __len__(self) -> int:
-        return -(-len(self._captions.image_ids) // self._batch_size)
+        batches = -(-len(self._captions.image_ids) // self._batch_size)
+        return batches if self._limit_batches is None else min(batches, self._limit_batches)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._next == len(self):
             self._epoch, self._next = self._epoch + 1, 0
-        order = self._order(self._epoch)
+        order = self._order(self._epoch)[: len(self)]
         while self._next < len(order):
             images = order[self._next]
             self._next += 1  # before the batch leaves: a checkpoint taken during it counts it done
@@ -124,7 +127,13 @@ class CaptionBatches:
         return {"epoch": self._epoch, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a position that ``state_dict`` gave."""
+        """Continue at a position that ``state_dict`` gave.
+
+        Raises:
+            ValueError: when an epoch here has not so many batches.
+        """
+        if state["next"] > len(self):
+            raise ValueError(f"batch {state['next']} of an epoch of {len(self)}")
         self._epoch, self._next = state["epoch"], state["next"]
 
     def _order(self, epoch: int) -> list[npt.NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from showtell.types import CaptionedImage, Split
 
 
 class CaptionDataModule(LightningDataModule):
-    """Batches of the three splits; features were extracted before and are only read here.
+    """Batches of training and validation; features were extracted before and are only read here.
 
     Needs no worker process: a batch of stored features takes well under a millisecond to gather.
     """
@@ -28,6 +28,7 @@ class CaptionDataModule(LightningDataModule):
         *,
         batch_size: int,
         seed: int,
+        limit_batches: int | None = None,
     ) -> None:
         super().__init__()
         self._images = images
@@ -35,6 +36,7 @@ class CaptionDataModule(LightningDataModule):
         self._vocabulary = vocabulary
         self._batch_size = batch_size
         self._seed = seed
+        self._limit_batches = limit_batches
 
     @cached_property
     def train_batches(self) -> CaptionBatches:
@@ -48,10 +50,6 @@ class CaptionDataModule(LightningDataModule):
     def val_dataloader(self) -> CaptionBatches:
         """The validation split in file order."""
         return self._batches("val", shuffle_seed=None)
-
-    def test_dataloader(self) -> CaptionBatches:
-        """The test split in file order."""
-        return self._batches("test", shuffle_seed=None)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -74,5 +72,9 @@ class CaptionDataModule(LightningDataModule):
     def _batches(self, split: Split, *, shuffle_seed: int | None) -> CaptionBatches:
         captions = EncodedCaptions(self._images[split], self._vocabulary)
         return CaptionBatches(
-            captions, self._features, batch_size=self._batch_size, shuffle_seed=shuffle_seed
+            captions,
+            self._features,
+            batch_size=self._batch_size,
+            shuffle_seed=shuffle_seed,
+            limit_batches=self._limit_batches,
         )

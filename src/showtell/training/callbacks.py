@@ -51,7 +51,7 @@ class CallbackSettings:
         keep_best = KeepBest(run_folder, monitor=self.monitor)
         callbacks: list[Callback] = [keep_best, RandomStates()]
         if self.patience is not None:
-            callbacks.append(EarlyStopping(self.monitor, mode="max", patience=self.patience))
+            callbacks.append(Patience(self.monitor, mode="max", patience=self.patience))
         if self.progress_refresh:
             callbacks.append(EpochProgress(keep_best, refresh_rate=self.progress_refresh))
         # Last: what it saves includes what the callbacks before it decided.
@@ -81,6 +81,14 @@ class StepCheckpoint(ModelCheckpoint):
         """Save when it is time."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args, **kwargs)
+
+
+class Patience(EarlyStopping):
+    """Early stopping whose patience is that of the configuration, also when resumed with more."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score and the wait so far, not the patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class KeepBest(Callback):

@@ -101,19 +101,19 @@ class CaptioningModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the references, and one caption per image."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same as validation, on the test split."""
-        self._evaluate(batch)
+        loss = F.cross_entropy(self._teacher_forced(batch), batch.targets)
+        self.val_loss.update(loss, weight=batch.targets.numel())
+        hypotheses = self._search(self.typed_decoder, batch.features)
+        self.generated.update(batch.image_ids, hypotheses)
 
     def on_validation_epoch_end(self) -> None:
-        """Report loss and corpus scores under ``val/``."""
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Report loss and corpus scores under ``test/``."""
-        self._report("test")
+        """Report loss and corpus scores."""
+        metrics = {f"val/{name}": score.item() for name, score in self.generated.compute().items()}
+        metrics["val/loss"] = self.val_loss.compute().item()
+        self.log_dict(metrics, logger=False)  # what callbacks monitor
+        self._record(metrics, self.global_step - 1)
+        self.val_loss.reset()
+        self.generated.reset()
 
     def configure_optimizers(self) -> Any:
         """AdamW over the decoder, and its schedule, stepped every batch."""
@@ -128,21 +128,6 @@ class CaptioningModule(LightningModule):
 
     def _teacher_forced(self, batch: Batch) -> Tensor:
         return self.typed_decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
-
-    def _evaluate(self, batch: Batch) -> None:
-        loss = F.cross_entropy(self._teacher_forced(batch), batch.targets)
-        self.val_loss.update(loss, weight=batch.targets.numel())
-        hypotheses = self._search(self.typed_decoder, batch.features)
-        self.generated.update(batch.image_ids, hypotheses)
-
-    def _report(self, split: str) -> None:
-        scores = self.generated.compute()
-        metrics = {f"{split}/{name}": score.item() for name, score in scores.items()}
-        metrics[f"{split}/loss"] = self.val_loss.compute().item()
-        self.log_dict(metrics, logger=False)  # what callbacks monitor
-        self._record(metrics, self.global_step - 1)
-        self.val_loss.reset()
-        self.generated.reset()
 
     def _record(self, metrics: dict[str, float], step: int) -> None:
         """Write a row of the curves, at once.

@@ -30,7 +30,7 @@ HINTS = (
     ".*isinstance.treespec, LeafSpec.*",
 )
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,6 @@ class TrainerSettings:
         batch_size: images per step; each brings all its captions.
         max_epochs: passes over the training images at most; the schedule ends there.
         accelerator: ``auto``, ``cpu``, or one that must be there.
-        devices: how many of them, or ``auto``.
         precision: ``auto`` computes in bfloat16 where a GPU has it and in float32 elsewhere, or
             one of Lightning's names.
         limit_images: only the first so many images of each split; None for all.
@@ -54,7 +53,6 @@ class TrainerSettings:
     batch_size: int
     max_epochs: int
     accelerator: Accelerator
-    devices: int | Literal["auto"]
     precision: Precision
     limit_images: int | None
     limit_batches: int | None
@@ -78,14 +76,14 @@ class TrainerSettings:
         """A trainer that writes only below ``run_folder``.
 
         Raises:
-            UserError: when this machine lacks the devices, or they lack the precision.
+            UserError: when this machine lacks the accelerator, or it lacks the precision.
         """
         _silence_hints()
         try:
             return self._trainer(run_folder, callbacks, loggers, gradient_clip)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(
-                f"trainer.accelerator={self.accelerator}, devices={self.devices}, precision="
+                f"trainer.accelerator={self.accelerator}, precision="
                 f"{self.precision}: {' '.join(str(error).split())}"
             ) from error
 
@@ -98,11 +96,10 @@ class TrainerSettings:
     ) -> Trainer:
         return Trainer(
             accelerator=self.accelerator,
-            devices=self.devices,
+            # One device a run: a sweep fills the others with runs of their own.
+            devices=1,
             precision=self._precision(),
             max_epochs=self.max_epochs,
-            limit_train_batches=self.limit_batches,
-            limit_val_batches=self.limit_batches,
             gradient_clip_val=gradient_clip,
             callbacks=list(callbacks),
             logger=list(loggers),
@@ -117,10 +114,6 @@ class TrainerSettings:
             deterministic="warn",
         )
 
-    def steps_per_epoch(self, batches: int) -> int:
-        """Optimizer steps of an epoch of so many batches."""
-        return batches if self.limit_batches is None else min(batches, self.limit_batches)
-
     def _profiler(self, run_folder: Path) -> Profiler | None:
         """Writes ``fit-profile.txt``: the table is far too wide and long for a terminal."""
         if self.profiler is None:
@@ -129,7 +122,7 @@ class TrainerSettings:
             return SimpleProfiler(dirpath=run_folder, filename="profile")
         return AdvancedProfiler(dirpath=run_folder, filename="profile")
 
-    def _precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]:
+    def _precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
         if self.precision != "auto":
             return self.precision
         uses_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

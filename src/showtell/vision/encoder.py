@@ -358,8 +358,10 @@ def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) ->
             build = partial(timm_encoder, network=network)
         case "torchvision":
             build = partial(torchvision_encoder, network=network)
+        case _ if network.removeprefix("efficientnet_lite") in ("0", "1", "2"):
+            build = partial(efficientnet_lite, size=int(network[-1]))
         case _:
-            build = partial(efficientnet_lite, size=int(network.removeprefix("efficientnet_lite")))
+            raise UserError(f"encoder {identity.network!r} is none of this version's networks")
     encoder = build(weights=weights, preprocessing=identity.preprocessing)
     if encoder.identity != identity:
         raise UserError(
