@@ -67,7 +67,8 @@ def test_every_file_says_first_what_it_is(choice: str) -> None:
         ("text.vectors=null", "text.vectors=null"),
         ("decoding.beam_size=1", "no effect on greedy"),
         ("model._target_=os.system", "must be a public name below showtell.models"),
-        ("model._target_=showtell.models.lstm.nn.Linear", "no file of conf/model/ names it"),
+        ("model._target_=showtell.models.lstm.nn.Linear", "there is no Linear"),
+        ("data._target_=showtell.data.scenes.files.write_scenes", "no file of conf/data/ names it"),
         ("+encoder.preprocessing.sise=1", "encoder.preprocessing.sise: there is no such option"),
         (
             "encoder.preprocessing.size=big",

@@ -318,15 +318,18 @@ def _locate(group: str, target: str) -> tuple[str, str]:
         raise UserError(
             f"{group}.{TARGET}={target!r}: must be a public name below {PACKAGES[group][:-1]}"
         )
-    if target not in _named_targets(group):
-        raise UserError(f"{group}.{TARGET}={target}: no file of conf/{group}/ names it")
+    if group == "data" and target not in _data_targets():
+        raise UserError(f"{group}.{TARGET}={target}: no file of conf/data/ names it")
     return module_name, name
 
 
 @cache
-def _named_targets(group: str) -> frozenset[str]:
-    """The targets of the group's own YAML files: what a run folder from elsewhere may call."""
-    texts = [path.read_text("utf-8") for path in (config_folder() / group).glob("*.yaml")]
+def _data_targets() -> frozenset[str]:
+    """The targets of ``conf/data/``; other functions of that package write files.
+
+    A run folder from elsewhere may name a target too, and reports and evaluations build its data.
+    """
+    texts = [path.read_text("utf-8") for path in (config_folder() / "data").glob("*.yaml")]
     return frozenset(name for text in texts for name in re.findall(rf"{TARGET}: *(\S+)", text))
 
 
