@@ -86,7 +86,13 @@ def print_scores(
     intervals: Mapping[str, Interval] | None = None,
 ) -> None:
     """A table for people, times 100 as papers print them."""
-    table = Table(title=f"{title}, scores x 100", box=SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=f"{title}, scores x 100",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,  # fits 80 columns with all metrics
+    )
     table.add_column("", no_wrap=True)
     for name in scores.scores:
         table.add_column(name, justify="right")
