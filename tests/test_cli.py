@@ -237,7 +237,7 @@ def test_an_evaluation_changes_nothing_of_the_run(
 ) -> None:
     answer = showtell("evaluate", smoke.folder, "optim.lr=1")
     assert answer.status == 1
-    assert "fixes this; only data.*, features.*" in answer.err
+    assert "fixes this; only data.root, data.file" in answer.err
 
 
 def test_the_doctor_tells_by_its_status(

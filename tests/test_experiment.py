@@ -172,6 +172,17 @@ def test_a_run_is_not_resumed_with_other_data(smoke: Smoke, copied: Path, tmp_pa
     assert record_of(copied)["status"] == "finished"
 
 
+def test_a_run_is_not_resumed_with_other_pictures(
+    smoke: Smoke, copied: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(smoke.folder.parent / "data", tmp_path / "data")
+    first, second = sorted(tmp_path.rglob("train_*.jpg"))[:2]
+    first.write_bytes(second.read_bytes())
+    moved = smoke.config("trainer.max_epochs=3", f"data.root={tmp_path / 'data'}")
+    with pytest.raises(UserError, match="the pictures are not those it began with"):
+        resume(copied, moved)
+
+
 def test_an_evaluation_tells_of_changed_captions(
     smoke: Smoke, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from showtell.config import build, check_node
+from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
 from showtell.models.decoder import Decoder
@@ -25,7 +26,6 @@ from showtell.vision.encoder import Encoder, EncoderIdentity, rebuild_encoder
 from showtell.vision.extract import encode
 from showtell.vision.images import ImageError
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 BATCH_SIZE = 32
 
 
@@ -170,7 +170,7 @@ def find_pictures(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+        inside = sorted(p for p in path.iterdir() if is_image_name(p.name))
     except OSError as error:
         raise UserError(
             f"{path} cannot be listed ({error.strerror}); give read permission"

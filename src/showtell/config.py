@@ -151,10 +151,8 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
         raise UserError(f"{path} holds no configuration; restore it from a copy")
     for override in overrides:
         if not override.startswith(tuple(allowed)):
-            raise UserError(
-                f"{override}: {path} fixes this; only {', '.join(p + '*' for p in allowed)} "
-                "may be changed"
-            )
+            open_keys = ", ".join(p.removesuffix("=") + "*" * p.endswith(".") for p in allowed)
+            raise UserError(f"{override}: {path} fixes this; only {open_keys} may be changed")
     OmegaConf.set_struct(saved, True)
     for override in overrides:
         try:

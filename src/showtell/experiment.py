@@ -174,6 +174,11 @@ def _check_same_input(folder: Path, record: Mapping[str, Any], parts: Parts) -> 
             f"{folder} cannot go on: {what}; restore the data set it began with, point data.root "
             "at a copy, or start a new run"
         )
+    if record["data"]["images_sha256"] != parts.store.images_sha256:
+        raise UserError(
+            f"{folder} cannot go on: the pictures are not those it began with; restore them, point "
+            "data.root at a copy, or start a new run"
+        )
     if record["encoder"]["identity"] != parts.encoder.identity.to_json():
         raise UserError(
             f"{folder} cannot go on: {parts.encoder.identity.key} is another encoder than the one "
@@ -216,6 +221,7 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
             "origin": parts.data.origin,
             "images": parts.image_counts,
             "captions": parts.caption_counts,
+            "images_sha256": parts.store.images_sha256,
         },
         "encoder": {
             "weights": config["encoder"]["weights"],

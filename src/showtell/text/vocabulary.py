@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from showtell.errors import UserError
+from showtell.files import write_atomically
 
 # Four distinct ids: a model that pads with its end token learns to stop early, and one that begins
 # with it cannot tell a start from a stop.
@@ -76,7 +77,8 @@ class Vocabulary:
             "words": list(self.words),
             "counts": list(self.counts),
         }
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=0) + "\n"
+        write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

@@ -64,6 +64,7 @@ class FeatureStore:
         self._positions: dict[tuple[str, str], int] = {}  # (image id, content) -> position
         self._selected: dict[str, int] | None = None
         self._maps: OrderedDict[int, Features] = OrderedDict()
+        self.images_sha256: str | None = None  # of the ids and contents a view was selected by
 
     @classmethod
     def open(cls, root: Path, identity: EncoderIdentity, kind: FeatureKind) -> Self:
@@ -134,6 +135,8 @@ class FeatureStore:
             for image_id, sha in contents.items()
             if (image_id, sha) in self._positions
         }
+        named = json.dumps(sorted(contents.items())).encode()
+        view.images_sha256 = hashlib.sha256(named).hexdigest()
         return view
 
     def index(self, image_ids: Iterable[str]) -> NDArray[np.int64]:
