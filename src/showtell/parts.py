@@ -110,11 +110,17 @@ def prepare(config: Config) -> Parts:
 
 
 def extract(config: Config) -> Path:
-    """Fill the feature store with what the configured model reads; return its folder."""
+    """Fill the feature store with what the configured model reads; return its folder.
+
+    Raises:
+        UserError: when a stored file is not what was written, by its checksum.
+    """
     data: CaptionData = build("data", config["data"])
     encoder: Encoder = build("encoder", config["encoder"])
     kind = target_of("model", config["model"]).feature_kind
-    return features_of(data.images, encoder, kind, config).folder
+    store = features_of(data.images, encoder, kind, config)
+    store.verify()
+    return store.folder
 
 
 def select_images(data: CaptionData, settings: TrainerSettings) -> Images:

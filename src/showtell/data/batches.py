@@ -71,11 +71,6 @@ class EncodedCaptions:
         longest = np.maximum.reduceat(np.diff(self._row_starts), self._image_starts[:-1])
         self.longest: npt.NDArray[np.int64] = longest  # per image, END counted
 
-    @property
-    def token_count(self) -> int:
-        """Real positions of the whole split, END counted."""
-        return len(self._tokens)
-
     def rows(self, image: int) -> list[npt.NDArray[np.int32]]:
         """The captions of one image: word ids and END."""
         first, last = self._image_starts[image : image + 2]

@@ -1,4 +1,4 @@
-"""Freely generated captions, gathered over batches and processes and scored once."""
+"""Freely generated captions, gathered over batches and scored once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from showtell.text.vocabulary import END, PAD, Vocabulary
 class GeneratedCaptions(Metric):
     """One caption per image; BLEU over the corpus when all are in.
 
-    The state is token ids and image positions, which torchmetrics concatenates over processes;
-    an image that padding of a distributed split brought twice is counted once.
+    The state is token ids and image positions, tensors that torchmetrics can gather; an image that
+    comes twice is counted once.
     """
 
     full_state_update = False
