@@ -1,0 +1,305 @@
+"""The harness of all benchmarks: pieces of work timed side by side, and the machine's own limits.
+
+The works of a benchmark run in turns (A B C, A B C, ...), so that a machine that slows down slows
+them alike, and what counts are ratios, each formed within a turn. A benchmark is a script:
+
+    timings = time_in_turns({
+        "cell loop": Work(cell_loop, {"tokens": 1900, "FLOP": 2.4e10}),
+        "ours": Work(ours, {"tokens": 1900, "FLOP": 2.4e10}),
+        "limit": matrix_product(2048, 2048, 2048),
+    }, turns=7)
+    report = Report("training", timings, [
+        ratio("over the cell loop", timings["ours"], timings["cell loop"], "tokens", target=2),
+        ratio("share of the peak", timings["ours"], timings["limit"], "FLOP", target=0.6),
+    ])
+    report.show()
+    report.save(options.output)  # outputs/bench/training.json, for docs/performance.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parents[1] / "outputs" / "bench"
+# A sample lasts at least so many seconds: shorter ones measure the clock and the scheduler.
+SHORTEST_SAMPLE = 0.05
+# A call of so many seconds is warm after one.
+LONG_CALL = 1.0
+PACKAGES = ("torch", "numpy", "lightning", "openvino", "transformers", "timm", "pillow")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to time.
+
+    Attributes:
+        call: does the work once; called again and again, also several times for one sample.
+        units: how much one call does of what, e.g. ``{"images": 32, "FLOP": 1.5e10}``. A multiply
+            and an add are two FLOP.
+    """
+
+    call: Callable[[], object]
+    units: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The samples of one work: seconds per call, one for every turn."""
+
+    seconds: tuple[float, ...]
+    units: Mapping[str, float]
+
+    @property
+    def median_seconds(self) -> float:
+        """Median over the turns of the seconds of one call."""
+        return statistics.median(self.seconds)
+
+    def rate(self, unit: str) -> float:
+        """Units per second at the median."""
+        return self.units[unit] / self.median_seconds
+
+    def rates(self, unit: str) -> list[float]:
+        """Units per second in every turn."""
+        return [self.units[unit] / seconds for seconds in self.seconds]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the report, with its spread over the turns and what was asked for.
+
+    ``target`` is what the figure should at least reach, or at most with ``at_most``; None where
+    nothing was asked.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str = "x"
+    target: float | None = None
+    at_most: bool = False
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if self.target is None:
+            return None
+        return self.value <= self.target if self.at_most else self.value >= self.target
+
+
+def time_in_turns(works: Mapping[str, Work], *, turns: int) -> dict[str, Timing]:
+    """Time all works in turns, after each was called once or twice to warm up.
+
+    Garbage is collected between samples and never within one; a device is waited for.
+    """
+    calls = {name: _calls_per_sample(work) for name, work in works.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(turns):
+        for name, work in works.items():
+            seconds[name].append(_sample(work.call, calls[name]))
+    return {name: Timing(tuple(seconds[name]), work.units) for name, work in works.items()}
+
+
+def _calls_per_sample(work: Work) -> int:
+    first = _sample(work.call, 1)  # allocates, compiles and opens files
+    once = _sample(work.call, 1) if first < LONG_CALL else first
+    return max(1, math.ceil(SHORTEST_SAMPLE / max(once, 1e-9)))
+
+
+def _sample(call: Callable[[], object], calls: int) -> float:
+    """Mean seconds of one of ``calls`` calls in a row."""
+    gc.collect()
+    gc.disable()
+    try:
+        _wait_for_device()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        _wait_for_device()
+        return (time.perf_counter() - start) / calls
+    finally:
+        gc.enable()
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(
+    name: str, over: Timing, under: Timing, unit: str, *, target: float | None = None
+) -> Figure:
+    """How many times the rate of ``under`` that of ``over`` is, each in ``unit`` per second.
+
+    The median of the ratios of each turn, and the lowest and the highest of them.
+    """
+    ratios = [a / b for a, b in zip(over.rates(unit), under.rates(unit), strict=True)]
+    return Figure(name, statistics.median(ratios), min(ratios), max(ratios), "x", target)
+
+
+def rate(name: str, timing: Timing, unit: str, *, target: float | None = None) -> Figure:
+    """Units per second as a figure of its own."""
+    rates = timing.rates(unit)
+    return Figure(name, timing.rate(unit), min(rates), max(rates), f"{unit}/s", target)
+
+
+def matrix_product(m: int, k: int, n: int, device: str = "cpu") -> Work:
+    """The limit of arithmetic: (m, k) times (k, n) in float32."""
+    left, right = torch.rand(m, k, device=device), torch.rand(k, n, device=device)
+    result = torch.empty(m, n, device=device)
+    return Work(lambda: torch.mm(left, right, out=result), {"FLOP": 2.0 * m * k * n})
+
+
+def memory_triad(mebibytes: int = 64, device: str = "cpu") -> Work:
+    """The limit of memory (McCalpin's STREAM): a = b + 2 c, each of so many MiB of float32."""
+    count = mebibytes * 2**18
+    b, c = torch.rand(count, device=device), torch.rand(count, device=device)
+    a = torch.empty(count, device=device)
+    return Work(lambda: torch.add(b, c, alpha=2.0, out=a), {"byte": 3.0 * 4 * count})
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _cpu_model() -> str:
+    """The processor's name; Python knows it only on some systems."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished benchmark: its timings, the figures drawn from them and other facts.
+
+    Attributes:
+        name: of the benchmark and its file.
+        timings: by the name of the work.
+        figures: what the table of ratios shows.
+        facts: sizes and settings worth knowing, anything JSON can hold.
+    """
+
+    name: str
+    timings: Mapping[str, Timing]
+    figures: Sequence[Figure]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in plain types."""
+        return {
+            "name": self.name,
+            "command": shlex.join(["python", *sys.argv]),
+            "machine": machine(),
+            "facts": dict(self.facts),
+            "timings": {name: _timing_to_json(timing) for name, timing in self.timings.items()},
+            "figures": [{**vars(figure), "reached": figure.reached} for figure in self.figures],
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write ``<folder>/<name>.json``, in place of the last one; return the file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{self.name}.json"
+        file.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        return file
+
+    def show(self) -> None:
+        """Print the timings and the figures."""
+        console = Console()
+        console.print(_table_of_timings(self.name, self.timings))
+        if self.figures:
+            console.print(_table_of_figures(self.figures))
+
+
+def _timing_to_json(timing: Timing) -> dict[str, Any]:
+    return {
+        "seconds": list(timing.seconds),
+        "median_seconds": timing.median_seconds,
+        "units": dict(timing.units),
+        "rates": {unit: timing.rate(unit) for unit in timing.units},
+    }
+
+
+def _table_of_timings(title: str, timings: Mapping[str, Timing]) -> Table:
+    table = Table("work", "ms a call", "lowest", "highest", "a second", title=title)
+    for name, timing in timings.items():
+        milliseconds = [1e3 * s for s in (timing.median_seconds, *_ends(timing.seconds))]
+        rates = ", ".join(f"{short(timing.rate(unit))} {unit}" for unit in timing.units)
+        table.add_row(name, *(f"{value:.2f}" for value in milliseconds), rates)
+    return table
+
+
+def _table_of_figures(figures: Iterable[Figure]) -> Table:
+    table = Table("figure", "value", "lowest", "highest", "target", "reached")
+    for figure in figures:
+        values = [f"{short(v)} {figure.unit}" for v in (figure.value, figure.low, figure.high)]
+        bound = "<=" if figure.at_most else ">="
+        target = "" if figure.target is None else f"{bound} {short(figure.target)}"
+        table.add_row(
+            figure.name, *values, target, {None: "", True: "yes", False: "no"}[figure.reached]
+        )
+    return table
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def short(value: float) -> str:
+    """Three digits and the size: 0.617, 12.3, 4.57 k, 98.0 G."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has; add your own, then call ``prepare``."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--turns", type=int, default=7, help="turns that count (%(default)s)")
+    options.add_argument("--threads", type=int, help="threads PyTorch computes with (its choice)")
+    options.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
+    return options
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Fix the seed and the threads."""
+    torch.manual_seed(0)
+    if options.threads:
+        torch.set_num_threads(options.threads)
