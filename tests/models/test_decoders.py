@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from showtell.models.decoder import select
+from showtell.models.decoder import State
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
 from showtell.models.recurrence import step_lstm
@@ -117,8 +117,16 @@ def test_step_lstm_is_the_published_cell() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_select_takes_rows_of_every_tensor() -> None:
-    state = (torch.arange(3), torch.arange(6).view(3, 2))
-    first, second = select(state, torch.tensor([2, 2, 0]))
-    assert first.tolist() == [2, 2, 0]
-    assert second.tolist() == [[4, 5], [4, 5], [0, 1]]
+def test_a_state_selects_rows_and_shares_images() -> None:
+    state = State((torch.arange(3), torch.arange(6).view(3, 2)), (torch.tensor([7, 8, 9]),))
+    selected = state.select(torch.tensor([2, 2, 0]))
+    assert selected.rows[0].tolist() == [2, 2, 0]
+    assert selected.rows[1].tolist() == [[4, 5], [4, 5], [0, 1]]
+    assert selected.images[0] is state.images[0]
+
+
+def test_a_state_keeps_images_with_their_rows() -> None:
+    two_rows_each = State((torch.arange(6),), (torch.tensor([[7], [8], [9]]),))
+    kept = two_rows_each.keep(torch.tensor([0, 2]), torch.tensor([0, 1, 4, 5]))
+    assert kept.rows[0].tolist() == [0, 1, 4, 5]
+    assert kept.images[0].tolist() == [[7], [9]]

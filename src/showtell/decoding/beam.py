@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from showtell.models.decoder import Decoder, State, select
+from showtell.models.decoder import Decoder, State
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 
 
@@ -91,9 +91,9 @@ class _Beams:
     """The K unended captions of each image still searched."""
 
     def __init__(self, start: State, images: int, beams: int, max_length: int) -> None:
-        device = start[0].device
+        device = start.rows[0].device
         self.images = torch.arange(images, device=device)  # (L,) which image each group is
-        self.state = select(start, self.images.repeat_interleave(beams))  # (N, ...)
+        self.state = start.select(self.images.repeat_interleave(beams))  # (N, ...)
         self.tokens = torch.full((images, beams, 0), PAD, device=device)  # (L, K, words so far)
         self.log_probs = torch.full((images, beams), -torch.inf, device=device)  # (L, K)
         # All beams of an image begin alike: only the first may have continuations at first.
@@ -120,7 +120,7 @@ class _Beams:
         prefix = self.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1]))
         self.tokens = torch.cat([prefix, token_ids.unsqueeze(-1)], dim=-1)
         first_rows = torch.arange(len(parents), device=parents.device).unsqueeze(1) * beams
-        self.state = select(self.state, (first_rows + parents).flatten())
+        self.state = self.state.select((first_rows + parents).flatten())
         self.last = token_ids.flatten()
 
     def drop(self, decided: Tensor) -> None:
@@ -132,7 +132,7 @@ class _Beams:
         rows = (left.unsqueeze(1) * beams + torch.arange(beams, device=left.device)).flatten()
         self.images, self.tokens = self.images[left], self.tokens[left]
         self.log_probs, self.last = self.log_probs[left], self.last[rows]
-        self.state = select(self.state, rows)
+        self.state = self.state.keep(left, rows)
 
 
 class _Ended:

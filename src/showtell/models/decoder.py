@@ -7,16 +7,36 @@ Dimension key of this package:
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from showtell.models.embedding import WordEmbedding
 from showtell.types import FeatureKind
 
-# What a decoder remembers between two words: tensors whose first axis is the row, so that beams
-# can be reordered, images repeated and rows dropped without knowing the model.
-State = tuple[Tensor, ...]
+
+class State(NamedTuple):
+    """What a decoder remembers between two words, in two parts that a search need not understand.
+
+    The rows of one image stand together and all images have equally many: of N rows over B images,
+    row n describes image n // (N / B).
+    """
+
+    rows: tuple[Tensor, ...]  # first axis N: what the words so far have changed
+    # First axis B: what `start` worked out of each image. Beams share it: projected regions of
+    # 81 x 512 numbers would be copied for every beam at every word if they were part of the rows.
+    images: tuple[Tensor, ...] = ()
+
+    def select(self, rows: Tensor) -> State:
+        """The given rows (M,) in that order, over the same images; one may be taken repeatedly."""
+        return self._replace(rows=tuple(tensor.index_select(0, rows) for tensor in self.rows))
+
+    def keep(self, images: Tensor, rows: Tensor) -> State:
+        """Only the given images (L,), and with them the given rows (M,)."""
+        return State(
+            self.select(rows).rows,
+            tuple(tensor.index_select(0, images) for tensor in self.images),
+        )
 
 
 class Decoder(Protocol):
@@ -26,7 +46,7 @@ class Decoder(Protocol):
     embedding: WordEmbedding
 
     def start(self, features: Tensor) -> State:
-        """State before the first word, from features (B, D) pooled or (B, R, D) grid; B rows."""
+        """State before the first word, from features (B, D) pooled or (B, R, D) grid; N = B."""
         ...
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
@@ -48,8 +68,3 @@ class Decoder(Protocol):
         feeding the rows to ``step`` one token at a time.
         """
         ...
-
-
-def select(state: State, rows: Tensor) -> State:
-    """The state of the given rows (M,), in that order; a row may be taken more than once."""
-    return tuple(tensor.index_select(0, rows) for tensor in state)

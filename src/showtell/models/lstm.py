@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from showtell.models.decoder import State, select
+from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.recurrence import real_positions, run_lstm, step_lstm
@@ -59,21 +59,22 @@ class LSTMDecoder(nn.Module):
         """State (hidden (B, H), cell (B, H), image (B, M)) from pooled features (B, D)."""
         image_BD = self.image_dropout(self.image_norm(features))
         hidden_BH, cell_BH = self.initial(image_BD).chunk(2, dim=1)
-        return torch.tanh(hidden_BH), cell_BH, self.image_dense(image_BD)
+        return State((torch.tanh(hidden_BH), cell_BH, self.image_dense(image_BD)))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
-        hidden_NH, cell_NH, image_NM = state
+        hidden_NH, cell_NH, image_NM = state.rows
         words_NE = self.word_dropout(self.embedding(token_ids))
         hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, hidden_NH, cell_NH)
         dense_NM = torch.tanh(self.hidden_dense(hidden_NH) + image_NM)
-        return self.output(self.output_dropout(dense_NM)), (hidden_NH, cell_NH, image_NM)
+        scores_NV = self.output(self.output_dropout(dense_NM))
+        return scores_NV, state._replace(rows=(hidden_NH, cell_NH, image_NM))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
-        hidden_NH, cell_NH, image_NM = select(self.start(features), image_of_row)
+        hidden_NH, cell_NH, image_NM = self.start(features).select(image_of_row).rows
         words_NTE = self.word_dropout(self.embedding(tokens))
         outputs_NTH = run_lstm(self.lstm, words_NTE, lengths, (hidden_NH, cell_NH))
         dense_NTM = torch.tanh(self.hidden_dense(outputs_NTH) + image_NM.unsqueeze(1))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from showtell.models.decoder import State, select
+from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.recurrence import real_positions, run_lstm, step_lstm
@@ -56,21 +56,22 @@ class MergeDecoder(nn.Module):
     def start(self, features: Tensor) -> State:
         """State (zeros (B, H), zeros (B, H), image branch (B, H)) from features (B, D)."""
         image_BH = torch.relu(self.image(self.image_dropout(self.image_norm(features))))
-        return torch.zeros_like(image_BH), torch.zeros_like(image_BH), image_BH
+        return State((torch.zeros_like(image_BH), torch.zeros_like(image_BH), image_BH))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
-        hidden_NH, cell_NH, image_NH = state
+        hidden_NH, cell_NH, image_NH = state.rows
         words_NE = self.word_dropout(self.embedding(token_ids))
         hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, hidden_NH, cell_NH)
         dense_NH = torch.relu(self.dense(hidden_NH + image_NH))
-        return self.output(self.output_dropout(dense_NH)), (hidden_NH, cell_NH, image_NH)
+        scores_NV = self.output(self.output_dropout(dense_NH))
+        return scores_NV, state._replace(rows=(hidden_NH, cell_NH, image_NH))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
-        _, _, image_NH = select(self.start(features), image_of_row)
+        _, _, image_NH = self.start(features).select(image_of_row).rows
         words_NTE = self.word_dropout(self.embedding(tokens))
         outputs_NTH = run_lstm(self.lstm, words_NTE, lengths, None)
         dense_NTH = torch.relu(self.dense(outputs_NTH + image_NH.unsqueeze(1)))
