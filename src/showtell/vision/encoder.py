@@ -16,18 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import timm
 import torch
-import torchvision
-from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from torch import Tensor, fx, nn
-from torchvision.models import (  # type: ignore[attr-defined]  # it re-exports implicitly
-    get_model,
-    get_model_weights,
-    list_models,
-)
 
 from showtell.errors import UserError
+from showtell.vision.efficientnet import SCALES, EfficientNetLite
 from showtell.vision.images import Preprocessing
 from showtell.vision.weights import (
     NO_DOWNLOAD_REMEDY,
@@ -39,6 +32,8 @@ from showtell.vision.weights import (
     load_state,
     published_file,
 )
+
+# timm and torchvision take seconds to import, so each is imported where a network of it is built.
 
 
 class EncoderOutput(NamedTuple):
@@ -153,13 +148,14 @@ def efficientnet_lite(*, size: int, weights: str | None, preprocessing: Preproce
     Raises:
         UserError: no such size, package or file, or weights of another network.
     """
-    if size not in (0, 1, 2):
+    if size not in SCALES:
         raise UserError(f"encoder.size={size}: EfficientNet-Lite comes here in sizes 0, 1 and 2")
     name = f"efficientnet_lite{size}"
     file = Path(weights) if weights is not None else _packaged_file(name)
-    network = timm.create_model(f"tf_{name}", pretrained=False)
+    network = EfficientNetLite(size)
     fit_weights(network, in_network_order(network, load_state(file), file, name), file, name)
-    return _timm_encoder(network, name, preprocessing)
+    network.classifier = nn.Identity()
+    return Encoder(network, network=name, weights=digest(network), preprocessing=preprocessing)
 
 
 def _packaged_file(name: str) -> Path:
@@ -185,6 +181,8 @@ def timm_encoder(*, network: str, weights: str | None, preprocessing: Preprocess
     Raises:
         UserError: an unknown network, or weights that cannot be had or belong to another network.
     """
+    import timm
+
     if not timm.is_model(network):
         close = (
             ", ".join(timm.list_models(f"*{network.split('.')[0]}*")[:5]) or "timm.list_models()"
@@ -203,6 +201,9 @@ def timm_encoder(*, network: str, weights: str | None, preprocessing: Preprocess
 
 
 def _published_timm(network: str) -> nn.Module:
+    import timm
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
     repository = (timm.get_pretrained_cfg(network) or timm.models.PretrainedCfg()).hf_hub_id
     if repository is None:
         raise UserError(f"timm publishes no weights of {network}; set encoder.weights=FILE")
@@ -261,6 +262,8 @@ def torchvision_encoder(
     Raises:
         UserError: an unknown network, or weights that cannot be had or belong to another network.
     """
+    from torchvision.models import get_model_weights  # type: ignore[attr-defined]  # implicit
+
     model = _torchvision_network(network)
     published = get_model_weights(network).__members__
     if weights is None or weights in published:
@@ -276,7 +279,10 @@ def torchvision_encoder(
 
 
 def _torchvision_network(network: str) -> nn.Module:
-    if network not in list_models(module=torchvision.models):
+    from torchvision import models
+    from torchvision.models import get_model, list_models  # type: ignore[attr-defined]  # implicit
+
+    if network not in list_models(module=models):
         raise UserError(
             f"encoder.network={network}: torchvision has no such network; "
             "see torchvision.models.list_models()"

@@ -1,0 +1,31 @@
+"""EfficientNet-Lite, equal to timm's in names, shapes and every bit of its output."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from showtell.vision.efficientnet import EfficientNetLite
+
+
+@pytest.mark.parametrize(("size", "side"), [(0, 64), (1, 97), (2, 130)])
+def test_the_network_is_that_of_timm(size: int, side: int) -> None:
+    torch.manual_seed(size)
+    theirs = timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False).eval()
+    for tensor in theirs.state_dict().values():
+        if tensor.dim() == 1:  # the initial norms are the identity and would hide a lot
+            tensor.add_(torch.rand(tensor.shape))
+    ours = EfficientNetLite(size).eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        feature_map = ours(images)
+        assert feature_map.shape == (2, 1280, -(-side // 32), -(-side // 32))
+        assert torch.equal(feature_map, theirs.forward_features(images))
+        assert torch.equal(
+            ours.classifier(feature_map.mean(dim=(2, 3))),
+            theirs.classifier(theirs.global_pool(feature_map)),
+        )
+    assert feature_map.std() > 0
