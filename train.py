@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from showtell.config import CHANGEABLE_ON_RESUME, explain, resolve, saved_config
+from showtell.config import CHANGEABLE_ON_RESUME, build, explain, overview, resolve, saved_config
 from showtell.errors import UserError
 
 
@@ -25,17 +25,21 @@ def run(composed: DictConfig) -> Path:
         if composed.output.folder is not None:
             raise UserError("output.folder is one folder: a sweep (-m) makes one for each run")
         composed.output.root = job.sweep.dir
+    # Whatever is wrong with the configuration or the data set is told before torch is imported,
+    # which takes seconds.
     if composed.resume is None:
         config = resolve(composed)
-        from showtell.experiment import train  # after the check: torch takes seconds to import
+        data = build("data", config["data"])
+        from showtell.experiment import train
 
-        return train(config)
+        return train(config, data)
     folder = Path(composed.resume)
     overrides = [o for o in job.overrides.task if not o.startswith("resume=")]
     config = saved_config(folder / "config.yaml", overrides, CHANGEABLE_ON_RESUME)
+    data = build("data", config["data"])
     from showtell.experiment import resume
 
-    return resume(folder, config)
+    return resume(folder, config, data)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -56,7 +60,12 @@ def main() -> None:
     """Run the command line; what the user can mend is one sentence and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own pages
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: through every `finally`
+    words = sys.argv[1:]
     try:
+        if {"-h", "--help"} & set(words):
+            # Hydra's own page takes it twice the time, most of it to list the parts of Hydra.
+            print(overview([word for word in words if not word.startswith("-")]))
+            return
         job()
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -51,6 +51,7 @@ def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
     """Two epochs on a dozen small scenes, with the real encoder."""
     import showtell.metrics.meteor
+    from showtell.config import build
     from showtell.experiment import train
 
     root = tmp_path_factory.mktemp("smoke")
@@ -65,5 +66,6 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
     smoke = Smoke(root / "run", overrides)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(showtell.metrics.meteor, "find_java", lambda: None)
-        train(smoke.config(f"output.folder={smoke.folder}"))
+        config = smoke.config(f"output.folder={smoke.folder}")
+        train(config, build("data", config["data"]))
     yield smoke

@@ -13,13 +13,26 @@ import torch
 import yaml
 from conftest import Smoke
 
+from showtell import evaluation, experiment
+from showtell.config import build
 from showtell.errors import UserError
-from showtell.evaluation import evaluate
-from showtell.experiment import resume, train
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.module import CaptioningModule
+from showtell.types import Split
 
 pytestmark = pytest.mark.usefixtures("without_java")
+
+
+def train(config: dict[str, Any]) -> Path:
+    return experiment.train(config, build("data", config["data"]))
+
+
+def resume(folder: Path, config: dict[str, Any]) -> Path:
+    return experiment.resume(folder, config, build("data", config["data"]))
+
+
+def evaluate(folder: Path, split: Split, config: dict[str, Any]) -> None:
+    evaluation.evaluate(folder, split, config, build("data", config["data"]))
 
 
 def record_of(folder: Path) -> dict[str, Any]:

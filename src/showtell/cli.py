@@ -12,8 +12,8 @@ from pathlib import Path
 
 from showtell.errors import UserError
 
-# torch and everything that imports it are imported inside the commands: `--help` and wrong
-# arguments answer at once.
+# torch and everything that imports it are imported inside the commands, after the configuration
+# was checked and the data set read: `--help` and mistakes are answered at once.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -106,21 +106,26 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _features(options: argparse.Namespace) -> int:
-    from showtell.config import compose
+    from showtell.config import build, compose
+
+    config = compose(options.overrides)
+    data = build("data", config["data"])
     from showtell.parts import extract
 
-    print(f"features: {extract(compose(options.overrides))}")
+    print(f"features: {extract(config, data)}")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from showtell.config import PLACES_OF_DATA, saved_config
-    from showtell.evaluation import evaluate
+    from showtell.config import PLACES_OF_DATA, build, saved_config
 
     # Not how splits are drawn: that would score images the run was trained on.
     changeable = (*PLACES_OF_DATA, "features.", "encoder.weights=", "trainer.accelerator=")
     config = saved_config(options.run / "config.yaml", options.overrides, changeable)
-    evaluate(options.run, options.split, config)
+    data = build("data", config["data"])
+    from showtell.evaluation import evaluate
+
+    evaluate(options.run, options.split, config, data)
     print(f"scores: {options.run / f'scores-{options.split}.json'}")
     return 0
 

@@ -82,15 +82,40 @@ def config_folder() -> Path:
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration that ``python train.py OVERRIDES`` would have, checked."""
+    return resolve(_compose(overrides))
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides))
+            return compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
-    return resolve(composed)
+
+
+def overview(overrides: Sequence[str]) -> str:
+    """What can be chosen and set, for ``python train.py --help``: the groups, the configuration.
+
+    Raises:
+        UserError: when the overrides cannot be composed.
+    """
+    folders = sorted(folder for folder in config_folder().iterdir() if folder.is_dir())
+    choices = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in folders}
+    return "\n".join(
+        [
+            "usage: python train.py [GROUP=CHOICE ...] [KEY=VALUE ...]",
+            "       python train.py -m KEY=VALUE,VALUE ...   trains one run for each",
+            "       python train.py resume=RUN               goes on with a run",
+            "\nGROUP=CHOICE, each a file of conf/:",
+            *(f"  {group}: {', '.join(names)}" for group, names in choices.items()),
+            "\nKEY=VALUE, as in optim.lr=1e-4:\n",
+            OmegaConf.to_yaml(_compose(overrides)),
+            "`python train.py --hydra-help` lists the options of Hydra itself.",
+        ]
+    )
 
 
 def explain(error: Exception) -> str:

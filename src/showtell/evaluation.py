@@ -15,7 +15,6 @@ from rich.table import Table
 
 from showtell import runs
 from showtell.caption import Run, load_run
-from showtell.config import build
 from showtell.errors import UserError
 from showtell.metrics.floors import Landmark, constant_caption, human_ceiling, shuffled_captions
 from showtell.metrics.inputs import ScoringError
@@ -32,8 +31,8 @@ LANDMARK_METRICS = ("BLEU", "ROUGE-L", "CIDEr")
 console = Console(highlight=False, markup=False)
 
 
-def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:
-    """Score the best weights of the run in ``folder`` on a split; write and print all of it.
+def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> CaptionScores:
+    """Score the best weights of the run in ``folder`` on a split of ``data``; write and print it.
 
     Beside the scores stand their 95 % intervals, two floors that need no picture, and what people
     reach. A look at the test split is written down in ``run.json``: it can only be fresh once.
@@ -42,7 +41,6 @@ def evaluate(folder: Path, split: Split, config: Config) -> CaptionScores:
         UserError: when the data set lacks the split, or the run cannot be loaded.
     """
     run = load_run(folder, encoder_weights=config["encoder"]["weights"])
-    data: CaptionData = build("data", config["data"])
     images = data.split(split)
     if not images:
         raise UserError(f"{data.name} has no {split} images; it has {', '.join(data.splits)}")

@@ -25,28 +25,28 @@ from showtell.tracking import CaptionRow, Tracker
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
 from showtell.training.validation import GeneratedCaptions
-from showtell.types import CaptionedImage, Split
+from showtell.types import CaptionData, CaptionedImage, Split
 
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
 SHOWN_IMAGES = 32
 
 
-def train(config: Config) -> Path:
-    """Train a new run as the checked ``config`` says; return its folder.
+def train(config: Config, data: CaptionData) -> Path:
+    """Train a new run on ``data`` as the checked ``config`` says; return its folder.
 
     Raises:
         UserError: for whatever the user can mend; a run that had begun is marked failed.
     """
     _check_folder(config)
-    parts = prepare(config)
+    parts = prepare(config, data)
     folder = _new_folder(config)
     _describe(folder, config, parts)
     _run(config, parts, folder, checkpoint=None)
     return folder
 
 
-def resume(folder: Path, config: Config) -> Path:
+def resume(folder: Path, config: Config, data: CaptionData) -> Path:
     """Continue the run in ``folder`` exactly where its last checkpoint left it.
 
     Raises:
@@ -62,7 +62,7 @@ def resume(folder: Path, config: Config) -> Path:
             f"{folder} has finished: raise trainer.max_epochs to train on, or callbacks.patience "
             "where it stopped early"
         )
-    parts = prepare(config)
+    parts = prepare(config, data)
     _check_same_input(folder, record, parts)
     _write_config(folder, config)
     _remove_results(folder)

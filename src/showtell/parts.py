@@ -87,11 +87,13 @@ class Parts:
         return None if self.vectors is None else _coverage(self.vectors, self.vocabulary)
 
 
-def prepare(config: Config) -> Parts:
-    """Build the parts in the order in which they depend on each other."""
+def prepare(config: Config, data: CaptionData) -> Parts:
+    """Build the parts in the order in which they depend on each other.
+
+    ``data`` is what ``config["data"]`` names: reading it needs no torch, so it was done before.
+    """
     settings = Settings.of(config)
     seed_everything(config["seed"], workers=True, verbose=False)
-    data: CaptionData = build("data", config["data"])
     for note in data.notes:
         print(f"note: {note}")
     images = select_images(data, settings.trainer)
@@ -109,13 +111,12 @@ def prepare(config: Config) -> Parts:
     return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store)
 
 
-def extract(config: Config) -> Path:
-    """Fill the feature store with what the configured model reads; return its folder.
+def extract(config: Config, data: CaptionData) -> Path:
+    """Fill the feature store with what the configured model reads of ``data``; return its folder.
 
     Raises:
         UserError: when a stored file is not what was written, by its checksum.
     """
-    data: CaptionData = build("data", config["data"])
     encoder: Encoder = build("encoder", config["encoder"])
     kind = target_of("model", config["model"]).feature_kind
     store = features_of(data.images, encoder, kind, config)
