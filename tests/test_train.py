@@ -61,7 +61,10 @@ def statuses(root: Path) -> list[str]:
         (["optim.lrr=1"], "optim.lrr: there is no such option; did you mean lr?"),
         (["+optim.speed=1"], "optim.speed: there is no such option; there are final_lr_fraction"),
         (["modle=lstm_glove"], "modle: there is no such option; did you mean model?"),
-        (["model=gru"], "model=gru: there is no such choice; there are lstm_glove, merge_glove"),
+        (
+            ["model=gru"],
+            "model=gru: there is no such choice; there are attention_glove, lstm_glove",
+        ),
         (["optim.lr=fast"], "optim.lr=fast: must be a number"),
         (["optim.lr"], "optim.lr: cannot be understood; write KEY=VALUE, in quotes if need be"),
         (["data.root=none"], "none is not a folder: set data.root to the folder of the data set"),

@@ -8,13 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import State
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
 from showtell.models.recurrence import step_lstm
 from showtell.text.vocabulary import BEGIN, PAD, SPECIALS
 
-V, D = 11, 6
+V, D, R = 11, 6, 4
+
+
+NO_DROPOUT = {"image_dropout": 0.0, "word_dropout": 0.0, "output_dropout": 0.0}
+WIDE = {"extend_vectors": False, "tied_output": False}
 
 
 def lstm(**dropout: float) -> LSTMDecoder:
@@ -25,7 +30,7 @@ def lstm(**dropout: float) -> LSTMDecoder:
         embedding_width=7,
         hidden_size=8,
         dense_size=9,
-        **{"image_dropout": 0.0, "word_dropout": 0.0, "output_dropout": 0.0, **dropout},
+        **NO_DROPOUT | dropout,
     )
 
 
@@ -36,28 +41,45 @@ def merge(**dropout: float) -> MergeDecoder:
         vector_width=5,
         embedding_width=7,
         hidden_size=8,
-        **{"image_dropout": 0.0, "word_dropout": 0.0, "output_dropout": 0.0, **dropout},
+        **NO_DROPOUT | dropout,
     )
 
 
-DECODERS = pytest.mark.parametrize("build", [lstm, merge])
-Build = Callable[..., LSTMDecoder | MergeDecoder]
+def attention(**changes: float) -> AttentionDecoder:
+    sizes = {"embedding_width": 7, "hidden_size": 8, "dense_size": 9}
+    return AttentionDecoder(
+        vocabulary_size=V, feature_size=D, vector_width=5, **WIDE | sizes | NO_DROPOUT | changes
+    )
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Three images and five captions of 1 to 6 positions."""
+def tied(**changes: float) -> AttentionDecoder:
+    return attention(tied_output=True, **changes)
+
+
+def extended(**changes: float) -> AttentionDecoder:
+    return attention(tied_output=True, extend_vectors=True, **changes)
+
+
+DECODERS = pytest.mark.parametrize("build", [lstm, merge, attention, tied, extended])
+Decoder = LSTMDecoder | MergeDecoder | AttentionDecoder
+Build = Callable[..., Decoder]
+
+
+def batch(decoder: Decoder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Three images and five captions of 1 to 6 positions; the second image has most of them."""
     lengths = torch.tensor([4, 1, 6, 2, 4])
     tokens = torch.randint(4, V, (5, 6))
     tokens[:, 0] = BEGIN
     tokens[torch.arange(6).unsqueeze(0) >= lengths.unsqueeze(1)] = PAD
-    return torch.randn(3, D), tokens, lengths, torch.tensor([0, 0, 1, 2, 1])
+    shape = (3, D) if decoder.feature_kind == "pooled" else (3, R, D)
+    return torch.randn(shape), tokens, lengths, torch.tensor([1, 0, 1, 2, 1])
 
 
 @DECODERS
 def test_forward_equals_step_by_step(build: Build) -> None:
     torch.manual_seed(0)
     decoder = build().eval()
-    features, tokens, lengths, image_of_row = batch()
+    features, tokens, lengths, image_of_row = batch(decoder)
     scores_PV = decoder(features, tokens, lengths, image_of_row)
     expected = []
     for row, length in enumerate(lengths.tolist()):
@@ -72,7 +94,7 @@ def test_forward_equals_step_by_step(build: Build) -> None:
 def test_more_padding_and_another_order_change_nothing(build: Build) -> None:
     torch.manual_seed(0)
     decoder = build().eval()
-    features, tokens, lengths, image_of_row = batch()
+    features, tokens, lengths, image_of_row = batch(decoder)
     plain = decoder(features, tokens, lengths, image_of_row)
     wider = torch.nn.functional.pad(tokens, (0, 4), value=PAD)
     torch.testing.assert_close(decoder(features, wider, lengths, image_of_row), plain)
@@ -86,7 +108,7 @@ def test_more_padding_and_another_order_change_nothing(build: Build) -> None:
 def test_each_parameter_learns_and_the_image_matters(build: Build) -> None:
     torch.manual_seed(0)
     decoder = build(image_dropout=0.2, word_dropout=0.2, output_dropout=0.2).train()
-    features, tokens, lengths, image_of_row = batch()
+    features, tokens, lengths, image_of_row = batch(decoder)
     decoder(features, tokens, lengths, image_of_row).square().sum().backward()
     idle = [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
@@ -96,15 +118,16 @@ def test_each_parameter_learns_and_the_image_matters(build: Build) -> None:
 
 
 @DECODERS
-def test_frozen_vectors_stay_and_their_projection_learns(build: Build) -> None:
+def test_frozen_vectors_stay_and_what_widens_them_learns(build: Build) -> None:
     torch.manual_seed(0)
     decoder = build()
     glove = torch.randn(V - len(SPECIALS), 5)
     decoder.embedding.load_vectors(glove)
     decoder.embedding.train_vectors(False)
-    decoder(*batch()).sum().backward()
+    decoder(*batch(decoder)).sum().backward()
     assert decoder.embedding.vectors.weight.grad is None
-    assert decoder.embedding.projection.weight.grad.any()  # type: ignore[union-attr]
+    wider = decoder.embedding.extension or decoder.embedding.projection
+    assert wider.weight.grad.any()  # type: ignore[union-attr]
     torch.testing.assert_close(decoder.embedding.vectors.weight[len(SPECIALS) :].detach(), glove)
 
 

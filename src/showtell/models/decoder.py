@@ -68,3 +68,17 @@ class Decoder(Protocol):
         feeding the rows to ``step`` one token at a time.
         """
         ...
+
+
+class AttentiveDecoder(Decoder, Protocol):
+    """A decoder that can say where it looked, for drawing; searches know nothing of it."""
+
+    def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Where it looks for each next word of one caption: weights (T, R), rows summing to 1.
+
+        Args:
+            features: (R, D), the grid of one image.
+            token_ids: (T,) what the decoder reads: BEGIN, then the words. Row t belongs to the
+                word after token t, the last row to END.
+        """
+        ...

@@ -1,4 +1,4 @@
-"""Word embedding: pre-trained vectors, projected to the width the model wants."""
+"""Word embedding: pre-trained vectors, brought to the width the model wants."""
 
 from __future__ import annotations
 
@@ -11,15 +11,33 @@ from showtell.text.vocabulary import PAD, SPECIALS
 class WordEmbedding(nn.Module):
     """Token ids (...) -> embeddings (..., E), through word vectors of width W.
 
-    With ``projected`` a linear layer maps W to E, so that 50-d GloVe serves any model width;
-    without it E = W. The vectors start as a seeded normal draw; ``load_vectors`` puts GloVe there.
+    A ``width`` E other than None is reached in one of two ways: a linear layer maps W to E, or,
+    ``extended``, the vectors are the first W numbers of an embedding whose other E - W are
+    learned. The first has rank W: enough to read words, too little to tell them apart when the
+    output is tied to it. The vectors start as a seeded normal draw; ``load_vectors`` puts GloVe
+    there.
+
+    Raises:
+        ValueError: an extended embedding that is not wider than its vectors.
     """
 
-    def __init__(self, *, vocabulary_size: int, vector_width: int, width: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        vector_width: int,
+        width: int | None,
+        extended: bool = False,
+    ) -> None:
         super().__init__()
-        self.vectors = nn.Embedding(vocabulary_size, vector_width, padding_idx=PAD)
-        self.projection = nn.Identity() if width is None else nn.Linear(vector_width, width)
         self.width = vector_width if width is None else width
+        self.vectors = nn.Embedding(vocabulary_size, vector_width, padding_idx=PAD)
+        self.extension: nn.Embedding | None = None
+        self.projection: nn.Module = nn.Identity()
+        if extended:
+            self.extension = _extension(vocabulary_size, self.width, vector_width)
+        elif width is not None:
+            self.projection = nn.Linear(vector_width, width)
 
     def load_vectors(self, vectors: Tensor) -> None:
         """Put ``vectors`` (words, W) behind the special tokens, which keep their random ones."""
@@ -27,10 +45,34 @@ class WordEmbedding(nn.Module):
             self.vectors.weight[len(SPECIALS) :].copy_(vectors)
 
     def train_vectors(self, trained: bool) -> None:
-        """Let the optimizer change the word vectors, or freeze them; a projection always learns."""
+        """Let the optimizer change the word vectors, or freeze them; all else always learns."""
         self.vectors.weight.requires_grad_(trained)
+
+    def table(self) -> Tensor:
+        """The embeddings (V, E) of all words."""
+        return self._widen(self.vectors.weight, None)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Embeddings (..., E) of ``token_ids`` (...)."""
-        projected: Tensor = self.projection(self.vectors(token_ids))
-        return projected
+        return self._widen(self.vectors(token_ids), token_ids)
+
+    def _widen(self, vectors: Tensor, token_ids: Tensor | None) -> Tensor:
+        if self.extension is None:
+            projected: Tensor = self.projection(vectors)
+            return projected
+        more = self.extension.weight if token_ids is None else self.extension(token_ids)
+        return torch.cat([vectors, more], dim=-1)
+
+
+def _extension(vocabulary_size: int, width: int, vector_width: int) -> nn.Embedding:
+    if width <= vector_width:
+        raise ValueError(
+            f"embedding_width={width} must be above the {vector_width} of the word vectors to "
+            "extend them"
+        )
+    extension = nn.Embedding(vocabulary_size, width - vector_width, padding_idx=PAD)
+    # Small beside GloVe's 0.6: what the vectors already know should speak first.
+    nn.init.normal_(extension.weight, std=width**-0.5)
+    with torch.no_grad():
+        extension.weight[PAD].zero_()
+    return extension

@@ -93,6 +93,7 @@ def _by_decay(
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:
-        is_matrix = parameter.dim() >= 2 and "embedding.vectors" not in name
+        is_word = "embedding.vectors" in name or "embedding.extension" in name
+        is_matrix = parameter.dim() >= 2 and not is_word
         (decayed if is_matrix else plain).append(parameter)
     return decayed, plain

@@ -1,0 +1,118 @@
+"""``attention_glove``: at each word, soft attention over the regions of the photograph.
+
+Xu et al. 2015, "Show, Attend and Tell", look before each word and feed what they see into the
+LSTM. Here the LSTM's output asks (Luong et al. 2015; Lu et al. 2017, "Knowing When to Look", place
+it after the LSTM too): the recurrence then waits for no attention, and in teacher forcing both run
+as large matrix products over all words at once. The LSTM sees the picture in its initial state.
+
+Dimension key: B images, N rows, G rows of one image, T positions, P real positions, V vocabulary,
+D feature size, R regions, E embedding, H hidden, M dense.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from showtell.models.decoder import State
+from showtell.models.dropout import LockedDropout
+from showtell.models.embedding import WordEmbedding
+from showtell.models.output import WordScores
+from showtell.models.recurrence import real_positions, run_lstm, step_lstm
+from showtell.models.regions import RegionAttention, RowsByImage
+from showtell.types import FeatureKind
+
+
+class AttentionDecoder(nn.Module):
+    """An LSTM whose output looks at the regions, and a dense layer that reads both.
+
+    The state is (hidden (H), cell (H)) of a row and the regions (R, H) of an image.
+    """
+
+    feature_kind: FeatureKind = "grid"
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        vector_width: int,
+        embedding_width: int | None,
+        extend_vectors: bool,
+        tied_output: bool,
+        hidden_size: int,
+        dense_size: int,
+        image_dropout: float,
+        word_dropout: float,
+        output_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.embedding = WordEmbedding(
+            vocabulary_size=vocabulary_size,
+            vector_width=vector_width,
+            width=embedding_width,
+            extended=extend_vectors,
+        )
+        self.image_norm = nn.LayerNorm(feature_size)
+        self.image_dropout = LockedDropout(image_dropout)
+        self.region = nn.Linear(feature_size, hidden_size)
+        self.initial = nn.Linear(hidden_size, 2 * hidden_size)
+        self.word_dropout = LockedDropout(word_dropout)
+        self.lstm = nn.LSTM(self.embedding.width, hidden_size, batch_first=True)
+        self.attention = RegionAttention(hidden_size, hidden_size)
+        self.hidden_dense = nn.Linear(hidden_size, dense_size)
+        self.context_dense = nn.Linear(hidden_size, dense_size, bias=False)
+        self.output_dropout = LockedDropout(output_dropout)
+        self.output = WordScores(dense_size, self.embedding, tied=tied_output)
+
+    def start(self, features: Tensor) -> State:
+        """Rows (hidden (B, H), cell (B, H)) and the regions (B, R, H), from grid (B, R, D)."""
+        regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
+        hidden_BH, cell_BH = self.initial(regions_BRH.mean(dim=1)).chunk(2, dim=1)
+        return State((torch.tanh(hidden_BH), cell_BH), (regions_BRH,))
+
+    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        (regions_BRH,) = state.images
+        words_NE = self.word_dropout(self.embedding(token_ids))
+        hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, *state.rows)
+        queries_BGH = hidden_NH.view(len(regions_BRH), -1, hidden_NH.shape[1])
+        contexts_BGH, _ = self.attention(queries_BGH, regions_BRH)
+        dense_NM = self._dense(hidden_NH, contexts_BGH.flatten(0, 1))
+        scores_NV = self.output(dense_NM, self.embedding)
+        return scores_NV, state._replace(rows=(hidden_NH, cell_NH))
+
+    def forward(
+        self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
+    ) -> Tensor:
+        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        start = self.start(features)
+        outputs_NTH = self._read(tokens, lengths, start.select(image_of_row))
+        by_image = RowsByImage(image_of_row, len(features))
+        queries_BGTH = by_image.group(outputs_NTH)
+        contexts_BQH, _ = self.attention(queries_BGTH.flatten(1, 2), *start.images)
+        contexts_NTH = by_image.ungroup(contexts_BQH.view_as(queries_BGTH))
+        dense_NTM = self._dense(outputs_NTH, contexts_NTH)
+        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
+        scores_PV: Tensor = self.output(dense_NTM[real_NT], self.embedding)
+        return scores_PV
+
+    def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
+        start = self.start(features.unsqueeze(0))
+        outputs_1TH = self._read(token_ids.unsqueeze(0), torch.tensor([len(token_ids)]), start)
+        _, weights_1TR = self.attention(outputs_1TH, *start.images)
+        weights_TR: Tensor = weights_1TR[0]
+        return weights_TR
+
+    def _read(self, tokens: Tensor, lengths: Tensor, start: State) -> Tensor:
+        """What the LSTM says (N, T, H) after each of ``tokens`` (N, T)."""
+        hidden_NH, cell_NH = start.rows
+        words_NTE = self.word_dropout(self.embedding(tokens))
+        return run_lstm(self.lstm, words_NTE, lengths, (hidden_NH, cell_NH))
+
+    def _dense(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """The attentional hidden state (..., M) of Luong et al. 2015, equation 5, with dropout."""
+        dense = torch.tanh(self.hidden_dense(hidden) + self.context_dense(context))
+        dropped: Tensor = self.output_dropout(dense)
+        return dropped
