@@ -295,11 +295,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--turns", type=int, default=7, help="turns that count (%(default)s)")
     options.add_argument("--threads", type=int, help="threads PyTorch computes with (its choice)")
     options.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
+    options.add_argument(
+        "--quick", action="store_true", help="tiny sizes and one turn: does it run at all?"
+    )
     return options
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Fix the seed and the threads."""
+    """Fix the seed and the threads; one turn for a quick look."""
+    if options.quick:
+        options.turns = 1
     torch.manual_seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
