@@ -19,9 +19,9 @@ from showtell.metrics.alarms import (
     shared_images_alarm,
 )
 from showtell.metrics.language import (
-    CaptionStatistics,
-    statistics_of_captions,
-    statistics_of_references,
+    WordStatistics,
+    caption_words,
+    reference_words,
 )
 
 IMAGES = 40
@@ -31,9 +31,9 @@ REFERENCES = {i: (f"a person wrote {i}", f"another one of {i}") for i in VARIED}
 
 def written(
     captions: Mapping[str, str], unfinished: int = 0, references: Any = REFERENCES
-) -> CaptionStatistics:
+) -> WordStatistics:
     cut = list(captions)[:unfinished]
-    return statistics_of_captions(captions, references, unfinished=cut)
+    return caption_words(captions, references, unfinished=cut)
 
 
 def of_captions(
@@ -47,7 +47,7 @@ def of_captions(
     return list(
         caption_alarms(
             written(captions, unfinished, references),
-            statistics_of_references(references),
+            reference_words(references),
             max_length=6,
             cider=cider,
             shuffled_cider=shuffled_cider,
@@ -107,7 +107,7 @@ def of_leak(
     ceiling: dict[str, float] | None = None,
     training: Sequence[str] | None = None,
 ) -> list[Alarm]:
-    people = statistics_of_references(references, training=training)
+    people = reference_words(references, training=training)
     return list(
         leak_alarms(
             written(captions, references=references),

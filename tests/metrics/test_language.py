@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from showtell.data.sources import flickr8k
 from showtell.metrics.language import (
-    CaptionStatistics,
+    WordStatistics,
     copied_share,
+    figure_text,
     letters_of,
     repeats_itself,
     sentences_of,
-    statistics_of_captions,
-    statistics_of_references,
+    caption_words,
+    reference_words,
 )
 from showtell.text.tokenizer import tokenize
 
@@ -35,8 +36,8 @@ REFERENCES = {
 
 
 @pytest.fixture
-def written() -> CaptionStatistics:
-    return statistics_of_captions(
+def written() -> WordStatistics:
+    return caption_words(
         CAPTIONS,
         REFERENCES,
         training=["Two dogs.", "a dog"],
@@ -45,7 +46,7 @@ def written() -> CaptionStatistics:
     )
 
 
-def test_generated_captions_by_hand(written: CaptionStatistics) -> None:
+def test_generated_captions_by_hand(written: WordStatistics) -> None:
     assert written.captions == 4
     assert written.lengths == {3: 2, 2: 1, 8: 1}
     assert written.mean_words == pytest.approx(16 / 4)
@@ -62,7 +63,7 @@ def test_generated_captions_by_hand(written: CaptionStatistics) -> None:
 
 
 def test_people_by_hand() -> None:
-    people = statistics_of_references(
+    people = reference_words(
         REFERENCES, training=["the cat"], vocabulary=["a", "dog", "the", "cat"]
     )
     assert people.captions == 8
@@ -73,20 +74,26 @@ def test_people_by_hand() -> None:
     assert people.unknown_words == pytest.approx(10 / 21)
 
 
-def test_figures_name_what_is_known_and_nothing_else(written: CaptionStatistics) -> None:
+def test_figures_name_what_is_known_and_nothing_else(written: WordStatistics) -> None:
     figures = written.figures()
     assert figures["longest in words"] == 8
     assert figures["share unfinished"] == 0.25
     assert all(name == name.lower() for name in figures)
-    alone = statistics_of_captions({"a.jpg": "a dog"}).figures()
+    alone = caption_words({"a.jpg": "a dog"}).figures()
     assert set(figures) - set(alone) == {
         *("share of the vocabulary", "share of unknown words", "share equal to a reference"),
         *("share copied from training", "share unfinished"),
     }
 
 
+def test_figures_for_people() -> None:
+    assert figure_text("share unfinished", 0.0123) == "1.2 %"
+    assert figure_text("mean length in words", 10.125) == "10.1"
+    assert figure_text("different words", 1234) == "1,234"
+
+
 def test_captions_without_words_are_counted() -> None:
-    empty = statistics_of_captions({"a": "", "b": "..."}, vocabulary=["a"])
+    empty = caption_words({"a": "", "b": "..."}, vocabulary=["a"])
     assert empty.lengths == {0: 2}
     assert (empty.most_used, empty.unknown_words, empty.repeating) == (1.0, 0.0, 0.0)
 

@@ -30,7 +30,7 @@ def test_a_finished_run_shows_everything(run: SmallRun) -> None:
         "BLEU-1 63.1 BLEU-4 20.0 CIDEr 0.553",
         "skipped METEOR METEOR needs Java",
         "The weights kept are those of epoch 2, where val/BLEU-4 was highest, at 20.0.",
-        "copied from the training 77.8 %",
+        "share copied from training 77.8 % 100.0 %",
         "commit 0123abc",
     ):
         assert text in page.words
@@ -81,7 +81,7 @@ def test_without_its_data_set_the_page_has_no_pictures_and_says_so(run: SmallRun
     page = Page(write_report(run.folder))
     assert page.all("img") == []
     assert f"No pictures, because the data set is not at hand: {run.table}" in page.words
-    assert "different captions 100.0 %" in page.words
+    assert "share different 100.0 %" in page.words
 
 
 def test_another_data_set_under_the_same_name_is_doubted(run: SmallRun) -> None:

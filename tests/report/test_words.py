@@ -1,26 +1,61 @@
+"""The section on words: what stands beside what."""
+
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from small_run import SmallRun, make_small_run
 
-from showtell.report.words import copied_share, sentences_of, word_statistics
-
-
-def test_statistics_by_hand() -> None:
-    captions = ["A dog runs .", "a dog runs", "two dogs", "a dog runs on the grass"]
-    found = word_statistics(sentences_of(captions))
-    assert found.captions == 4
-    assert found.lengths == {3: 2, 2: 1, 6: 1}
-    assert found.mean_words == pytest.approx(14 / 4)
-    assert found.length_shares == {3: 50, 2: 25, 6: 25}
-    assert found.distinct_words == 8
-    assert found.distinct_share == 0.75
-    assert found.most_frequent == (("a dog runs", 2),)
+from showtell.data.sources import table
+from showtell.metrics.inputs import read_captions
+from showtell.report.words import WordsSection, words_section
+from showtell.text.vocabulary import Vocabulary
+from showtell.types import CaptionData
 
 
-def test_an_empty_caption_has_no_words() -> None:
-    assert word_statistics(sentences_of(["", "..."])).lengths == {0: 2}
+@pytest.fixture
+def run(tmp_path: Path) -> SmallRun:
+    return make_small_run(tmp_path)
 
 
-def test_a_copy_is_a_copy_whatever_its_case_and_period() -> None:
-    written = sentences_of(["a dog runs", "a dog sits"])
-    assert copied_share(written, sentences_of(["A dog runs ."])) == 0.5
+def section(run: SmallRun, data: CaptionData | None) -> WordsSection:
+    captions = read_captions(run.folder / "captions-val.json")
+    found = words_section(run.folder, "val", captions, data)
+    assert found is not None
+    return found
+
+
+def data_of(run: SmallRun) -> CaptionData:
+    return table(file=str(run.table), images=None, split_seed=0, skip_rejected=False)
+
+
+def test_the_model_stands_beside_people(run: SmallRun) -> None:
+    found = section(run, data_of(run))
+    assert found.has_people
+    assert found.lengths is not None
+    figures = {name: (own, people) for name, own, people in found.figures}
+    assert figures["different captions"] == ("9", "18")
+    # The references of all pictures are formulas with a colour, of training pictures too.
+    assert figures["share copied from training"] == ("77.8 %", "100.0 %")
+    assert figures["share equal to a reference"] == ("77.8 %", "0.0 %")
+    assert "share unfinished" not in figures
+
+
+def test_what_the_evaluation_alone_knows_is_read_from_its_file(run: SmallRun) -> None:
+    run.write("scores-val.json", run.read("scores-val.json") | {"captions/share unfinished": 0.25})
+    Vocabulary(["a", "square"], min_count=1, counts=[2, 2]).save(run.folder / "vocabulary.json")
+    figures = {name: (own, people) for name, own, people in section(run, data_of(run)).figures}
+    assert figures["share unfinished"] == ("25.0 %", "")
+    assert figures["share of the vocabulary"][0] == "100.0 %"
+
+
+def test_without_its_data_set_the_model_stands_alone(run: SmallRun) -> None:
+    found = section(run, None)
+    assert (found.has_people, found.lengths) == (False, None)
+    assert {people for _, _, people in found.figures} == {""}
+    assert "share copied from training" not in {name for name, _, _ in found.figures}
+
+
+def test_no_captions_no_section(run: SmallRun) -> None:
+    assert words_section(run.folder, "val", {}, None) is None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from showtell.metrics.language import CaptionStatistics, letters_of
+from showtell.metrics.language import WordStatistics, letters_of
 
 # Shares over fewer images than this are accidents.
 LEAST_IMAGES = 30
@@ -72,8 +72,8 @@ class Alarm:
 
 
 def caption_alarms(
-    written: CaptionStatistics,
-    people: CaptionStatistics,
+    written: WordStatistics,
+    people: WordStatistics,
     *,
     max_length: int,
     cider: float | None,
@@ -100,8 +100,8 @@ def caption_alarms(
 
 
 def leak_alarms(
-    written: CaptionStatistics,
-    people: CaptionStatistics,
+    written: WordStatistics,
+    people: WordStatistics,
     *,
     scores: Mapping[str, float],
     ceiling: Mapping[str, float],
@@ -220,7 +220,7 @@ def _feature_fault(pooled: NDArray[np.float64]) -> str | None:
     return None
 
 
-def _one_caption(written: CaptionStatistics) -> Alarm:
+def _one_caption(written: WordStatistics) -> Alarm:
     caption, _ = written.most_frequent[0]
     return Alarm(
         "one caption",
@@ -243,7 +243,7 @@ def _picture_ignored(cider: float, shuffled_cider: float) -> Iterator[Alarm]:
         )
 
 
-def _unfinished(written: CaptionStatistics, people: CaptionStatistics, max_length: int) -> Alarm:
+def _unfinished(written: WordStatistics, people: WordStatistics, max_length: int) -> Alarm:
     finding = f"{written.unfinished:.0%} of the captions were cut off at {max_length} words"
     longer = sum(n for length, n in people.lengths.items() if length > max_length)
     if longer > UNFINISHED * people.captions:

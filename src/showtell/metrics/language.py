@@ -17,7 +17,7 @@ _LISTED = 5
 
 
 @dataclass(frozen=True)
-class CaptionStatistics:
+class WordStatistics:
     """Counts over some captions; a share is a fraction in 0..1, None where it was not asked for.
 
     Attributes:
@@ -80,19 +80,26 @@ class CaptionStatistics:
         return {name: value for name, value in known.items() if value is not None}
 
 
+def figure_text(name: str, value: float) -> str:
+    """A figure for people: shares in per cent, the mean with a decimal, counts whole."""
+    if name.startswith("share"):
+        return f"{100 * value:.1f} %"
+    return f"{value:.1f}" if name.startswith("mean") else f"{value:,.0f}"
+
+
 def sentences_of(captions: Iterable[str]) -> list[Sentence]:
     """Captions as tuples of words, which compare equal when they say the same."""
     return [tuple(tokenize(caption)) for caption in captions]
 
 
-def statistics_of_captions(
+def caption_words(
     captions: Mapping[str, str],
     references: Mapping[str, Sequence[str]] | None = None,
     *,
     training: Iterable[str] | None = None,
     vocabulary: Collection[str] | None = None,
     unfinished: Collection[str] | None = None,
-) -> CaptionStatistics:
+) -> WordStatistics:
     """What the generated captions, at least one, are like.
 
     Args:
@@ -102,14 +109,13 @@ def statistics_of_captions(
         vocabulary: the words the model knows.
         unfinished: ids of the images whose caption was cut off.
     """
+    sentences = sentences_of(captions.values())
     agreeing = None
     if references is not None:
-        agreeing = _share(
-            caption in sentences_of(references[image_id])
-            for image_id, caption in zip(captions, sentences_of(captions.values()), strict=True)
-        )
+        known = (sentences_of(references.get(image_id, ())) for image_id in captions)
+        agreeing = _share(s in others for s, others in zip(sentences, known, strict=True))
     return _statistics(
-        sentences_of(captions.values()),
+        sentences,
         agreeing=agreeing,
         copied=None if training is None else copied_share(captions.values(), training),
         vocabulary=vocabulary,
@@ -117,12 +123,12 @@ def statistics_of_captions(
     )
 
 
-def statistics_of_references(
+def reference_words(
     references: Mapping[str, Sequence[str]],
     *,
     training: Iterable[str] | None = None,
     vocabulary: Collection[str] | None = None,
-) -> CaptionStatistics:
+) -> WordStatistics:
     """What the captions that people wrote are like, of at least one image."""
     by_image = [sentences_of(each) for each in references.values()]
     raw = [caption for each in references.values() for caption in each]
@@ -174,10 +180,10 @@ def _statistics(
     copied: float | None,
     vocabulary: Collection[str] | None,
     unfinished: float | None,
-) -> CaptionStatistics:
+) -> WordStatistics:
     captions = Counter(sentences)
     words = Counter(word for sentence in sentences for word in sentence)
-    return CaptionStatistics(
+    return WordStatistics(
         captions=len(sentences),
         lengths=Counter(map(len, sentences)),
         different_words=len(words),

@@ -48,11 +48,6 @@ def count_text(value: int) -> str:
     return f"{value:,}"
 
 
-def share_text(value: float) -> str:
-    """A fraction in per cent."""
-    return f"{100 * value:.1f} %"
-
-
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("showtell.report")
@@ -63,7 +58,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(score=score_text, count=count_text, share=share_text)
+    environment.filters.update(score=score_text, count=count_text)
     environment.globals["split_names"] = SPLIT_NAMES
     # Ours alone, without a word from outside: the one text that is not escaped.
     style, _, _ = loader.get_source(environment, "style.css")

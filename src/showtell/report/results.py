@@ -45,16 +45,10 @@ def read_scores(run_folder: Path, split: Split) -> SplitScores | None:
     Raises:
         UserError: the file is no JSON object.
     """
-    path = run_folder / f"scores-{split}.json"
-    if not path.exists():
+    content = _read(run_folder / f"scores-{split}.json")
+    if content is None:
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, "it is no JSON object")
-    leaves = list(_leaves(content))
+    leaves = [leaf for leaf in _leaves(content) if not _is_word_figure(leaf)]
     scores = tuple(
         Score(name, _value_text(content[name], name), _beside(leaves, name))
         for name in METRICS
@@ -65,7 +59,36 @@ def read_scores(run_folder: Path, split: Split) -> SplitScores | None:
     return SplitScores(split, scores, tuple(remarks))
 
 
+def unfinished_share(run_folder: Path, split: Split) -> float | None:
+    """The share of captions that the search cut off, where the split was evaluated.
+
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    content = _read(run_folder / f"scores-{split}.json") or {}
+    share = content.get("captions/share unfinished")
+    return float(share) if isinstance(share, int | float) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is no JSON object")
+    return content
+
+
 Leaf = tuple[tuple[str, ...], Any]
+
+
+def _is_word_figure(leaf: Leaf) -> bool:
+    """Whether it is about words, which have a section of their own."""
+    path, _ = leaf
+    return len(path) > 1 and path[0] in ("captions", "people") and path[-1] not in METRICS
 
 
 def _leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[Leaf]:

@@ -14,13 +14,12 @@ from showtell.config import build, check_node
 from showtell.errors import UserError
 from showtell.metrics.inputs import read_captions
 from showtell.metrics.scores import score_captions
-from showtell.report.charts import Chart, histogram
 from showtell.report.curves import METRICS_FILE, read_curves
 from showtell.report.gallery import Card, Picture, cards
 from showtell.report.origin import facts_of, summary_of
 from showtell.report.page import write_page
 from showtell.report.results import read_scores
-from showtell.report.words import WordStatistics, copied_share, sentences_of, word_statistics
+from showtell.report.words import words_section
 from showtell.runs import CONFIG, read_record
 from showtell.types import CaptionData, CaptionedImage, Split
 
@@ -38,16 +37,6 @@ class Gallery:
 
     title: str
     cards: list[Card]
-
-
-@dataclass(frozen=True)
-class Language:
-    """The captions as language, beside the references where the data set is at hand."""
-
-    captions: WordStatistics
-    references: WordStatistics | None
-    copied: float | None
-    lengths: Chart | None
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
         split=split,
         galleries=galleries,
         problem=problem,
-        language=_language(captions, at_hand.data),
+        words=words_section(run_folder, split, captions, at_hand.data),
         facts=facts_of(record),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
@@ -174,20 +163,3 @@ def _ranked(captions: Mapping[str, str], images: Sequence[CaptionedImage]) -> li
         for image in images
     ]
     return sorted(pictures, key=lambda p: [-p.scores[name] for name in RANKING])
-
-
-def _language(captions: Mapping[str, str], data: CaptionData | None) -> Language | None:
-    if not captions:
-        return None
-    sentences = sentences_of(captions.values())
-    written = word_statistics(sentences)
-    images = _captioned(captions, data) if data else []
-    if data is None or not images:
-        return Language(written, None, None, None)
-    references = word_statistics(sentences_of(c for image in images for c in image.captions))
-    training = sentences_of(c for image in data.split("train") for c in image.captions)
-    chart = histogram(
-        "Words in a caption", written.length_shares, references.length_shares, x_name="words"
-    )
-    copied = copied_share(sentences, training) if training else None
-    return Language(written, references, copied, chart)

@@ -1,64 +1,73 @@
-"""What the captions are like as language: lengths, words, repetition, copies of the training."""
+"""The section on the captions as language: figures beside people's, lengths, frequent captions."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from showtell.text.tokenizer import tokenize
-
-Sentence = tuple[str, ...]
+from showtell.metrics.language import WordStatistics, caption_words, figure_text, reference_words
+from showtell.report.charts import Chart, histogram
+from showtell.report.results import unfinished_share
+from showtell.runs import VOCABULARY
+from showtell.text.vocabulary import Vocabulary
+from showtell.types import CaptionData, Split
 
 
 @dataclass(frozen=True)
-class WordStatistics:
-    """Counts over some captions as the scores see them: tokenised, without punctuation.
+class WordsSection:
+    """What the section shows.
 
     Attributes:
-        captions: how many there are, equal ones counted each time.
-        lengths: words of a caption -> captions of that length.
-        distinct_words: different words used in all.
-        distinct_share: different captions as a share of all.
-        most_frequent: captions used more than once with their counts, the most frequent first.
+        figures: name, the model's, people's ("" where it has no meaning).
+        has_people: whether the references are at hand to compare with.
+        most_frequent: captions used more than once with their counts.
+        lengths: how many captions have how many words, beside people's.
     """
 
-    captions: int
-    lengths: Counter[int]
-    distinct_words: int
-    distinct_share: float
+    figures: tuple[tuple[str, str, str], ...]
+    has_people: bool
     most_frequent: tuple[tuple[str, int], ...]
-
-    @property
-    def mean_words(self) -> float:
-        """Words of a caption on average."""
-        return sum(length * n for length, n in self.lengths.items()) / self.captions
-
-    @property
-    def length_shares(self) -> dict[int, float]:
-        """Words of a caption -> per cent of the captions."""
-        return {length: 100 * n / self.captions for length, n in self.lengths.items()}
+    lengths: Chart | None
 
 
-def sentences_of(captions: Iterable[str]) -> list[Sentence]:
-    """Captions as tuples of words, which compare equal when they say the same."""
-    return [tuple(tokenize(caption)) for caption in captions]
+def words_section(
+    run_folder: Path, split: Split, captions: Mapping[str, str], data: CaptionData | None
+) -> WordsSection | None:
+    """The section about the ``captions`` of a split; None where there are none."""
+    if not captions:
+        return None
+    references = _references(captions, data)
+    training = [c for i in data.split("train") for c in i.captions] if data and references else None
+    vocabulary = _vocabulary(run_folder)
+    written = caption_words(captions, references or None, training=training, vocabulary=vocabulary)
+    written = replace(written, unfinished=unfinished_share(run_folder, split))
+    if not references:
+        return WordsSection(_rows(written, None), False, written.most_frequent, None)
+    people = reference_words(references, training=training, vocabulary=vocabulary)
+    title = "Words in a caption"
+    chart = histogram(title, written.length_shares, people.length_shares, x_name="words")
+    return WordsSection(_rows(written, people), True, written.most_frequent, chart)
 
 
-def word_statistics(sentences: Sequence[Sentence], *, listed: int = 5) -> WordStatistics:
-    """Count lengths and words of at least one sentence; list the ``listed`` most frequent."""
-    counts = Counter(sentences)
-    repeated = [(" ".join(s), n) for s, n in counts.most_common(listed) if n > 1]
-    return WordStatistics(
-        captions=len(sentences),
-        lengths=Counter(map(len, sentences)),
-        distinct_words=len({word for sentence in counts for word in sentence}),
-        distinct_share=len(counts) / len(sentences),
-        most_frequent=tuple(repeated),
+def _references(
+    captions: Mapping[str, str], data: CaptionData | None
+) -> dict[str, tuple[str, ...]]:
+    """Those of the captioned images, as far as the data set is at hand and has them."""
+    images = data.images if data else ()
+    return {i.image_id: i.captions for i in images if i.image_id in captions}
+
+
+def _vocabulary(run_folder: Path) -> tuple[str, ...] | None:
+    path = run_folder / VOCABULARY
+    return Vocabulary.load(path).words if path.is_file() else None
+
+
+def _rows(
+    written: WordStatistics, people: WordStatistics | None
+) -> tuple[tuple[str, str, str], ...]:
+    theirs = people.figures() if people else {}
+    return tuple(
+        (name, figure_text(name, value), figure_text(name, theirs[name]) if name in theirs else "")
+        for name, value in written.figures().items()
     )
-
-
-def copied_share(sentences: Sequence[Sentence], training: Iterable[Sentence]) -> float:
-    """The share of the sentences that are, word for word, a caption of the training."""
-    known = set(training)
-    return sum(sentence in known for sentence in sentences) / len(sentences)
