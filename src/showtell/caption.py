@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +18,10 @@ from showtell.config import build, check_node
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
-from showtell.models.decoder import Decoder
+from showtell.models.decoder import AttentiveDecoder, Decoder
 from showtell.runs import RECORD, VOCABULARY, load_weights, read_record
-from showtell.text.tokenizer import detokenize
-from showtell.text.vocabulary import Vocabulary
+from showtell.text.tokenizer import detokenize, tokenize
+from showtell.text.vocabulary import BEGIN, Vocabulary
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder, EncoderIdentity, rebuild_encoder
 from showtell.vision.extract import encode
@@ -36,6 +37,14 @@ class Captioned:
     path: Path
     caption: str | None
     problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A caption word by word, and where the decoder looked in the network's view for each."""
+
+    words: tuple[str, ...]
+    weights: npt.NDArray[np.float32]  # (words, rows, columns), each word's sum to 1
 
 
 @dataclass(frozen=True)
@@ -96,27 +105,64 @@ class Run:
 
     def caption_files(self, paths: Iterable[Path]) -> Iterator[Captioned]:
         """Caption files in order, a batch at a time; an unreadable one does not stop the rest."""
-        device = device_for("auto")
-        self.decoder.to(device)
         paths = iter(paths)
         while chunk := list(islice(paths, BATCH_SIZE)):
-            encoded = encode(
-                chunk,
-                self.encoder,
-                kind=self.feature_kind,
-                batch_size=len(chunk),
-                device=device,
-            )
+            encoded = self._encode(chunk)
             readable = [features for features in encoded if not isinstance(features, ImageError)]
-            captions: Iterator[str] = iter(())
-            if readable:
-                features_BD = torch.from_numpy(np.stack(readable)).float().to(device)
-                captions = iter(self.write(features_BD))
+            captions = iter(self.write(torch.stack(readable)) if readable else ())
             for path, features in zip(chunk, encoded, strict=True):
                 if isinstance(features, ImageError):
                     yield Captioned(path, None, str(features))
                 else:
                     yield Captioned(path, next(captions), None)
+
+    def look(
+        self, images: Sequence[str | Path], captions: Sequence[str] | None = None
+    ) -> list[Look]:
+        """Where the decoder looks as it writes: one entry per picture file, in order.
+
+        Args:
+            captions: what it is made to write of each picture; None for what it would write.
+
+        Raises:
+            UserError: when the model of this run has no attention.
+            ImageError: for the first file that is no readable picture.
+        """
+        if not isinstance(self.decoder, AttentiveDecoder):
+            raise UserError(
+                f"{self.folder}: {type(self.decoder).__name__} looks at the picture as a whole; "
+                "train a model with attention, such as attention_glove"
+            )
+        if captions is None:
+            captions = self.caption(images)
+        return [
+            self._look(self.decoder, Path(image), tokenize(caption))
+            for image, caption in zip(images, captions, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _look(self, decoder: AttentiveDecoder, path: Path, words: list[str]) -> Look:
+        (features_RD,) = self._encode([path])
+        if isinstance(features_RD, ImageError):
+            raise features_RD
+        token_ids = torch.tensor([BEGIN, *self.vocabulary.encode(words)], device=features_RD.device)
+        weights_TR = decoder.attend(features_RD, token_ids).float().cpu()
+        identity = self.encoder.identity
+        # The last row is where it looked for the end of the caption.
+        weights = weights_TR[:-1].view(len(words), identity.rows, identity.columns)
+        return Look(tuple(words), weights.numpy())
+
+    def _encode(self, paths: Sequence[Path]) -> list[Tensor | ImageError]:
+        """Features (D,) or (R, D) of each file, beside the decoder; or why there are none."""
+        device = device_for("auto")
+        self.decoder.to(device)
+        encoded = encode(
+            paths, self.encoder, kind=self.feature_kind, batch_size=len(paths), device=device
+        )
+        return [
+            entry if isinstance(entry, ImageError) else torch.from_numpy(entry).float().to(device)
+            for entry in encoded
+        ]
 
 
 def load_run(path: str | Path, *, encoder_weights: str | None = None) -> Run:

@@ -7,7 +7,7 @@ Dimension key of this package:
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -70,6 +70,7 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
 class AttentiveDecoder(Decoder, Protocol):
     """A decoder that can say where it looked, for drawing; searches know nothing of it."""
 

@@ -1,0 +1,67 @@
+"""Attention against a loop over regions, and rows laid side by side by image."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from showtell.models.regions import RegionAttention, RowsByImage
+
+B, Q, R, H = 2, 3, 4, 5
+
+
+def test_attention_is_the_formula_region_by_region() -> None:
+    torch.manual_seed(0)
+    attention = RegionAttention(6, H)
+    queries, regions = torch.randn(B, Q, 6), torch.randn(B, R, H)
+    contexts, weights = attention(queries, regions)
+    for b in range(B):
+        for q in range(Q):
+            asked = attention.query.weight @ queries[b, q]
+            scores = [float(asked @ regions[b, r]) / math.sqrt(H) for r in range(R)]
+            total = sum(math.exp(score) for score in scores)
+            expected = torch.tensor([math.exp(score) / total for score in scores])
+            torch.testing.assert_close(weights[b, q], expected)
+            seen = sum(expected[r] * regions[b, r] for r in range(R))
+            torch.testing.assert_close(contexts[b, q], seen)
+
+
+def test_weights_are_shares_however_large_the_scores() -> None:
+    torch.manual_seed(0)
+    attention = RegionAttention(H, H)
+    _, weights = attention(1e4 * torch.randn(B, Q, H), torch.randn(B, R, H))
+    assert weights.min() >= 0
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(B, Q))
+
+
+def test_a_region_like_the_others_is_seen_as_they_are() -> None:
+    regions = torch.ones(1, R, H) * torch.arange(H)
+    contexts, weights = RegionAttention(H, H)(torch.randn(1, Q, H), regions)
+    torch.testing.assert_close(weights, torch.full((1, Q, R), 1 / R))
+    torch.testing.assert_close(contexts, torch.arange(H).float().expand(1, Q, H))
+
+
+def test_rows_stand_by_image_in_their_order_and_come_back() -> None:
+    by_image = RowsByImage(torch.tensor([2, 0, 2, 2, 0]), images=4)
+    rows = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]], requires_grad=True)
+    grouped = by_image.group(rows)
+    expected = [[2, 5, 0], [0, 0, 0], [1, 3, 4], [0, 0, 0]]
+    assert grouped.squeeze(-1).tolist() == expected
+    assert by_image.ungroup(grouped).tolist() == rows.tolist()
+    (grouped * 2).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[2.0]] * 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grouping_is_undone_whatever_the_order(seed: int) -> None:
+    torch.manual_seed(seed)
+    rows, image_of_row = torch.randn(9, 2, 3), torch.randint(0, 4, (9,))
+    by_image = RowsByImage(image_of_row, images=4)
+    grouped = by_image.group(rows)
+    torch.testing.assert_close(by_image.ungroup(grouped), rows)
+    for image in range(4):
+        own = rows[image_of_row == image]
+        torch.testing.assert_close(grouped[image, : len(own)], own)
