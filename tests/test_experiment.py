@@ -54,7 +54,8 @@ def test_a_run_folder_holds_all_that_a_user_relies_on(smoke: Smoke) -> None:
     names = {str(f.relative_to(smoke.folder)) for f in smoke.folder.rglob("*") if f.is_file()}
     assert names == {
         *("config.yaml", "run.json", "vocabulary.json", "metrics.csv"),
-        *("captions-val.json", "scores-val.json", str(BEST_WEIGHTS), str(LAST_CHECKPOINT)),
+        *("captions-val.json", "scores-val.json", "statistics-val.safetensors"),
+        *(str(BEST_WEIGHTS), str(LAST_CHECKPOINT)),
     }
     record = record_of(smoke.folder)
     assert (record["status"], record["seed"]) == ("finished", 1)

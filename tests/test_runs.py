@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from torch import nn
 
 from showtell import runs
 from showtell.errors import UserError
+from showtell.metrics import score_captions
 
 
 def test_five_hundred_runs_at_once_get_five_hundred_folders(tmp_path: Path) -> None:
@@ -82,3 +86,88 @@ def test_the_origin_names_commit_and_versions() -> None:
     origin = runs.describe_origin()
     assert len(origin["commit"].removesuffix("+changes")) in (40, len("unknown"))
     assert set(origin["versions"]) >= {"python", "showtell", "torch", "lightning"}
+
+
+SCORES = score_captions(
+    {"a": "a dog runs", "b": "two cats"},
+    {"a": ["the dog runs", "a dog"], "b": ["two cats sit", "cats"]},
+    ["BLEU", "CIDEr"],
+    context={"split": "val"},
+)
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    """A folder with the two files that an evaluation leaves."""
+    runs.save_statistics(tmp_path, "val", SCORES.statistics)
+    runs.write_json(tmp_path / "scores-val.json", SCORES.to_json())
+    return tmp_path
+
+
+def test_statistics_come_back_as_they_were(scored: Path) -> None:
+    back = runs.load_statistics(scored, "val")
+    assert (back.image_ids, back.signature) == (("a", "b"), SCORES.signature)
+    assert back.references_sha256 == SCORES.statistics.references_sha256
+    assert back.scores == SCORES.statistics.scores
+    assert set(back.arrays) == {"BLEU", "CIDEr"}
+
+
+def test_a_split_that_was_not_evaluated_is_named_with_the_remedy(scored: Path) -> None:
+    remedy = r"missing: run `showtell evaluate .* --split test`, which writes it"
+    with pytest.raises(UserError, match=remedy):
+        runs.load_statistics(scored, "test")
+
+
+def rewritten(scored: Path, arrays: dict[str, Any], facts: dict[str, str] | None = None) -> Path:
+    statistics = SCORES.statistics
+    known = {
+        "image_ids": json.dumps(statistics.image_ids),
+        "references_sha256": statistics.references_sha256,
+        "signature": statistics.signature,
+    }
+    (scored / "statistics-val.safetensors").write_bytes(
+        save(arrays, metadata=known if facts is None else facts)
+    )
+    return scored
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -8])
+def test_damaged_statistics_are_refused(scored: Path, size: int) -> None:
+    path = scored / "statistics-val.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"cannot be read .*showtell evaluate"):
+        runs.load_statistics(scored, "val")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "facts"),
+    [
+        (SCORES.statistics.arrays, {}),
+        (SCORES.statistics.arrays, {"image_ids": "{", "references_sha256": "", "signature": ""}),
+        ({**SCORES.statistics.arrays, "BLUE": np.ones((2, 2))}, None),
+        ({"CIDEr": np.ones((3, 2))}, None),
+        ({"CIDEr": np.ones(2)}, None),
+        ({"BLEU": np.ones((2, 5))}, None),
+    ],
+)
+def test_what_are_no_statistics_is_refused(
+    scored: Path, arrays: dict[str, Any], facts: dict[str, str] | None
+) -> None:
+    with pytest.raises(UserError, match=r"cannot be read .*showtell evaluate"):
+        runs.load_statistics(rewritten(scored, arrays, facts), "val")
+
+
+@pytest.mark.parametrize("change", [{"BLEU-1": 0.1}, {"signature": "another"}, None])
+def test_statistics_of_other_scores_are_refused(
+    scored: Path, change: dict[str, object] | None
+) -> None:
+    path = scored / "scores-val.json"
+    path.write_text(json.dumps({**SCORES.to_json(), **change}) if change else "{")
+    with pytest.raises(UserError, match=r"does not belong to scores-val\.json"):
+        runs.load_statistics(scored, "val")
+
+
+def test_no_number_is_not_a_statistic(scored: Path) -> None:
+    arrays = {**SCORES.statistics.arrays, "CIDEr": np.full((2, 2), np.nan)}
+    with pytest.raises(UserError, match="does not belong to"):
+        runs.load_statistics(rewritten(scored, arrays), "val")

@@ -51,7 +51,7 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> C
         _note_look(run)
     scores, captions = score_split(run, images, split, store)
     landmarks = list(_landmarks(data, images, captions))
-    intervals = bootstrap(scores)
+    intervals = bootstrap(scores.statistics)
     _write_scores(run, split, scores, landmarks, intervals)
     print_scores(f"{data.name} {split}, {len(images)} images", scores, landmarks, intervals)
     return scores
@@ -60,7 +60,7 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> C
 def score_split(
     run: Run, images: Sequence[CaptionedImage], split: Split, store: FeatureStore
 ) -> tuple[CaptionScores, dict[str, str]]:
-    """Caption every image of a split once, score all, and write both files into the run folder."""
+    """Caption every image of a split once, score all, and write it into the run folder."""
     captions = _write_captions(run, images, store)
     search = run.search
     context = {
@@ -73,6 +73,7 @@ def score_split(
     scores = score_captions(captions, references, context=context)
     rows = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
     runs.write_json(run.folder / f"captions-{split}.json", rows)
+    runs.save_statistics(run.folder, split, scores.statistics)
     _write_scores(run, split, scores)
     return scores, captions
 

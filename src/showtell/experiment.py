@@ -188,7 +188,7 @@ def _check_same_input(folder: Path, record: Mapping[str, Any], parts: Parts) -> 
 
 def _remove_results(folder: Path) -> None:
     """Scores and pages speak of the best weights so far, which may change now."""
-    for pattern in ("captions-*.json", "scores-*.json", "report.html"):
+    for pattern in ("captions-*.json", "scores-*.json", "statistics-*.safetensors", "report.html"):
         for file in folder.glob(pattern):
             file.unlink()
 

@@ -7,6 +7,7 @@ metrics.csv              the curves
 checkpoints/best.safetensors   weights of the best validation, for everyone
 checkpoints/last.ckpt          state of the training, for ``resume`` on the machine that made it
 captions-<split>.json, scores-<split>.json
+statistics-<split>.safetensors what the scores were computed from, for ``showtell compare``
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ import platform
 import re
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
+from showtell.metrics.statistics import CaptionStatistics
+from showtell.types import Split
+
+if TYPE_CHECKING:  # a comparison of runs needs no torch
+    from torch import nn
 
 FORMAT = 1
+SAME_SCORE = 1e-9  # METEOR's Java and our formula agree to 1e-12
 RECORD = "run.json"
 CONFIG = "config.yaml"
 VOCABULARY = "vocabulary.json"
@@ -123,6 +129,8 @@ def update_record(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def save_weights(folder: Path, decoder: nn.Module) -> None:
     """Write the weights of ``decoder`` as ``checkpoints/best.safetensors``."""
+    from safetensors.torch import save
+
     tensors = {name: t.detach().cpu().contiguous() for name, t in decoder.state_dict().items()}
     write_atomically(folder / BEST_WEIGHTS, save(tensors))
 
@@ -133,6 +141,8 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
     Raises:
         UserError: when the file is missing, damaged or of another architecture.
     """
+    from safetensors.torch import load_file
+
     path = folder / BEST_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: the run has not finished a validation; train it on")
@@ -143,6 +153,64 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
         raise UserError(
             f"{path} does not fit {RECORD} beside it ({reason}); restore it from a copy"
         ) from error
+
+
+def save_statistics(folder: Path, split: Split, statistics: CaptionStatistics) -> None:
+    """Write ``statistics-<split>.safetensors``: each metric's [I, K], and of what it is."""
+    facts = {
+        "image_ids": json.dumps(statistics.image_ids),
+        "references_sha256": statistics.references_sha256,
+        "signature": statistics.signature,
+    }
+    write_atomically(_statistics_file(folder, split), save(statistics.arrays, metadata=facts))
+
+
+def load_statistics(folder: Path, split: Split) -> CaptionStatistics:
+    """What ``save_statistics`` wrote, if the scores beside it are still those it belongs to.
+
+    Raises:
+        UserError: when the split was not evaluated, or the file is damaged or out of date.
+    """
+    path = _statistics_file(folder, split)
+    remedy = f"run `showtell evaluate {folder} --split {split}`"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {remedy}, which writes it")
+    try:
+        statistics = _read_statistics(path)
+        scores = statistics.scores
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read ({reason}): {remedy}") from error
+    if not _stands_in(folder / f"scores-{split}.json", statistics.signature, scores):
+        raise UserError(f"{path} does not belong to scores-{split}.json beside it: {remedy}")
+    return statistics
+
+
+def _statistics_file(folder: Path, split: Split) -> Path:
+    return folder / f"statistics-{split}.safetensors"
+
+
+def _read_statistics(path: Path) -> CaptionStatistics:
+    with safe_open(path, framework="numpy") as file:
+        arrays = {metric: file.get_tensor(metric) for metric in file.keys()}  # noqa: SIM118
+        facts = file.metadata()
+    return CaptionStatistics(
+        image_ids=tuple(map(str, json.loads(facts["image_ids"]))),
+        arrays=arrays,
+        references_sha256=facts["references_sha256"],
+        signature=facts["signature"],
+    )
+
+
+def _stands_in(path: Path, signature: str, scores: Mapping[str, float]) -> bool:
+    """Whether ``scores-<split>.json`` holds these very scores."""
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        return written["signature"] == signature and all(
+            abs(written[name] - score) < SAME_SCORE for name, score in scores.items()
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def describe_origin() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from showtell.metrics import score_captions
 from showtell.metrics.inputs import ScoringError
 from showtell.metrics.intervals import bootstrap, compare
 from showtell.metrics.scores import CaptionScores
-from showtell.metrics.statistics import bleu, meteor
+from showtell.metrics.statistics import Array, CaptionStatistics, bleu, mean_statistics, meteor
 
 WORDS = ["a", "the", "dog", "cat", "red", "ball", "on", "in", "runs", "grass"]
 METRICS = ["BLEU", "ROUGE-L", "CIDEr"]
@@ -31,6 +31,10 @@ def scored(captions: list[str]) -> CaptionScores:
     return score_captions(dict(zip(REFERENCES, captions, strict=True)), REFERENCES, METRICS)
 
 
+def captioners(*captions: list[str]) -> list[list[CaptionStatistics]]:
+    return [[scored(each).statistics] for each in captions]
+
+
 def half_right(seed: int) -> list[str]:
     """Every other caption is a reference."""
     wrong = sentences(80, seed)
@@ -45,16 +49,14 @@ def test_bleu_of_a_resampled_set_is_what_pycocoevalcap_gives_it() -> None:
         for _ in range(count):
             scorer += (caption, references)
     expected, _ = scorer.compute_score(option="closest")
-    totals = counts[None, :] @ scored(captions).statistics["BLEU"]
+    totals = counts[None, :] @ scored(captions).statistics.arrays["BLEU"]
     ours = [float(values[0]) for values in bleu(totals).values()]
     assert ours == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_statistics_of_the_whole_set_give_its_scores() -> None:
     scores = scored(half_right(seed=4))
-    totals = np.sum(scores.statistics["BLEU"], axis=0, keepdims=True)
-    for name, values in bleu(totals).items():
-        assert values[0] == pytest.approx(scores.scores[name], abs=1e-12)
+    assert scores.statistics.scores == pytest.approx(scores.scores, abs=1e-12)
 
 
 def test_meteor_of_a_recorded_pair_by_java() -> None:
@@ -73,7 +75,7 @@ def test_meteor_of_a_recorded_pair_by_java() -> None:
 
 def test_an_interval_holds_its_score_and_has_the_width_theory_gives() -> None:
     scores = scored(half_right(seed=5))
-    intervals = bootstrap(scores, samples=2000, seed=0)
+    intervals = bootstrap(scores.statistics, samples=2000, seed=0)
     assert set(intervals) == set(scores.scores)
     for name, interval in intervals.items():
         assert interval.low < scores.scores[name] < interval.high
@@ -85,31 +87,87 @@ def test_an_interval_holds_its_score_and_has_the_width_theory_gives() -> None:
 
 def test_equal_seeds_give_equal_intervals() -> None:
     scores = scored(half_right(seed=5))
-    assert bootstrap(scores, seed=3) == bootstrap(scores, seed=3) != bootstrap(scores, seed=4)
+    assert (
+        bootstrap(scores.statistics, seed=3)
+        == bootstrap(scores.statistics, seed=3)
+        != bootstrap(scores.statistics, seed=4)
+    )
 
 
 def test_captions_that_differ_little_differ_by_chance() -> None:
-    comparison = compare(scored(half_right(seed=6)), scored(half_right(seed=7)))
+    comparison = compare(*captioners(half_right(seed=6), half_right(seed=7)))
     assert comparison["CIDEr"].p_value > 0.05
     assert comparison["CIDEr"].low < 0 < comparison["CIDEr"].high
 
 
 def test_better_captions_are_better_beyond_chance() -> None:
     right = [texts[0] for texts in REFERENCES.values()]
-    comparison = compare(scored(half_right(seed=6)), scored(right), samples=500)
+    comparison = compare(*captioners(half_right(seed=6), right), samples=500)
     for each in comparison.values():
         assert each.difference > 0 and each.low > 0
         assert each.p_value == pytest.approx(2 / 501)
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
-    scores = scored(half_right(seed=6))
-    for each in compare(scores, scores).values():
+    for each in compare(*captioners(half_right(seed=6), half_right(seed=6))).values():
         assert (each.difference, each.low, each.high, each.p_value) == (0, 0, 0, 1)
 
 
 def test_runs_on_different_references_are_not_compared() -> None:
     others = {**REFERENCES, "0": ["something else"]}
     captions = dict(zip(REFERENCES, half_right(seed=6), strict=True))
+    elsewhere = score_captions(captions, others, METRICS).statistics
     with pytest.raises(ScoringError, match="one split"):
-        compare(scored(list(captions.values())), score_captions(captions, others, METRICS))
+        compare([scored(list(captions.values())).statistics], [elsewhere])
+
+
+def test_images_are_paired_by_their_ids_not_by_their_order() -> None:
+    captions = dict(zip(REFERENCES, half_right(seed=6), strict=True))
+    turned = dict(reversed(captions.items()))
+    first, second = (score_captions(c, REFERENCES, METRICS).statistics for c in (captions, turned))
+    assert first.image_ids != second.image_ids
+    for each in compare([first], [second]).values():
+        assert (each.low, each.high) == pytest.approx((0, 0), abs=1e-12)
+
+
+def made_up(scores: Array) -> CaptionStatistics:
+    """A training whose ROUGE-L of each image is given."""
+    image_ids = tuple(map(str, range(len(scores))))
+    return CaptionStatistics(image_ids, {"ROUGE-L": mean_statistics(scores)}, "same", "made:up")
+
+
+def test_the_difference_is_that_of_the_means_over_trainings() -> None:
+    # Corpus scores 0.2 and 0.4 against 0.5, 0.6 and 0.7, each the same for both images.
+    first = [made_up(np.array([s, s])) for s in (0.2, 0.4)]
+    second = [made_up(np.array([s, s])) for s in (0.5, 0.6, 0.7)]
+    result = compare(first, second, samples=20_000)["ROUGE-L"]
+    assert result.difference == pytest.approx(0.3)
+    # Images bring no chance here, seeds do: s^2 = (0.02 + 0.02) / 3, s sqrt(1/2 + 1/3) = 0.10541,
+    # and 95 % of Student's t with 3 degrees of freedom lie within 3.18245: 0.3 -+ 0.33546.
+    assert (result.low, result.high) == pytest.approx((-0.03546, 0.63546), abs=0.02)
+    # P(|t_3| > 0.3 / 0.10541 = 2.846) = 0.0653
+    assert result.p_value == pytest.approx(0.0653, abs=0.006)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (3, 3)])
+def test_equal_captioners_are_called_different_no_more_often_than_promised(n: int, m: int) -> None:
+    random = np.random.default_rng(0)
+
+    def null_p_value(seed_spread: float) -> float:
+        """Two captioners of the same quality: images are harder or easier for all of them."""
+        images = random.normal(size=100)
+        trainings = [
+            made_up(images + seed_spread * random.normal() + 0.5 * random.normal(size=100))
+            for _ in range(n + m)
+        ]
+        return compare(trainings[:n], trainings[n:], samples=99)["ROUGE-L"].p_value
+
+    # One training says nothing of its seed: (1, 1) promises about images alone.
+    for seed_spread in (0.0,) if n + m == 2 else (0.0, 0.5):
+        p_values = np.array([null_p_value(seed_spread) for _ in range(200)])
+        for level in (0.05, 0.2, 0.5):
+            # Three standard errors of a share of 200.
+            margin = 3 * np.sqrt(level * (1 - level) / 200)
+            assert np.mean(p_values <= level) <= level + margin
+        if n + m == 2 or seed_spread == 0.5:
+            assert np.mean(p_values <= 0.5) == pytest.approx(0.5, abs=0.11), "needlessly unsure"

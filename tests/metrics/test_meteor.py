@@ -153,7 +153,7 @@ def test_the_published_figure_and_every_image_as_pycocoevalcap(shared: Path) -> 
 def test_the_formula_gives_what_java_gives(shared: Path) -> None:
     captions, references = coco(shared)
     scores = score_captions(captions, references, ["METEOR"])
-    statistics = scores.statistics["METEOR"]
+    statistics = scores.statistics.arrays["METEOR"]
     each = [score["METEOR"] for score in scores.per_image.values()]
     assert meteor_of(statistics)["METEOR"] == pytest.approx(each, abs=1e-12)
     total = meteor_of(np.sum(statistics, axis=0, keepdims=True))["METEOR"]

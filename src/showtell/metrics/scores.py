@@ -22,7 +22,13 @@ from showtell.metrics.inputs import UnknownMetricError, captions_of, check_capti
 from showtell.metrics.java import INSTALL_JAVA
 from showtell.metrics.meteor import MeteorError, shared_meteor
 from showtell.metrics.spice import SpiceError, spice, spice_obstacle
-from showtell.metrics.statistics import BLEU_ORDER, Array, bleu_statistics, mean_statistics
+from showtell.metrics.statistics import (
+    BLEU_ORDER,
+    Array,
+    CaptionStatistics,
+    bleu_statistics,
+    mean_statistics,
+)
 from showtell.text.tokenizer import tokenize
 
 METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
@@ -47,8 +53,8 @@ class CaptionScores:
     to 10. ``per_image`` has the same names for each image; BLEU is smoothed there as the COCO
     evaluation does. ``skipped`` names each metric that could not run with the remedy, ``notes``
     what a reader must know about those that did. ``signature`` says how the numbers came about.
-    ``statistics`` maps a metric to what its corpus score is computed from, one row for each image
-    (see `showtell.metrics.statistics`); `showtell.metrics.intervals` resamples them.
+    ``statistics`` are what the corpus scores are computed from, one row for each image;
+    `showtell.metrics.intervals` resamples them.
     """
 
     scores: dict[str, float]
@@ -58,8 +64,7 @@ class CaptionScores:
     signature: str
     images: int
     references: int
-    references_sha256: str
-    statistics: dict[str, Array] = field(repr=False, compare=False)
+    statistics: CaptionStatistics = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The flat form of ``scores-*.json``."""
@@ -104,6 +109,7 @@ def score_captions(
         except (MeteorError, SpiceError) as error:
             skipped[metric] = str(error)
     each = {name: values for scored in results.values() for name, values in scored.each.items()}
+    signature = _signature(results, weighed, context or {})
     return CaptionScores(
         scores={n: float(x) for scored in results.values() for n, x in scored.corpus.items()},
         per_image={
@@ -112,11 +118,15 @@ def score_captions(
         },
         skipped=skipped,
         notes=tuple(_notes(results, len(captions))),
-        signature=_signature(results, weighed, context or {}),
+        signature=signature,
         images=len(captions),
         references=weighed.count,
-        references_sha256=weighed.digest,
-        statistics={metric: scored.statistics for metric, scored in results.items()},
+        statistics=CaptionStatistics(
+            image_ids=tuple(map(str, captions)),
+            arrays={metric: scored.statistics for metric, scored in results.items()},
+            references_sha256=weighed.digest,
+            signature=signature,
+        ),
     )
 
 

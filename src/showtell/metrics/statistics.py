@@ -8,6 +8,7 @@ is a matrix product. Notation: I images, S sets, K statistics of a metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,46 @@ BLEU_ORDER = 4
 # paraphrase matches; balance of recall, strength and exponent of the penalty, weight of content.
 _MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionStatistics:
+    """What the corpus scores of a set of captions are computed from; enough to resample them.
+
+    ``arrays`` maps a metric to [I, K], one row for each of ``image_ids``. The hash of the
+    references and the signature say what may be compared with it.
+    """
+
+    image_ids: tuple[str, ...]
+    arrays: dict[str, Array]
+    references_sha256: str
+    signature: str
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Score name -> score of the whole set."""
+        whole = np.ones((1, len(self.image_ids)), dtype=np.int64)
+        return {name: float(values[0]) for name, values in self.scores_of(whole).items()}
+
+    def scores_of(self, counts: NDArray[np.int64]) -> dict[str, Array]:
+        """How often each image is in each set, [S, I] -> score name -> scores [S]."""
+        return {
+            name: values
+            for metric, rows in self.arrays.items()
+            for name, values in CORPUS_SCORES[metric](counts @ rows).items()
+        }
+
+    def is_comparable(self, other: CaptionStatistics) -> bool:
+        """Whether both are of captions of the same images, scored against the same references."""
+        same_images = set(self.image_ids) == set(other.image_ids)
+        return same_images and self.references_sha256 == other.references_sha256
+
+    def in_order_of(self, image_ids: Sequence[str]) -> CaptionStatistics:
+        """The same with the rows in another order of the same images."""
+        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        rows = [row_of[image_id] for image_id in image_ids]
+        arrays = {metric: array[rows] for metric, array in self.arrays.items()}
+        return replace(self, image_ids=tuple(image_ids), arrays=arrays)
 
 
 def bleu_statistics(cooked: Sequence[Mapping[str, Any]]) -> Array:
