@@ -1,39 +1,48 @@
-"""Beam search against enumeration of every caption, and against plain greedy search."""
+"""Beam search against enumeration of every caption, and against plain searches of one image."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from showtell.decoding.beam import BeamSearch
+from showtell.decoding import beam as beam_module
+from showtell.decoding.beam import BeamSearch, Hypothesis, Pace
+from showtell.models.attention import AttentionDecoder
+from showtell.models.decoder import Decoder, State
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 
 VOCABULARY = 7
 FEATURES = 5
+SIZES: dict[str, Any] = {
+    "vocabulary_size": VOCABULARY,
+    "feature_size": FEATURES,
+    "vector_width": 4,
+    "embedding_width": 3,
+    "hidden_size": 6,
+    "image_dropout": 0.0,
+    "word_dropout": 0.0,
+    "output_dropout": 0.0,
+}
+
+
+def spread(decoder: Any) -> Any:
+    """Untrained scores are nearly flat; spread them so that searches can go wrong."""
+    for parameter in decoder.parameters():
+        parameter.data.mul_(3.0)
+    return decoder.eval()
 
 
 def lstm(seed: int) -> LSTMDecoder:
     torch.manual_seed(seed)
-    decoder = LSTMDecoder(
-        vocabulary_size=VOCABULARY,
-        feature_size=FEATURES,
-        vector_width=4,
-        embedding_width=None,
-        hidden_size=6,
-        dense_size=6,
-        image_dropout=0.0,
-        word_dropout=0.0,
-        output_dropout=0.0,
-    ).eval()
-    # Untrained scores are nearly flat; spread them so that searches can go wrong.
-    for parameter in decoder.parameters():
-        parameter.data.mul_(3.0)
-    return decoder
+    return spread(LSTMDecoder(**SIZES, dense_size=6))
 
 
 def search(**changes: float) -> BeamSearch:
@@ -41,29 +50,24 @@ def search(**changes: float) -> BeamSearch:
     return BeamSearch(**{**settings, "allow_unknown": False, **changes})  # type: ignore[arg-type]
 
 
-def log_probability(decoder: LSTMDecoder, features: Tensor, words: tuple[int, ...]) -> float:
-    """Log probability of BEGIN words END, one step at a time."""
-    state = decoder.start(features)
-    total = 0.0
-    for token, following in itertools.pairwise((BEGIN, *words, END)):
-        scores, state = decoder.step(torch.tensor([token]), state)
-        total += torch.log_softmax(scores, dim=-1)[0, following].item()
-    return total
-
-
-def enumerate_best(
-    decoder: LSTMDecoder, features: Tensor, beam: BeamSearch
-) -> tuple[tuple[int, ...], float]:
+def rate_all(
+    decoder: Decoder, features: Tensor, search: BeamSearch
+) -> dict[tuple[int, ...], float]:
+    """Every caption of one image the search may write, with its score."""
     writable = [i for i in range(VOCABULARY) if i not in (PAD, BEGIN, END, UNKNOWN)]
-    captions = itertools.chain.from_iterable(
-        itertools.product(writable, repeat=n) for n in range(beam.min_length, beam.max_length + 1)
-    )
-    rated = (
-        (log_probability(decoder, features, c) / (len(c) + 1) ** beam.length_penalty, c)
-        for c in captions
-    )
-    score, best = max(rated)
-    return best, score
+    rated: dict[tuple[int, ...], float] = {}
+    prefixes: list[tuple[int, ...]] = [(BEGIN,)]
+    log_probs, state = torch.zeros(1), decoder.start(features)
+    for words in range(search.max_length + 1):
+        scores, state = decoder.step(torch.tensor([p[-1] for p in prefixes]), state)
+        following = log_probs.unsqueeze(1) + torch.log_softmax(scores, dim=1)
+        if words >= search.min_length:
+            ended = (following[:, END] / (words + 1) ** search.length_penalty).tolist()
+            rated |= {prefix[1:]: score for prefix, score in zip(prefixes, ended, strict=True)}
+        state = state.select(torch.arange(len(prefixes)).repeat_interleave(len(writable)))
+        log_probs = following[:, writable].flatten()
+        prefixes = [(*p, word) for p, word in itertools.product(prefixes, writable)]
+    return rated
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -75,9 +79,10 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_captions(
     decoder, beam = lstm(seed), search(beam_size=130, length_penalty=length_penalty)
     features = torch.randn(3, FEATURES)
     for i, found in enumerate(beam(decoder, features)):
-        best, score = enumerate_best(decoder, features[i : i + 1], beam)
-        assert found.token_ids == best
-        assert found.score == pytest.approx(score, abs=1e-5)
+        rated = rate_all(decoder, features[i : i + 1], beam)
+        assert len(rated) == 3 + 9 + 27 + 81
+        assert found.token_ids == max(rated, key=rated.__getitem__)
+        assert found.score == pytest.approx(rated[found.token_ids], abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -98,16 +103,160 @@ def test_one_beam_is_greedy_search(seed: int) -> None:
         assert found.ended == (len(words) < 9)
 
 
+def one_image(decoder: Decoder, features: Tensor, search: BeamSearch) -> tuple[list[int], float]:
+    """The search as lists of Python: ``(words, score)`` of the image ``features`` (1, D)."""
+    live: list[tuple[float, list[int], State]] = [(0.0, [], decoder.start(features))]
+    ended: list[tuple[float, list[int]]] = []
+    forbidden = {PAD, BEGIN} | (set() if search.allow_unknown else {UNKNOWN})
+    for words in range(search.max_length + 1):
+        allowed = (
+            set(range(VOCABULARY)) - forbidden - ({END} if words < search.min_length else set())
+        )
+        allowed = {END} if words == search.max_length else allowed
+        candidates = []
+        for log_prob, tokens, state in live:
+            scores, following = decoder.step(torch.tensor([tokens[-1] if tokens else BEGIN]), state)
+            log_probs = torch.log_softmax(scores[0], dim=0).tolist()
+            candidates += [(log_prob + log_probs[w], [*tokens, w], following) for w in allowed]
+        candidates.sort(key=lambda candidate: -candidate[0])
+        norm = (words + 1) ** search.length_penalty
+        best = candidates[: search.beam_size]
+        ended += [(p / norm, tokens[:-1]) for p, tokens, _ in best if tokens[-1] == END]
+        ended = sorted(ended, key=lambda caption: -caption[0])[: search.beam_size]
+        live = [c for c in candidates if c[1][-1] != END][: search.beam_size]
+        bound = max((c[0] for c in live), default=-torch.inf)
+        longest_norm = (search.max_length + 1) ** search.length_penalty
+        if len(ended) == search.beam_size or (ended and ended[0][0] >= bound / longest_norm):
+            break
+    return ended[0][1], ended[0][0]
+
+
+def attention(seed: int) -> AttentionDecoder:
+    torch.manual_seed(seed)
+    options = {"extend_vectors": False, "tied_output": False}
+    return spread(AttentionDecoder(**SIZES, **options, dense_size=6))
+
+
+def merge(seed: int) -> MergeDecoder:
+    torch.manual_seed(seed)
+    return spread(MergeDecoder(**SIZES))
+
+
+def pictures(decoder: Decoder, count: int) -> Tensor:
+    shape = (count, FEATURES) if decoder.feature_kind == "pooled" else (count, 4, FEATURES)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(count))
+
+
+def assert_same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
+    assert [h.token_ids for h in found] == [h.token_ids for h in expected]
+    assert [h.ended for h in found] == [h.ended for h in expected]
+    scores = [h.score for h in expected]
+    assert [h.score for h in found] == pytest.approx(scores, abs=1e-5)
+
+
+MODELS = pytest.mark.parametrize("model", [lstm, merge, attention])
+
+
+@MODELS
+@pytest.mark.parametrize("beam_size", [1, 2, 4])
+@pytest.mark.parametrize("changes", [{}, {"allow_unknown": True, "length_penalty": 0.0}])
 @torch.inference_mode()
-def test_company_and_order_of_images_change_nothing() -> None:
-    decoder, beam = lstm(3), search(max_length=12)
-    features = torch.randn(8, FEATURES)
-    together = [h.token_ids for h in beam(decoder, features)]
+def test_it_is_the_plain_search_of_every_image(
+    model: Callable[[int], Any], beam_size: int, changes: dict[str, float]
+) -> None:
+    decoder = model(beam_size)
+    features = pictures(decoder, 6)
+    beam = search(beam_size=beam_size, min_length=2, max_length=9, **changes)
+    for i, found in enumerate(beam(decoder, features)):
+        words, score = one_image(decoder, features[i : i + 1], beam)
+        assert list(found.token_ids) == words
+        assert found.score == pytest.approx(score, abs=1e-5)
+
+
+@MODELS
+@torch.inference_mode()
+def test_company_and_order_of_images_change_nothing(model: Callable[[int], Any]) -> None:
+    decoder, beam = model(3), search(max_length=12)
+    features = pictures(decoder, 8)
+    together = beam(decoder, features)
     order = torch.randperm(8)
-    shuffled = [h.token_ids for h in beam(decoder, features[order])]
-    assert shuffled == [together[i] for i in order.tolist()]
-    alone = [beam(decoder, features[i : i + 1])[0].token_ids for i in range(8)]
-    assert alone == together
+    assert_same(beam(decoder, features[order]), [together[i] for i in order.tolist()])
+    assert_same([beam(decoder, features[i : i + 1])[0] for i in range(8)], together)
+
+
+@MODELS
+@pytest.mark.parametrize("pace", [Pace(1, 1), Pace(7, 2), Pace(64, 3), Pace(64, 20)])
+@torch.inference_mode()
+def test_the_pace_changes_no_caption(
+    model: Callable[[int], Any], pace: Pace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, beam = model(1), search(max_length=12, length_penalty=1.0)
+    features = pictures(decoder, 9)
+    expected = beam(decoder, features)
+    monkeypatch.setattr(beam_module, "CPU_PACE", pace)
+    assert_same(beam(decoder, features), expected)
+
+
+class Counting:
+    """A decoder that counts the rows of every step."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.start = decoder.start
+        self.rows: list[int] = []
+        self._step = decoder.step
+
+    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        self.rows.append(len(token_ids))
+        return self._step(token_ids, state)
+
+
+@torch.inference_mode()
+def test_nothing_is_computed_twice_or_for_a_finished_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, beam = lstm(5), search(max_length=12)
+    features = pictures(decoder, 8)
+    alone = []
+    for i in range(8):
+        counting = Counting(decoder)
+        beam(counting, features[i : i + 1])  # type: ignore[arg-type]
+        alone.append(counting.rows)
+        assert counting.rows == [1] + [3] * (len(counting.rows) - 1)
+    assert len({len(rows) for rows in alone}) > 1
+    together = Counting(decoder)
+    beam(together, features)  # type: ignore[arg-type]
+    steps = itertools.zip_longest(*alone, fillvalue=0)
+    assert together.rows == [sum(rows) for rows in steps]
+
+
+class WaitsForDevice(TorchDispatchMode):
+    """Counts the operations whose result the host has to wait for on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(func.overloadpacket)
+        moves = name == "aten._to_copy" and "device" in (kwargs or {})
+        waits = name in {"aten._local_scalar_dense", "aten.nonzero", "aten.equal"}
+        self.count += moves or waits or name == "aten.lift_fresh"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("words", "looks"), [(1, 12), (4, 3), (20, 0)])
+@torch.inference_mode()
+def test_the_host_waits_only_when_it_looks_which_images_are_decided(
+    words: int, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, beam = lstm(0), search(max_length=11)
+    decoder.output.bias[END] = -1e4  # no image is decided before the last word
+    features = pictures(decoder, 4)
+    monkeypatch.setattr(beam_module, "CPU_PACE", Pace(64, words))
+    monkeypatch.setattr(beam_module._Ended, "best", lambda *_: [])
+    with WaitsForDevice() as waits:
+        beam(decoder, features)
+    assert waits.count == looks
 
 
 @torch.inference_mode()
@@ -130,19 +279,5 @@ def test_forbidden_words_and_lengths() -> None:
     assert UNKNOWN in written
 
 
-@torch.inference_mode()
-def test_a_wider_beam_serves_the_merge_decoder_too() -> None:
-    torch.manual_seed(0)
-    decoder = MergeDecoder(
-        vocabulary_size=VOCABULARY,
-        feature_size=FEATURES,
-        vector_width=4,
-        embedding_width=3,
-        hidden_size=6,
-        image_dropout=0.0,
-        word_dropout=0.0,
-        output_dropout=0.0,
-    ).eval()
-    features = torch.randn(2, FEATURES)
-    greedy, wide = (search(beam_size=k)(decoder, features) for k in (1, 130))
-    assert all(w.score >= g.score for w, g in zip(wide, greedy, strict=True))
+def test_no_image_needs_no_decoder() -> None:
+    assert search()(lstm(0), torch.empty(0, FEATURES)) == []

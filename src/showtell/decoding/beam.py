@@ -9,9 +9,30 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from showtell.models.decoder import Decoder, State
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a search goes about its work on a device; it changes no caption.
+
+    Attributes:
+        rows: beams computed together, images times K.
+        words: words written between two looks at which images are decided.
+    """
+
+    rows: int
+    words: int
+
+
+# Scores of more rows over a vocabulary of thousands leave a CPU's cache before they are read again;
+# products of fewer rows are slower.
+CPU_PACE = Pace(rows=640, words=1)
+# A GPU wants all it can get, and a look makes it wait for the host.
+GPU_PACE = Pace(rows=8192, words=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +76,13 @@ class BeamSearch:
     @torch.inference_mode()
     def __call__(self, decoder: Decoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
-        beams = _Beams(decoder.start(features), len(features), self.beam_size, self.max_length)
+        pace = CPU_PACE if features.device.type == "cpu" else GPU_PACE
+        groups = torch.split(features, max(1, pace.rows // self.beam_size))
+        return [h for group in groups for h in self._search(decoder, group, pace.words)]
+
+    def _search(self, decoder: Decoder, features: Tensor, words_between: int) -> list[Hypothesis]:
+        """Decode all images of ``features`` together."""
+        beams = _Beams(decoder.start(features), len(features), self.beam_size)
         ended = _Ended(len(features), self.beam_size, self.max_length, features.device)
         for words in range(self.max_length + 1):
             scores_LKV = beams.step(decoder)
@@ -63,73 +90,89 @@ class BeamSearch:
             # Of 2K continuations at most K end, so that K are left to go on.
             log_probs, parents, token_ids = beams.best_continuations(scores_LKV, 2 * self.beam_size)
             ends = token_ids == END
-            ends[:, self.beam_size :] = False
+            ends[:, self.beam_size :].fill_(False)
             ended.add(
                 beams, parents, log_probs.masked_fill(~ends, -torch.inf), words, self._norm(words)
             )
             beams.extend(parents, token_ids, log_probs.masked_fill(token_ids == END, -torch.inf))
-            beams.drop(ended.decided(beams, self._norm(self.max_length)))
-            if beams.images.numel() == 0:
-                break
+            decided = ended.decided(beams, self._norm(self.max_length))
+            beams.stop(decided)
+            if (words + 1) % words_between == 0:
+                beams.drop(decided)
+                if len(beams.images) == 0:
+                    break
         return ended.best(self.max_length)
 
     def _forbid(self, scores_LKV: Tensor, words: int) -> None:
-        scores_LKV[..., [PAD, BEGIN]] = -torch.inf
-        if not self.allow_unknown:
-            scores_LKV[..., UNKNOWN] = -torch.inf
+        forbidden = [PAD, BEGIN] if self.allow_unknown else [PAD, BEGIN, UNKNOWN]
         if words < self.min_length:
-            scores_LKV[..., END] = -torch.inf
+            forbidden.append(END)
+        # One by one: a list as an index would be copied to the device at every word.
+        for token_id in forbidden:
+            scores_LKV[..., token_id].fill_(-torch.inf)
         if words == self.max_length:
-            scores_LKV[..., :END] = -torch.inf
-            scores_LKV[..., END + 1 :] = -torch.inf
+            scores_LKV[..., :END].fill_(-torch.inf)
+            scores_LKV[..., END + 1 :].fill_(-torch.inf)
 
     def _norm(self, words: int) -> float:
         return float((words + 1) ** self.length_penalty)
 
 
 class _Beams:
-    """The K unended captions of each image still searched."""
+    """The unended captions of each image still searched: one at first, K after the first word."""
 
-    def __init__(self, start: State, images: int, beams: int, max_length: int) -> None:
+    def __init__(self, start: State, images: int, size: int) -> None:
         device = start.rows[0].device
+        self.size = size
         self.images = torch.arange(images, device=device)  # (L,) which image each group is
-        self.state = start.select(self.images.repeat_interleave(beams))  # (N, ...)
-        self.tokens = torch.full((images, beams, 0), PAD, device=device)  # (L, K, words so far)
-        self.log_probs = torch.full((images, beams), -torch.inf, device=device)  # (L, K)
-        # All beams of an image begin alike: only the first may have continuations at first.
-        self.log_probs[:, 0] = 0.0
-        self.last = torch.full((images * beams,), BEGIN, device=device)  # (N,)
+        self.state = start  # of the rows: (N, ...)
+        # All beams of an image begin alike: until the first word one row does for them.
+        self.tokens = torch.full((images, 1, 0), PAD, device=device)  # (L, K, words so far)
+        self.log_probs = torch.zeros((images, 1), device=device)  # (L, K)
+        self.last = torch.full((images,), BEGIN, device=device)  # (N,)
 
     def step(self, decoder: Decoder) -> Tensor:
         """Advance all rows by their last word; log probabilities (L, K, V) of the next."""
         scores_NV, self.state = decoder.step(self.last, self.state)
-        return torch.log_softmax(scores_NV.float(), dim=-1).view(*self.log_probs.shape, -1)
+        log_probs_NV = torch.log_softmax(scores_NV.float(), dim=-1)
+        return log_probs_NV.view(*self.log_probs.shape, scores_NV.shape[1])
 
     def best_continuations(self, scores_LKV: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best ``count`` per image: log probability, beam and token, each (L, count)."""
+        """The best ``count`` per image: log probability, beam and token, each (L, count).
+
+        Where there are fewer, dead ones of log probability minus infinity fill up.
+        """
         vocabulary_size = scores_LKV.shape[-1]
-        totals_LKV = self.log_probs.unsqueeze(-1) + scores_LKV
-        log_probs, flat = totals_LKV.flatten(1).topk(count, dim=1)
+        totals = (self.log_probs.unsqueeze(-1) + scores_LKV).flatten(1)
+        found = min(count, totals.shape[1])
+        log_probs, flat = totals.topk(found, dim=1)
+        log_probs = pad(log_probs, (0, count - found), value=-torch.inf)
+        flat = pad(flat, (0, count - found))
         return log_probs, flat // vocabulary_size, flat % vocabulary_size
 
     def extend(self, parents: Tensor, token_ids: Tensor, log_probs: Tensor) -> None:
         """Keep the best K of the given continuations (L, C); minus infinity marks a dead one."""
-        beams = self.log_probs.shape[1]
-        self.log_probs, chosen = log_probs.topk(beams, dim=1)
+        images, width = self.log_probs.shape
+        self.log_probs, chosen = log_probs.topk(self.size, dim=1)
         parents, token_ids = parents.gather(1, chosen), token_ids.gather(1, chosen)
         prefix = self.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1]))
         self.tokens = torch.cat([prefix, token_ids.unsqueeze(-1)], dim=-1)
-        first_rows = torch.arange(len(parents), device=parents.device).unsqueeze(1) * beams
+        first_rows = torch.arange(images, device=parents.device).unsqueeze(1) * width
         self.state = self.state.select((first_rows + parents).flatten())
         self.last = token_ids.flatten()
 
+    def stop(self, decided: Tensor) -> None:
+        """Let nothing that is still computed for the decided images (L,) count."""
+        self.log_probs.masked_fill_(decided.unsqueeze(1), -torch.inf)
+
     def drop(self, decided: Tensor) -> None:
         """Compute nothing more for the decided images (L,)."""
-        if not bool(decided.any()):
-            return
         left = (~decided).nonzero().squeeze(1)
-        beams = self.log_probs.shape[1]
-        rows = (left.unsqueeze(1) * beams + torch.arange(beams, device=left.device)).flatten()
+        if len(left) == len(decided):
+            return
+        rows = (
+            left.unsqueeze(1) * self.size + torch.arange(self.size, device=left.device)
+        ).flatten()
         self.images, self.tokens = self.images[left], self.tokens[left]
         self.log_probs, self.last = self.log_probs[left], self.last[rows]
         self.state = self.state.keep(left, rows)
@@ -150,7 +193,7 @@ class _Ended:
         size, max_length = self.tokens.shape[1:]
         live = beams.images
         offered = beams.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, words))
-        offered = torch.nn.functional.pad(offered, (0, max_length - words), value=PAD)
+        offered = pad(offered, (0, max_length - words), value=PAD)
         scores = torch.cat([self.scores[live], log_probs / norm], dim=1)
         tokens = torch.cat([self.tokens[live], offered], dim=1)
         lengths = torch.cat([self.lengths[live], torch.full_like(parents, words)], dim=1)
