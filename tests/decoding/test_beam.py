@@ -92,15 +92,16 @@ def test_one_beam_is_greedy_search(seed: int) -> None:
     features = torch.randn(4, FEATURES)
     for i, found in enumerate(search(beam_size=1, max_length=9)(decoder, features)):
         state, token, words = decoder.start(features[i : i + 1]), BEGIN, []
-        while len(words) < 9:
+        while True:
             scores, state = decoder.step(torch.tensor([token]), state)
             scores[0, [PAD, BEGIN, UNKNOWN] + ([END] if not words else [])] = -torch.inf
             token = int(scores.argmax())
-            if token == END:
+            if token == END or len(words) == 9:
                 break
             words.append(token)
         assert list(found.token_ids) == words
-        assert found.ended == (len(words) < 9)
+        # A caption of the longest length has ended where END was the likeliest anyway.
+        assert found.ended == (token == END)
 
 
 def one_image(decoder: Decoder, features: Tensor, search: BeamSearch) -> tuple[list[int], float]:
@@ -266,6 +267,18 @@ def test_a_decoder_that_never_ends_still_gives_a_caption_and_says_so() -> None:
     for found in search(max_length=6)(decoder, torch.randn(2, FEATURES)):
         assert len(found.token_ids) == 6
         assert not found.ended
+
+
+@torch.inference_mode()
+def test_a_caption_that_just_fits_has_ended() -> None:
+    decoder = lstm(8)
+    features = torch.randn(6, FEATURES)
+    ended = [h for h in search(beam_size=1, max_length=30)(decoder, features) if h.ended]
+    longest = max(len(h.token_ids) for h in ended)
+    found = search(beam_size=1, max_length=longest)(decoder, features)
+    assert longest in [len(h.token_ids) for h in found if h.ended]
+    shorter = search(beam_size=1, max_length=longest - 1)(decoder, features)
+    assert not all(h.ended for h in shorter)
 
 
 @torch.inference_mode()

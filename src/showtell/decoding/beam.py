@@ -41,7 +41,7 @@ class Hypothesis:
 
     token_ids: tuple[int, ...]
     score: float  # log probability (natural, END included) / (words + 1)^length_penalty
-    ended: bool  # False when the longest length made it end
+    ended: bool  # False when the longest length made it end, though another word was likelier
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,13 @@ class BeamSearch:
         for words in range(self.max_length + 1):
             scores_LKV = beams.step(decoder)
             self._forbid(scores_LKV, words)
+            cut_LK = _end_all(scores_LKV) if words == self.max_length else None
             # Of 2K continuations at most K end, so that K are left to go on.
             log_probs, parents, token_ids = beams.best_continuations(scores_LKV, 2 * self.beam_size)
             ends = token_ids == END
             ends[:, self.beam_size :].fill_(False)
-            ended.add(
-                beams, parents, log_probs.masked_fill(~ends, -torch.inf), words, self._norm(words)
-            )
+            log_probs_of_ends = log_probs.masked_fill(~ends, -torch.inf)
+            ended.add(beams, parents, log_probs_of_ends, words, self._norm(words), cut_LK)
             beams.extend(parents, token_ids, log_probs.masked_fill(token_ids == END, -torch.inf))
             decided = ended.decided(beams, self._norm(self.max_length))
             beams.stop(decided)
@@ -101,7 +101,7 @@ class BeamSearch:
                 beams.drop(decided)
                 if len(beams.images) == 0:
                     break
-        return ended.best(self.max_length)
+        return ended.best()
 
     def _forbid(self, scores_LKV: Tensor, words: int) -> None:
         forbidden = [PAD, BEGIN] if self.allow_unknown else [PAD, BEGIN, UNKNOWN]
@@ -110,9 +110,6 @@ class BeamSearch:
         # One by one: a list as an index would be copied to the device at every word.
         for token_id in forbidden:
             scores_LKV[..., token_id].fill_(-torch.inf)
-        if words == self.max_length:
-            scores_LKV[..., :END].fill_(-torch.inf)
-            scores_LKV[..., END + 1 :].fill_(-torch.inf)
 
     def _norm(self, words: int) -> float:
         return float((words + 1) ** self.length_penalty)
@@ -185,11 +182,21 @@ class _Ended:
         self.scores = torch.full((images, beams), -torch.inf, device=device)
         self.tokens = torch.full((images, beams, max_length), PAD, device=device)
         self.lengths = torch.zeros((images, beams), dtype=torch.long, device=device)
+        self.cut = torch.zeros((images, beams), dtype=torch.bool, device=device)
 
     def add(
-        self, beams: _Beams, parents: Tensor, log_probs: Tensor, words: int, norm: float
+        self,
+        beams: _Beams,
+        parents: Tensor,
+        log_probs: Tensor,
+        words: int,
+        norm: float,
+        cut_LK: Tensor | None,
     ) -> None:
-        """Offer continuations (L, C) of ``parents`` that end; minus infinity where none does."""
+        """Offer continuations (L, C) of ``parents`` that end; minus infinity where none does.
+
+        ``cut_LK`` tells at the longest length which captions would have gone on.
+        """
         size, max_length = self.tokens.shape[1:]
         live = beams.images
         offered = beams.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, words))
@@ -200,6 +207,9 @@ class _Ended:
         self.scores[live], chosen = scores.topk(size, dim=1)
         self.tokens[live] = tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, max_length))
         self.lengths[live] = lengths.gather(1, chosen)
+        if cut_LK is not None:  # the last words: nothing was cut before
+            cut = torch.cat([self.cut[live], cut_LK.gather(1, parents)], dim=1)
+            self.cut[live] = cut.gather(1, chosen)
 
     def decided(self, beams: _Beams, longest_norm: float) -> Tensor:
         """Which live images (L,) have K ended captions, or one that none left can surpass.
@@ -211,15 +221,24 @@ class _Ended:
         bound = beams.log_probs.max(dim=1).values / longest_norm
         return full | (self.scores[beams.images, 0] >= bound)
 
-    def best(self, max_length: int) -> list[Hypothesis]:
+    def best(self) -> list[Hypothesis]:
         """The best caption of each image."""
         rows = zip(
             self.tokens[:, 0].tolist(),
             self.lengths[:, 0].tolist(),
             self.scores[:, 0].tolist(),
+            self.cut[:, 0].tolist(),
             strict=True,
         )
         return [
-            Hypothesis(tuple(token_ids[:length]), score, ended=length < max_length)
-            for token_ids, length, score in rows
+            Hypothesis(tuple(token_ids[:length]), score, ended=not cut)
+            for token_ids, length, score, cut in rows
         ]
+
+
+def _end_all(scores_LKV: Tensor) -> Tensor:
+    """Leave END as the only continuation; which captions (L, K) had a more probable one."""
+    cut_LK = scores_LKV.argmax(dim=-1) != END
+    scores_LKV[..., :END].fill_(-torch.inf)
+    scores_LKV[..., END + 1 :].fill_(-torch.inf)
+    return cut_LK
