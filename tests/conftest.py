@@ -69,3 +69,18 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
         config = smoke.config(f"output.folder={smoke.folder}")
         train(config, build("data", config["data"]))
     yield smoke
+
+
+@pytest.fixture(scope="session")
+def attentive(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose model attends, to a grid of 2 x 2."""
+    import showtell.metrics.meteor
+    from showtell.config import build
+    from showtell.experiment import train
+
+    overrides = ("model=attention_glove", "model.embedding_width=60", "trainer.max_epochs=1")
+    folder = tmp_path_factory.mktemp("attentive") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(showtell.metrics.meteor, "find_java", lambda: None)
+        config = smoke.config(*overrides, f"output.folder={folder}")
+        return train(config, build("data", config["data"]))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_run import make_small_run
@@ -23,6 +24,8 @@ BROWSER = next(
 # Put before the page's own policy, which forbids every script after it.
 PROBE = """<script>
 addEventListener("load", () => parent.postMessage(JSON.stringify({
+  veils: [...document.querySelectorAll(".view img")].map(
+    v => [v, v.parentElement].map(e => JSON.stringify(e.getBoundingClientRect()))),
   widths: [...document.images].map(i => i.naturalWidth),
   width: innerWidth,
   overflow: document.documentElement.scrollWidth - innerWidth,
@@ -43,11 +46,7 @@ def test_the_page_opens(tmp_path: Path, width: int, dark: bool) -> None:
     if BROWSER is None:
         pytest.skip("no Chromium or Chrome on the PATH: the page is not looked at")
     page = write_report(make_small_run(tmp_path).folder)
-    page.write_text(page.read_text().replace("<head>", f"<head>{PROBE}", 1))
-    frame = page.with_name("frame.html")
-    frame.write_text(FRAME.replace("{width}", str(width)))
-    title, complaints = open_page(frame, tmp_path / "profile", dark)
-    found = json.loads(title)
+    found, complaints = look_at(page, width, dark)
     assert len(found["widths"]) == 9
     assert min(found["widths"]) > 0
     assert found["width"] == width
@@ -57,6 +56,26 @@ def test_the_page_opens(tmp_path: Path, width: int, dark: bool) -> None:
     red = int(re.findall(r"\d+", found["paper"])[0])
     assert (red < 64) is dark
     assert complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
+def test_the_veils_lie_over_the_pictures(attentive: Path, tmp_path: Path, width: int) -> None:
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome on the PATH: the page is not looked at")
+    found, complaints = look_at(write_report(attentive, tmp_path / "report.html"), width, False)
+    assert found["overflow"] <= 0
+    assert len(found["veils"]) >= 4
+    assert all(veil == picture for veil, picture in found["veils"])
+    assert complaints == []
+
+
+def look_at(page: Path, width: int, dark: bool) -> tuple[dict[str, Any], list[str]]:
+    """What the probe finds on the page in a frame of that width, and what the console said."""
+    page.write_text(page.read_text().replace("<head>", f"<head>{PROBE}", 1))
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME.replace("{width}", str(width)))
+    title, complaints = open_page(frame, page.with_name("profile"), dark)
+    return json.loads(title), complaints
 
 
 def open_page(page: Path, profile: Path, dark: bool) -> tuple[str, list[str]]:

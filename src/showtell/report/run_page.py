@@ -16,6 +16,7 @@ from showtell.metrics.inputs import read_captions
 from showtell.metrics.scores import score_captions
 from showtell.report.curves import METRICS_FILE, read_curves
 from showtell.report.gallery import Card, Picture, cards
+from showtell.report.looking import looking_section
 from showtell.report.origin import facts_of, summary_of
 from showtell.report.page import write_page
 from showtell.report.results import read_scores
@@ -25,6 +26,8 @@ from showtell.types import CaptionData, CaptionedImage, Split
 
 REPORT = "report.html"
 SHOWN_BEST, SHOWN_RANDOM = 6, 12
+# Of each gallery, the pictures that are shown once more for every word.
+LOOKED_AT = 2
 # The test split comes second: whoever looks through its pictures begins to tune on them.
 SCORED_SPLITS: tuple[Split, ...] = ("val", "test")
 # CIDEr weighs words by how telling they are; ROUGE-L parts the many with a CIDEr of 0.
@@ -82,6 +85,9 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
         split=split,
         galleries=galleries,
         problem=problem,
+        looking=looking_section(
+            run_folder, record, [c for g in galleries for c in g.cards[:LOOKED_AT]]
+        ),
         words=words_section(run_folder, split, captions, at_hand.data),
         facts=facts_of(record),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),

@@ -140,7 +140,7 @@ class Preprocessing:
             _FILTERS[self.interpolation],
             # Crop and resize in one step: resizing first would let a 1 x 50,000 picture grow to
             # gigabytes. It is the same map, up to half a pixel.
-            box=self._box(image.width, image.height),
+            box=self.view(image.width, image.height),
         )
         # numpy, not torch: this runs in many threads, and each would start torch's own team.
         values = np.asarray(pixels, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
@@ -148,8 +148,8 @@ class Preprocessing:
         std = np.array(self.std, dtype=np.float32)[:, None, None]
         return torch.from_numpy(np.ascontiguousarray((values - mean) / std))
 
-    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of the picture that is kept: left, top, right, bottom in pixels."""
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture that the network sees: left, top, right, bottom in pixels."""
         if self.resize == "whole":
             return (0, 0, width, height)
         side = min(width, height) * self.crop_fraction
