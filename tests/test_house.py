@@ -14,8 +14,8 @@ FLOORS = {
     1: ("errors", "types", "files", "config", "text"),
     2: ("vision", "models", "decoding", "metrics", "tracking"),
     3: ("data", "runs"),
-    4: ("training", "caption", "report"),
-    5: ("parts", "evaluation", "experiment"),
+    4: ("training", "caption", "report", "tables"),
+    5: ("parts", "evaluation", "experiment", "comparison"),
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -37,6 +37,7 @@ FENCES = {
     "wandb": {"tracking"},
     "timm": {"vision"},
     "torchvision": {"vision"},
+    "openvino": {"vision"},
     "pycocoevalcap": {"metrics"},
 }
 WITHOUT_TORCH = ("text", "metrics", "errors", "types", "files", "config", "data.sources")

@@ -12,14 +12,14 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from tiny_encoder import tiny_encoder, write_pictures
 
 from showtell import files
-from showtell.vision import extract
+from showtell.vision import engines, extract
 
 BATCH_SIZE, PER_SHARD = 4, 8
 
@@ -96,15 +96,16 @@ def together(folder: Path) -> None:
 
     def work(number: int) -> None:
         encoded = 0
-        encode_all = extract._encode_all
+        encode_all = extract.encode_all
 
-        def counting(pictures, *arguments):
+        def counting(items, *arguments):
             nonlocal encoded
-            encoded += len(pictures)
-            time.sleep(0.01)  # so that no builder is done before the others have begun
-            return encode_all(pictures, *arguments)
+            for encoded_image in encode_all(items, *arguments):
+                encoded += 1
+                time.sleep(0.002)  # so that no builder is done before the others have begun
+                yield encoded_image
 
-        extract._encode_all = counting
+        extract.encode_all = counting
         build(folder, "store")
         (folder / f"encoded-{number}").write_text(str(encoded))
 
@@ -117,11 +118,12 @@ def after_a_death(folder: Path) -> None:
     read, write = os.pipe()
 
     def hang() -> None:
-        def never(*arguments: object) -> None:
+        def never(items: Iterator, *arguments: object) -> None:
+            next(items)  # takes the first shard's lock
             os.write(write, b"!")
             time.sleep(1000)
 
-        extract._encode_all = never
+        extract.encode_all = never
         build(folder, "store")
 
     holder = forked(hang)
@@ -151,6 +153,8 @@ if __name__ == "__main__":
     for mode in sys.argv[2:]:
         folder = Path(sys.argv[1], mode)
         shards = 2 if mode == "steps" else 6
+        if mode == "steps":  # nearly a hundred builds of 16 pictures, each in a process of its own
+            engines.CONVERT_FROM_IMAGES = PER_SHARD * shards + 1
         write_pictures(folder / "pictures", PER_SHARD * shards)
         build(folder, "unbroken")
         MODES[mode](folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tiny_encoder import tiny_encoder, write_pictures
 
 from showtell.errors import UserError
 from showtell.types import FeatureKind
-from showtell.vision import extract
+from showtell.vision import engines, extract, pipeline
 from showtell.vision.encoder import Encoder, EncoderOutput
 from showtell.vision.extract import UnreadableImagesError, encode, ensure_features
 from showtell.vision.features import FeatureStore
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def forwards(monkeypatch) -> Iterator[list[int]]:
-    """The sizes of the batches that went through an encoder."""
+    """The sizes of the batches that went through an eager encoder."""
     sizes: list[int] = []
     forward = Encoder.forward
 
@@ -36,6 +37,7 @@ def forwards(monkeypatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(Encoder, "forward", counting)
     monkeypatch.setattr(extract, "IMAGES_PER_SHARD", 8)
+    monkeypatch.setattr(engines, "CONVERT_FROM_IMAGES", 10**9)
     yield sizes
 
 
@@ -148,16 +150,56 @@ def test_progress_shows_the_speed(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize("kind", ["pooled", "grid"])
 def test_new_pictures_are_encoded_as_in_the_store(tmp_path: Path, kind: FeatureKind) -> None:
-    images = write_pictures(tmp_path, 5)
+    """To the bit with the store's engine; a few alone have the eager encoder's features."""
+    images = write_pictures(tmp_path, 20)
     store = ensure(images, tmp_path / "store")[kind]
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    pictures = [*(path for _, path in images), tmp_path / "bad.jpg", Image.open(images[0][1])]
-    entries = encode(pictures, tiny_encoder(), kind=kind, batch_size=4, device=CPU)
     stored = store.gather(store.index([image_id for image_id, _ in images]))
-    np.testing.assert_array_equal(np.stack(entries[:5]), stored)
-    assert isinstance(entries[5], ImageError)
-    np.testing.assert_array_equal(entries[6], stored[0])
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    pictures = [tmp_path / "bad.jpg", Image.open(images[0][1]), *(path for _, path in images)]
+    entries = encode(pictures, tiny_encoder(), kind=kind, batch_size=4, device=CPU)
+    assert isinstance(entries[0], ImageError)
+    np.testing.assert_array_equal(entries[1], stored[0])
+    np.testing.assert_array_equal(np.stack(entries[2:]), stored)
+    few = encode(pictures[2:7], tiny_encoder(), kind=kind, batch_size=4, device=CPU)
+    np.testing.assert_allclose(np.stack(few), stored[:5], rtol=1e-3, atol=1e-6)
     assert encode([], tiny_encoder(), kind=kind, batch_size=4, device=CPU) == []
+    assert isinstance(
+        encode(pictures[:1], tiny_encoder(), kind=kind, batch_size=4, device=CPU)[0], ImageError
+    )
+
+
+def test_a_shard_is_written_while_the_next_is_encoded(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(extract, "IMAGES_PER_SHARD", 8)
+    third_begun = threading.Event()
+    write, decode = FeatureStore.write, pipeline.decode
+
+    def waiting(self: FeatureStore, image_ids, *arguments) -> None:
+        if "000.png" in image_ids:
+            assert third_begun.wait(timeout=60), "nothing is encoded meanwhile"
+        write(self, image_ids, *arguments)
+
+    def noting(path, *arguments, **options):
+        if path.name == "015.png":
+            third_begun.set()
+        return decode(path, *arguments, **options)
+
+    monkeypatch.setattr(FeatureStore, "write", waiting)
+    monkeypatch.setattr(pipeline, "decode", noting)
+    assert len(ensure(write_pictures(tmp_path, 40), tmp_path / "store")["grid"]) == 40
+
+
+def test_a_disk_that_is_full_stops_the_build_and_frees_the_locks(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(extract, "IMAGES_PER_SHARD", 8)
+    images = write_pictures(tmp_path, 40)
+    with monkeypatch.context() as patch:
+
+        def full(*arguments: object) -> None:
+            raise UserError("the disk is full")
+
+        patch.setattr(FeatureStore, "write", full)
+        with pytest.raises(UserError, match="full"):
+            ensure(images, tmp_path / "store")
+    assert len(ensure(images, tmp_path / "store")["grid"]) == 40
 
 
 # Processes that die or work at the same time.

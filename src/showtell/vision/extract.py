@@ -6,16 +6,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,11 +31,10 @@ from torch import Tensor
 from showtell.errors import UserError
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder
+from showtell.vision.engines import Engine, engine_for
 from showtell.vision.features import Features, FeatureStore
-from showtell.vision.images import ImageError, Preprocessing, load_image, to_rgb
-
-Picture = Path | Image.Image
-_Encoded = dict[FeatureKind, Features] | ImageError
+from showtell.vision.images import ImageError, Preprocessing
+from showtell.vision.pipeline import Encoded, Picture, decode, encode_all
 
 # About 50 MB of grid features: little work lost to a kill, few files for a large data set.
 IMAGES_PER_SHARD = 256
@@ -94,8 +92,15 @@ def ensure_features(
     stores = {kind: FeatureStore.open(root, encoder.identity, kind) for kind in kinds}
     chunks = [chunk for chunk in _chunks(contents, batch_size) if _missing(chunk, stores)]
     if chunks:
-        job = _Job(paths, encoder.to(device), stores, batch_size, device)
-        failures |= job.run(chunks, root / encoder.identity.key, progress=progress)
+        lacking = (paths[image_id] for chunk in chunks for image_id in _missing(chunk, stores))
+        engine = _engine_for(encoder, lacking, len(paths), batch_size, device)
+        folder = root / encoder.identity.key
+        with _progress_bar(disable=not progress) as bar:
+            total = sum(len(_missing(chunk, stores)) for chunk in chunks)
+            task = bar.add_task(f"encoding ({encoder.identity.network})", total=total)
+            advance = partial(bar.advance, task)
+            job = _Job(paths, encoder.preprocessing, engine, stores, folder, advance)
+            failures |= job.run(chunks)
     if failures:
         raise UnreadableImagesError(failures, len(paths))
     return {kind: store.select(contents) for kind, store in stores.items()}
@@ -114,10 +119,26 @@ def encode(
     One entry for each picture: float16 (D,) or (R, D), rounded as in the store, or the error of a
     file that cannot be read.
     """
-    encoder.to(device)
-    with ThreadPoolExecutor(_THREADS) as decoders:
-        encoded = list(_encode_all(pictures, encoder, (kind,), batch_size, device, decoders))
+    engine = _engine_for(encoder, pictures, len(pictures), batch_size, device)
+    numbered = enumerate(pictures)
+    encoded = [entry for _, entry in encode_all(numbered, encoder.preprocessing, engine, (kind,))]
     return [entry if isinstance(entry, ImageError) else entry[kind] for entry in encoded]
+
+
+def _engine_for(
+    encoder: Encoder,
+    pictures: Iterable[Picture],
+    count: int,
+    batch_size: int,
+    device: torch.device,
+) -> Engine:
+    """The engine for so many pictures, tried on the first that can be read."""
+    decoded = (decode(picture, encoder.preprocessing) for picture in pictures)
+    side = encoder.preprocessing.size
+    example = next((image for image in decoded if isinstance(image, Tensor)), None)
+    if example is None:  # there will be nothing to encode
+        example, count = torch.zeros(3, side, side), 0
+    return engine_for(encoder, example, images=count, batch_size=batch_size, device=device)
 
 
 def _by_id(images: Sequence[tuple[str, Path]]) -> dict[str, Path]:
@@ -171,136 +192,121 @@ def _missing(chunk: _Chunk, stores: Mapping[FeatureKind, FeatureStore]) -> list[
 
 
 @dataclass(frozen=True, slots=True)
+class _Claim:
+    """A chunk in our hands: what it lacks, the lock on it, and what is encoded of it so far."""
+
+    chunk: _Chunk
+    image_ids: list[str]
+    lock: ExitStack
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
-    """What encoding a chunk needs besides the chunk."""
+    """What encoding chunks needs besides the chunks; ``advance`` hears of finished images."""
 
     paths: Mapping[str, Path]
-    encoder: Encoder
+    preprocessing: Preprocessing
+    engine: Engine
     stores: Mapping[FeatureKind, FeatureStore]
-    batch_size: int
-    device: torch.device
+    folder: Path
+    advance: Callable[[int], None]
 
-    def run(self, chunks: list[_Chunk], folder: Path, *, progress: bool) -> dict[str, ImageError]:
+    def run(self, chunks: list[_Chunk]) -> dict[str, ImageError]:
         """Encode all chunks, beside other processes; returns the unreadable images' errors."""
         failures: dict[str, ImageError] = {}
-        with (
-            self._building(folder),
-            _progress_bar(disable=not progress) as bar,
-            ThreadPoolExecutor(_THREADS) as decoders,
-        ):
-            total = sum(len(_missing(chunk, self.stores)) for chunk in chunks)
-            task = bar.add_task(f"encoding ({self.encoder.identity.network})", total=total)
-            advance = partial(bar.advance, task)
-            wait = False
-            while chunks:
-                taken = []
-                for chunk in chunks:
-                    with _locked(folder / f"{chunk.name}.lock", wait=wait) as ours:
-                        if ours:
-                            failures |= self._complete(chunk, decoders, advance)
-                        else:
-                            taken.append(chunk)
-                # Nothing free was left: what remains is in other hands, so wait for those to
-                # finish, or to die, which frees their locks.
-                wait = len(taken) == len(chunks)
-                chunks = taken
+        with self._building():
+            taken = self._encode_free(chunks, failures, wait=False)
+            while taken:
+                # What remains is in other hands. Wait for one chunk to be finished, or its process
+                # to die, which frees the lock; and hold none meanwhile, because that process could
+                # be waiting for ours.
+                self._encode_free(taken[:1], failures, wait=True)
+                taken = self._encode_free(taken[1:], failures, wait=False)
+        for store in self.stores.values():
+            store.refresh()
         return failures
 
     @contextmanager
-    def _building(self, folder: Path) -> Iterator[None]:
+    def _building(self) -> Iterator[None]:
         """Say that this process is building; the first to come clears away what a kill left."""
-        file = folder / "build.lock"
+        file = self.folder / "build.lock"
         with _locked(file, wait=False) as alone:
             if alone:
                 for store in self.stores.values():
                     store.remove_leftovers()
-                for lock in folder.glob("*.lock"):
+                for lock in self.folder.glob("*.lock"):
                     if lock != file:
                         lock.unlink()
         with _locked(file, wait=True, shared=True):
             yield
 
-    def _complete(
-        self, chunk: _Chunk, decoders: ThreadPoolExecutor, advance: Callable[[int], None]
-    ) -> dict[str, ImageError]:
-        """Encode and commit what a chunk still lacks, after another process had it perhaps."""
+    def _encode_free(
+        self, chunks: list[_Chunk], failures: dict[str, ImageError], *, wait: bool
+    ) -> list[_Chunk]:
+        """Encode and commit the chunks that no other process holds; returns those that one does.
+
+        Their images are one stream, so that no core rests where two chunks meet, and a thread
+        writes a chunk while the next is encoded.
+        """
+        taken: list[_Chunk] = []
+        kinds = tuple(self.stores)
+        with ExitStack() as locks, ThreadPoolExecutor(1) as writer:
+            images = self._images(chunks, locks, taken, wait=wait)
+            written: Future[None] | None = None
+            for (claim, image_id), entry in encode_all(
+                images, self.preprocessing, self.engine, kinds
+            ):
+                claim.encoded[image_id] = entry
+                self.advance(1)
+                if isinstance(entry, ImageError):
+                    failures[image_id] = entry
+                if len(claim.encoded) == len(claim.image_ids):
+                    if written:
+                        written.result()  # no more than one waits, for the sake of memory
+                    written = writer.submit(self._commit, claim)
+            if written:
+                written.result()
+        return taken
+
+    def _images(
+        self, chunks: list[_Chunk], locks: ExitStack, taken: list[_Chunk], *, wait: bool
+    ) -> Iterator[tuple[tuple[_Claim, str], Path]]:
+        """The images to encode, each with its claim; ``taken`` gets the chunks that others hold."""
+        for chunk in chunks:
+            lock = locks.enter_context(ExitStack())
+            file = self.folder / f"{chunk.name}.lock"
+            if lock.enter_context(_locked(file, wait=wait)):
+                claim = self._claim(chunk, lock)
+                yield from (((claim, each), self.paths[each]) for each in claim.image_ids)
+            else:
+                lock.close()
+                taken.append(chunk)
+
+    def _claim(self, chunk: _Chunk, lock: ExitStack) -> _Claim:
+        """What a chunk still lacks now that it is ours, after another process had it perhaps."""
         planned = len(_missing(chunk, self.stores))
         for store in self.stores.values():
             store.refresh()
-        image_ids = _missing(chunk, self.stores)
-        advance(planned - len(image_ids))
-        pictures = [self.paths[image_id] for image_id in image_ids]
-        encoded: dict[str, _Encoded] = {}
-        for image_id, entry in zip(
-            image_ids,
-            _encode_all(
-                pictures, self.encoder, tuple(self.stores), self.batch_size, self.device, decoders
-            ),
-            strict=True,
-        ):
-            encoded[image_id] = entry
-            advance(1)
+        claim = _Claim(chunk, _missing(chunk, self.stores), lock)
+        self.advance(planned - len(claim.image_ids))
+        if not claim.image_ids:
+            lock.close()
+        return claim
+
+    def _commit(self, claim: _Claim) -> None:
+        """Write what a chunk lacked, then let it go."""
+        contents = claim.chunk.contents
         for kind, store in self.stores.items():
-            _commit(store, chunk, {k: e[kind] for k, e in encoded.items() if isinstance(e, dict)})
-        return {k: e for k, e in encoded.items() if isinstance(e, ImageError)}
-
-
-def _commit(store: FeatureStore, chunk: _Chunk, features: Mapping[str, Features]) -> None:
-    lacking = [image_id for image_id in store.missing(chunk.contents) if image_id in features]
-    if lacking:
-        rows = np.stack([features[image_id] for image_id in lacking])
-        store.add(lacking, [chunk.contents[image_id] for image_id in lacking], rows)
-
-
-def _encode_all(
-    pictures: Sequence[Picture],
-    encoder: Encoder,
-    kinds: Sequence[FeatureKind],
-    batch_size: int,
-    device: torch.device,
-    decoders: ThreadPoolExecutor,
-) -> Iterator[_Encoded]:
-    """One entry for each picture, in order: its features by kind, or why it cannot be read."""
-    for decoded in _decode_ahead(pictures, encoder.preprocessing, batch_size, decoders):
-        # Always a full batch, and an unreadable picture keeps its place in it: the arithmetic of
-        # one image must not depend on how many others are encoded with it.
-        side = encoder.preprocessing.size
-        images = torch.zeros(batch_size, 3, side, side)
-        for row, entry in enumerate(decoded):
-            if isinstance(entry, Tensor):
-                images[row] = entry
-        output = encoder(images.to(device))
-        features = {kind: getattr(output, kind).half().cpu().numpy() for kind in kinds}
-        for row, entry in enumerate(decoded):
-            if isinstance(entry, ImageError):
-                yield entry
-            else:
-                yield {kind: features[kind][row] for kind in kinds}
-
-
-def _decode_ahead(
-    pictures: Sequence[Picture],
-    preprocessing: Preprocessing,
-    batch_size: int,
-    decoders: ThreadPoolExecutor,
-) -> Iterator[list[Tensor | ImageError]]:
-    """Decoded batches; while the network works on one, the threads decode the next."""
-    ahead: list[Future[Tensor | ImageError]] = []
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
-        current, ahead = ahead, [decoders.submit(_decode, item, preprocessing) for item in batch]
-        if current:
-            yield [future.result() for future in current]
-    if ahead:
-        yield [future.result() for future in ahead]
-
-
-def _decode(picture: Picture, preprocessing: Preprocessing) -> Tensor | ImageError:
-    try:
-        image = load_image(picture) if isinstance(picture, Path) else to_rgb(picture)
-    except ImageError as error:
-        return error
-    return preprocessing(image)
+            rows = {
+                image_id: entry[kind]
+                for image_id in store.missing(contents)
+                if not isinstance(entry := claim.encoded[image_id], ImageError)
+            }
+            if rows:
+                hashes = [contents[image_id] for image_id in rows]
+                store.write(list(rows), hashes, np.stack(list(rows.values())))
+        claim.lock.close()
 
 
 @contextmanager

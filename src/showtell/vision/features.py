@@ -64,7 +64,9 @@ class FeatureStore:
         self._positions: dict[tuple[str, str], int] = {}  # (image id, content) -> position
         self._selected: dict[str, int] | None = None
         self._maps: OrderedDict[int, Features] = OrderedDict()
-        self.images_sha256: str | None = None  # of the ids and contents a view was selected by
+        # Image id -> SHA-256 of its file, by which a view was selected; and the hash of all of it.
+        self.contents: Mapping[str, str] = {}
+        self.images_sha256: str | None = None
 
     @classmethod
     def open(cls, root: Path, identity: EncoderIdentity, kind: FeatureKind) -> Self:
@@ -135,6 +137,7 @@ class FeatureStore:
             for image_id, sha in contents.items()
             if (image_id, sha) in self._positions
         }
+        view.contents = contents
         named = json.dumps(sorted(contents.items())).encode()
         view.images_sha256 = hashlib.sha256(named).hexdigest()
         return view
@@ -199,7 +202,14 @@ class FeatureStore:
         return np.asarray(array)
 
     def add(self, image_ids: Sequence[str], contents: Sequence[str], features: Features) -> None:
+        """Commit a shard and know of it: ``write``, then ``refresh``."""
+        self.write(image_ids, contents, features)
+        self.refresh()
+
+    def write(self, image_ids: Sequence[str], contents: Sequence[str], features: Features) -> None:
         """Commit a shard: ``features`` (n, D) or (n, R, D) of these images, or nothing at all.
+
+        Any thread may write while others use the store, which knows the shard at ``refresh``.
 
         Raises:
             UserError: values that float16 cannot hold, or a disk that cannot take them.
@@ -223,7 +233,6 @@ class FeatureStore:
         }
         write_atomically(self.folder / f"{stem}.npy", payload)
         write_atomically(self.folder / f"{stem}.json", json.dumps(manifest).encode())
-        self.refresh()
 
     def _refuse_non_finite(self, image_ids: Sequence[str], features: Features) -> None:
         finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)

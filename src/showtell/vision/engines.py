@@ -1,0 +1,212 @@
+"""Encoders made fast for the machine at hand: OpenVINO on a CPU, half precision on a GPU.
+
+The eager encoder is the reference. An engine is compared with it on the first picture it is to
+encode; where it cannot be built or differs, the eager encoder does the work and a note says so.
+
+Shapes: ``B`` images, ``S`` input side in pixels, ``R`` regions, ``D`` feature size.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, get_args
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from showtell.types import FeatureKind
+from showtell.vision.encoder import Encoder, EncoderOutput
+
+FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
+
+# (D,) pooled or (R, D) grid of one image, or these of a batch, as they are stored.
+EncodedImages = Mapping[FeatureKind, NDArray[np.float16]]
+
+# Converting takes one to two seconds of a core, about what the eager encoder takes for as many
+# pictures; captioning one picture should not wait for it.
+CONVERT_FROM_IMAGES = 16
+# Compiling for a GPU takes about half a minute, enough for half precision alone to encode these.
+COMPILE_FROM_IMAGES = 50_000
+# How far features may be from the reference's, as a share of their norm: in single precision they
+# differ by the order of sums, in half precision by the rounding of every layer.
+SINGLE_TOLERANCE = 1e-3
+HALF_TOLERANCE = 1e-2
+
+
+class OpenVINOEngine:
+    """An encoder compiled for the CPU, one picture at a time on each of ``threads`` threads.
+
+    One picture is one request that is computed on one thread: its features can depend neither on
+    its company nor on the number of cores, and cores never wait for each other within a layer.
+    """
+
+    def __init__(self, encoder: Encoder, *, threads: int) -> None:
+        self.threads = threads
+        compiled = _compiled_by_openvino(encoder, threads)
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(threads):
+            self._requests.put(compiled.create_infer_request())
+
+    def __call__(self, image: Tensor, kinds: Sequence[FeatureKind]) -> EncodedImages:
+        """Features of one preprocessed picture (3, S, S); any thread may call."""
+        request = self._requests.get()
+        try:
+            request.infer([image[None].numpy()], share_inputs=True)
+            # The request owns its outputs and will overwrite them: astype copies.
+            return {
+                kind: request.output_tensors[EncoderOutput._fields.index(kind)]
+                .data[0]
+                .astype(np.float16)
+                for kind in kinds
+            }
+        finally:
+            self._requests.put(request)
+
+
+def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
+    # Importing openvino reports to its makers over the network, unless the package that sends is
+    # not there: then a stub of its own does nothing.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino  # type: ignore[import-untyped]
+
+    shape = (1, 3, encoder.preprocessing.size, encoder.preprocessing.size)
+    example = torch.zeros(shape)
+    with warnings.catch_warnings(), torch.no_grad():
+        # They say that traces are going out of fashion, and take sizes for constants: they are.
+        warnings.simplefilter("ignore")
+        # The weights that a function closes over become constants at once; a module would be
+        # scripted as a whole, and checking the trace runs it thrice: four times the work together.
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            lambda images: tuple(encoder(images)), example, check_trace=False, strict=False
+        )
+        model = openvino.convert_model(traced, example_input=example, input=list(shape))
+    properties = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": "f32",  # some processors would take bfloat16
+        "NUM_STREAMS": threads,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # a second process would be pinned to the same cores
+    }
+    return openvino.Core().compile_model(model, "CPU", properties)
+
+
+@dataclass(frozen=True)
+class TorchEngine:
+    """A torch encoder that takes full batches of ``batch_size`` images.
+
+    ``network`` maps images (B, 3, S, S) of type ``dtype`` on ``device`` to their features.
+    """
+
+    network: Callable[[Tensor], EncoderOutput]
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def start(self, images: Tensor, kinds: Sequence[FeatureKind]) -> Callable[[], EncodedImages]:
+        """Begin to encode preprocessed pictures (B, 3, S, S); what is returned waits for the end.
+
+        On a GPU the next batch can be begun before.
+        """
+        on_gpu = self.device.type == "cuda"
+        images = images.pin_memory() if on_gpu else images
+        output = self.network(images.to(self.device, non_blocking=True).to(self.dtype))
+        features = {
+            kind: getattr(output, kind).half().to("cpu", non_blocking=on_gpu) for kind in kinds
+        }
+        # Waiting for the device would wait for the next batch too.
+        copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        if copied:
+            copied.record()
+
+        def finish() -> EncodedImages:
+            if copied:
+                copied.synchronize()
+            return {kind: rows.numpy() for kind, rows in features.items()}
+
+        return finish
+
+    def __call__(self, image: Tensor, kinds: Sequence[FeatureKind]) -> EncodedImages:
+        """Features of one preprocessed picture (3, S, S), as it has them in any batch."""
+        images = torch.zeros(self.batch_size, *image.shape)
+        images[0] = image
+        return {kind: rows[0] for kind, rows in self.start(images, kinds)().items()}
+
+
+Engine = OpenVINOEngine | TorchEngine
+
+# By encoder, because new pictures come in parts and one conversion should do for all; and by
+# process, because an engine's threads do not survive a fork.
+_BUILT: WeakKeyDictionary[Encoder, dict[Hashable, Engine]] = WeakKeyDictionary()
+
+
+def engine_for(
+    encoder: Encoder, example: Tensor, *, images: int, batch_size: int, device: torch.device
+) -> Engine:
+    """The engine for ``images`` pictures in all, of which ``example`` (3, S, S) is the first.
+
+    An engine that takes long to build is built for many pictures, and then kept for few as well.
+    Where one fails or differs from the eager encoder by more than its tolerance, standard error
+    says so and the eager encoder is used.
+    """
+    encoder.to(device)
+    eager = TorchEngine(encoder, batch_size, device, torch.float32)
+    built = _BUILT.setdefault(encoder, {})
+    build: Callable[[], Engine]
+    if device.type == "cuda":
+        compiled = images >= COMPILE_FROM_IMAGES
+        key: Hashable = (os.getpid(), device, batch_size, compiled)
+        build, tolerance = partial(_half, eager, encoder, compiled=compiled), HALF_TOLERANCE
+    else:
+        threads = torch.get_num_threads()
+        key = (os.getpid(), threads)
+        if key not in built and images < CONVERT_FROM_IMAGES:
+            return eager
+        build, tolerance = partial(OpenVINOEngine, encoder, threads=threads), SINGLE_TOLERANCE
+    if key not in built:
+        built[key] = _checked(build, eager, example, tolerance)
+    return built[key]
+
+
+def _half(eager: TorchEngine, encoder: Encoder, *, compiled: bool) -> TorchEngine:
+    """The encoder in half precision; its layout is channels last already."""
+    network: Any = copy.deepcopy(encoder).to(torch.float16)
+    if compiled:
+        network = torch.compile(network, dynamic=False)
+    return replace(eager, network=network, dtype=torch.float16)
+
+
+def _checked(
+    build: Callable[[], Engine], eager: TorchEngine, example: Tensor, tolerance: float
+) -> Engine:
+    """The built engine if it gives the features of the eager one, else the eager one."""
+    try:
+        engine = build()
+        difference = _difference(engine(example, FEATURE_KINDS), eager(example, FEATURE_KINDS))
+        if difference <= tolerance:
+            return engine
+        problem = f"features differ by {difference:.1e} of their norm, more than {tolerance:.0e}"
+    except Exception as error:
+        # A compiler may fail in any way of its own, and the work can be done without it.
+        problem = str(error).strip().partition("\n")[0] or type(error).__name__
+    print(f"note: encoding without a compiled network, so slowly ({problem})", file=sys.stderr)
+    return eager
+
+
+def _difference(ours: EncodedImages, reference: EncodedImages) -> float:
+    """The largest distance over the kinds, as a share of the reference's norm; nan if undefined."""
+    shares: list[float] = []
+    for kind, expected in reference.items():
+        exact = expected.astype(np.float64)
+        distance = np.linalg.norm(ours[kind].astype(np.float64) - exact)
+        shares.append(float(distance / np.linalg.norm(exact)) if distance else 0.0)
+    return float(np.max(shares))  # max() would pass over nan

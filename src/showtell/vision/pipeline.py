@@ -1,0 +1,121 @@
+"""Pictures in, features out, in order: decoding and the network overlapped on all cores."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from showtell.types import FeatureKind
+from showtell.vision.engines import EncodedImages, Engine, OpenVINOEngine, TorchEngine
+from showtell.vision.images import ImageError, Preprocessing, load_image, to_rgb
+
+Picture = Path | Image.Image
+Encoded = EncodedImages | ImageError
+_Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_DECODERS = min(16, os.cpu_count() or 1)
+
+
+def encode_all(
+    items: Iterable[tuple[_Key, Picture]],
+    preprocessing: Preprocessing,
+    engine: Engine,
+    kinds: Sequence[FeatureKind],
+) -> Iterator[tuple[_Key, Encoded]]:
+    """For each (key, picture), in order: its key and its features, or why it cannot be read."""
+    if isinstance(engine, OpenVINOEngine):
+        # From the file to the features on one thread, as many at a time as there are cores: no
+        # core rests, and no two threads compete for one.
+        encode = partial(_encode_one, preprocessing=preprocessing, engine=engine, kinds=kinds)
+        return _in_threads(encode, items, threads=engine.threads, ahead=4 * engine.threads)
+    work = partial(decode, preprocessing=preprocessing)
+    decoded = _in_threads(work, items, threads=_DECODERS, ahead=2 * engine.batch_size)
+    return _encode_batches(decoded, engine, preprocessing.size, kinds)
+
+
+def _encode_one(
+    picture: Picture,
+    preprocessing: Preprocessing,
+    engine: OpenVINOEngine,
+    kinds: Sequence[FeatureKind],
+) -> Encoded:
+    image = decode(picture, preprocessing)
+    return image if isinstance(image, ImageError) else engine(image, kinds)
+
+
+def _in_threads(
+    work: Callable[[_Item], _Result],
+    items: Iterable[tuple[_Key, _Item]],
+    *,
+    threads: int,
+    ahead: int,
+) -> Iterator[tuple[_Key, _Result]]:
+    """Each key with what ``work`` makes of its item, in order; ``ahead`` items are under way."""
+    under_way: deque[tuple[_Key, Future[_Result]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for key, item in items:
+                under_way.append((key, pool.submit(work, item)))
+                if len(under_way) > ahead:
+                    key, future = under_way.popleft()
+                    yield key, future.result()
+            while under_way:
+                key, future = under_way.popleft()
+                yield key, future.result()
+        finally:
+            for _, future in under_way:
+                future.cancel()
+
+
+def _encode_batches(
+    decoded: Iterator[tuple[_Key, Tensor | ImageError]],
+    engine: TorchEngine,
+    side: int,
+    kinds: Sequence[FeatureKind],
+) -> Iterator[tuple[_Key, Encoded]]:
+    """Encode a stream batch by batch; the next is begun before the last is waited for."""
+    begun: list[tuple[list[tuple[_Key, Tensor | ImageError]], Callable[[], EncodedImages]]] = []
+    while batch := list(islice(decoded, engine.batch_size)):
+        # Always a full batch, and an unreadable picture keeps its place in it: the arithmetic of
+        # one image must not depend on how many others are encoded with it.
+        images = torch.zeros(engine.batch_size, 3, side, side)
+        for row, (_, entry) in enumerate(batch):
+            if isinstance(entry, Tensor):
+                images[row] = entry
+        begun.append((batch, engine.start(images, kinds)))
+        if len(begun) > 1:
+            yield from _rows(*begun.pop(0))
+    for last in begun:
+        yield from _rows(*last)
+
+
+def _rows(
+    batch: list[tuple[_Key, Tensor | ImageError]], finish: Callable[[], EncodedImages]
+) -> Iterator[tuple[_Key, Encoded]]:
+    features = finish()
+    for row, (key, entry) in enumerate(batch):
+        if isinstance(entry, ImageError):
+            yield key, entry
+        else:
+            yield key, {kind: rows[row] for kind, rows in features.items()}
+
+
+def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor | ImageError:
+    """A picture as the network's input (3, S, S), or why it cannot be read."""
+    try:
+        image = load_image(picture) if isinstance(picture, Path) else to_rgb(picture)
+    except ImageError as error:
+        return error
+    return preprocessing(image)
