@@ -10,7 +10,14 @@ from showtell.metrics import score_captions
 from showtell.metrics.inputs import ScoringError
 from showtell.metrics.intervals import bootstrap, compare
 from showtell.metrics.scores import CaptionScores
-from showtell.metrics.statistics import Array, CaptionStatistics, bleu, mean_statistics, meteor
+from showtell.metrics.statistics import (
+    Array,
+    CaptionStatistics,
+    bleu,
+    mean_statistics,
+    meteor,
+    meteor_statistics,
+)
 
 WORDS = ["a", "the", "dog", "cat", "red", "ball", "on", "in", "runs", "grass"]
 METRICS = ["BLEU", "ROUGE-L", "CIDEr"]
@@ -66,11 +73,25 @@ def test_meteor_of_a_recorded_pair_by_java() -> None:
         "4 6 1 3 1 1 0 0 0 0 0 0 0 0 0 0 1 1 1 1 2 3 3",
         "2 2 0 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
     ]
-    statistics = np.array([line.split() for line in lines], dtype=np.float64)
+    statistics = meteor_statistics(np.array([line.split() for line in lines], dtype=np.float64))
     each = meteor(statistics)["METEOR"]
     assert each == pytest.approx([0.3464597264911982, 0.20618550143582923, 0.0], abs=1e-15)
     together = meteor(statistics.sum(axis=0, keepdims=True))["METEOR"]
     assert together == pytest.approx([0.24362763080561983], abs=1e-15)
+
+
+def test_meteor_of_a_caption_that_is_its_reference_by_java() -> None:
+    # Java's SCORE and EVAL answers: `a dog runs` is its reference, the two others are not theirs.
+    lines = [
+        "3 3 1 1 2 2 1 1 0 0 0 0 0 0 0 0 0 0 0 0 1 3 3",
+        "4 5 2 1 2 2 0 0 0 0 0 0 0 0 0 0 0 1 1 0 1 3 3",
+        "5 6 2 2 3 3 1 1 0 0 0 0 0 0 0 0 0 0 0 0 2 4 4",
+    ]
+    statistics = meteor_statistics(np.array([line.split() for line in lines], dtype=np.float64))
+    each = meteor(statistics)["METEOR"]
+    assert each == pytest.approx([1.0, 0.324278996723174, 0.3525237358098343], abs=1e-15)
+    together = meteor(statistics.sum(axis=0, keepdims=True))["METEOR"]
+    assert together == pytest.approx([0.39711961122451755], abs=1e-15)
 
 
 def test_an_interval_holds_its_score_and_has_the_width_theory_gives() -> None:

@@ -152,6 +152,8 @@ def test_the_published_figure_and_every_image_as_pycocoevalcap(shared: Path) -> 
 @pytest.mark.java
 def test_the_formula_gives_what_java_gives(shared: Path) -> None:
     captions, references = coco(shared)
+    # Some are a reference, word for word, which counts otherwise in a set.
+    captions |= {image_id: references[image_id][0] for image_id in list(captions)[::7]}
     scores = score_captions(captions, references, ["METEOR"])
     statistics = scores.statistics.arrays["METEOR"]
     each = [score["METEOR"] for score in scores.per_image.values()]

@@ -28,6 +28,7 @@ from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
 
 from showtell.errors import UserError
 from showtell.metrics.java import INSTALL_JAVA, LOCALE_OPTIONS, find_java
+from showtell.metrics.statistics import meteor_statistics
 
 _SECONDS_PER_CAPTION = 0.1  # some twenty times what it takes
 
@@ -44,7 +45,7 @@ class MeteorTimeoutError(MeteorError):
 
 @dataclass(frozen=True, slots=True)
 class MeteorResult:
-    """METEOR of the whole set and of each caption, 0 to 1, and METEOR's statistics [I, 23]."""
+    """METEOR of the whole set and of each caption, 0 to 1, and what to sum for a set, [I, 23]."""
 
     corpus: float
     each: list[float]
@@ -107,7 +108,7 @@ class Meteor:
         except ValueError as error:
             self.close()
             raise MeteorError(f"METEOR answered {error}: {self._remedy()}") from error
-        return MeteorResult(corpus, each, counts)
+        return MeteorResult(corpus, each, meteor_statistics(counts))
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:

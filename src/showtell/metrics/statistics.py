@@ -93,8 +93,22 @@ def bleu(totals: Array) -> dict[str, Array]:
     return {f"BLEU-{n + 1}": means[:, n] for n in range(BLEU_ORDER)}
 
 
+def meteor_statistics(counts: Array) -> Array:
+    """[I, 23] of METEOR's SCORE command, made fit to be summed.
+
+    A caption that is its reference, word for word, is one chunk and not fragmented at all: it
+    adds no chunk to a set either.
+    """
+    words, reference_words = counts[:, :2].T
+    chunks, matched, reference_matched = counts[:, 20:].T
+    whole = (chunks == 1) & (matched == words) & (reference_matched == reference_words)
+    counts = counts.copy()
+    counts[whole, 20] = 0
+    return counts
+
+
 def meteor(totals: Array) -> dict[str, Array]:
-    """[S, 23] summed statistics, as METEOR's SCORE command gives them -> METEOR [S]."""
+    """[S, 23] summed ``meteor_statistics`` -> METEOR [S]."""
     words, reference_words, function, reference_function = totals[:, :4].T
     # Axes: set, kind of match, content or function word, caption or reference.
     matches = totals[:, 4:20].reshape(-1, 4, 2, 2)
@@ -107,10 +121,7 @@ def meteor(totals: Array) -> dict[str, Array]:
     )
     mean = _ratio(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
     fragmentation = _ratio(chunks, (matched + reference_matched) / 2)
-    # A caption that is its reference, word for word, is one chunk and not fragmented at all.
-    identical = (chunks == 1) & (matched == words) & (reference_matched == reference_words)
-    penalty = np.where(identical, 0.0, _GAMMA * fragmentation**_BETA)
-    return {"METEOR": mean * (1 - penalty)}
+    return {"METEOR": mean * (1 - _GAMMA * fragmentation**_BETA)}
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
