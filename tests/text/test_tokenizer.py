@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from java_ptb import FIXTURE, HOSTILE, java_tokens, scrambled
 
+from showtell.text import ptb
 from showtell.text.tokenizer import detokenize, tokenize
 
 # SHA-256 of Java's tokens of every caption: words joined by spaces, captions by newlines.
@@ -113,6 +114,34 @@ def test_ten_thousand_words() -> None:
 def test_any_text_gives_tokens_without_plain_white_space(text: str) -> None:
     for token in tokenize(text):
         assert token and not set(token) & set(" \t\n\r\v\f\u2028\u2029")
+
+
+def rule_by_rule(line: str) -> list[str]:
+    """Tokens found without the short cuts for plain words and for endings seen before."""
+    shadow = ptb._shadow(line)
+    tokens, position = [], 0
+    while (position := ptb._BLANKS.match(shadow, position).end()) < len(line):
+        position, token = ptb._next_token(line, shadow, position)
+        tokens.append(token)
+    return [token for token in tokens if token]
+
+
+PIECES = (
+    "a dog runs Cannot gonna WANNA can't man's o'clock t-shirt st. U.S. a. Inc. The 1 1/2 555 1212 "
+    ". .. - , ' \" `` &amp; &nbsp; <b> x@y.com http://a.b/c caf\u00e9 \u00bd \u2026"
+).split()
+
+
+@given(
+    st.lists(st.sampled_from(PIECES), max_size=7),
+    st.sampled_from([" ", "  ", "\t", " \xa0", "\xa0", "\u3000", ""]),
+    st.sampled_from(["", ".", " .", ",", " ", "\xa0"]),
+)
+@settings(max_examples=300)
+def test_short_cuts_change_no_token(pieces: list[str], blank: str, end: str) -> None:
+    line = blank.join(pieces) + end
+    assert ptb.lex(line) == rule_by_rule(line)
+    assert ptb.lex(f"a dog {line}") == rule_by_rule(f"a dog {line}")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 from showtell.text.characters import KIND
 
@@ -270,34 +271,61 @@ _RULES = (
     _rule("(?i:&nbsp;)", rewrite=_nothing),
 )
 
-_PLAIN = re.compile(r"([A-Za-z]+)(?=[ \n])")
-_SPLIT_PLAIN = frozenset({"cannot", "gonna", "wanna", "gotta", "gimme", "lemme"})
+# Words of letters alone, a blank behind each: most of every caption, and no rule but that of the
+# six contracted ones would change them.
+_WORD_ALONE = r"(?!(?i:cannot|gonna|wanna|gotta|gimme|lemme)[ \n])[A-Za-z]+"
+_PLAIN_WORDS = re.compile(rf"{_WORD_ALONE}(?: +{_WORD_ALONE})*(?=[ \n])")
 _BLANKS = re.compile(r"(?:[ \t\n][ \t\n\xa0\u3000]*)?")
+_NEEDS = sorted({rule.needs for rule in _RULES} - {""})
 
 
 def lex(line: str) -> list[str]:
     """The lower-cased PTB tokens of one line of text, punctuation included."""
-    shadow = (line if line.isascii() else line.translate(KIND)) + "\n"
-    rules = [rule for rule in _RULES if rule.needs in shadow]
+    shadow = _shadow(line)
     tokens: list[str] = []
     position, end = 0, len(line)
     while (position := _BLANKS.match(shadow, position).end()) < end:  # type: ignore[union-attr]
-        plain = _PLAIN.match(shadow, position)
-        if plain and plain[1].lower() not in _SPLIT_PLAIN:
-            stop, token = plain.end(), plain[1]
+        plain = _PLAIN_WORDS.match(shadow, position)
+        if plain:
+            tokens += plain[0].lower().split()
+            position = plain.end()
+        elif " " not in line[position:] and line.isprintable():
+            tokens += _tokens_of_last(line[position:])
+            break
         else:
-            stop, token = _longest(rules, line, shadow, position)
-        tokens.append(token.lower())
-        position = stop
+            position, token = _next_token(line, shadow, position)
+            tokens.append(token)
     return [token for token in tokens if token]
 
 
-def _longest(rules: list[_Rule], line: str, shadow: str, position: int) -> tuple[int, str]:
+@lru_cache(maxsize=2**14)  # many captions end in the same word and its period
+def _tokens_of_last(piece: str) -> tuple[str, ...]:
+    """The tokens of a text without blanks; they are the same wherever it ends a line."""
+    shadow = _shadow(piece)
+    tokens = []
+    position = 0
+    while position < len(piece):
+        position, token = _next_token(piece, shadow, position)
+        tokens.append(token)
+    return tuple(tokens)
+
+
+def _shadow(line: str) -> str:
+    return (line if line.isascii() else line.translate(KIND)) + "\n"
+
+
+def _next_token(line: str, shadow: str, position: int) -> tuple[int, str]:
     """Where the token at ``position`` ends and what it is, by the rule that matches the most."""
     reach, best = position, position + 1  # without a rule the character is dropped
     rewrite: Callable[[str], str] = _nothing
-    for rule in rules:
+    for rule in _rules_with("".join(need for need in _NEEDS if need in shadow)):
         match = rule.match(shadow, position)
         if match and match.end() > reach:
             reach, best, rewrite = match.end(), match.end(1), rule.rewrite
-    return best, rewrite(line[position:best])
+    return best, rewrite(line[position:best]).lower()
+
+
+@cache
+def _rules_with(present: str) -> tuple[_Rule, ...]:
+    """The rules that can match a text in which these characters are present."""
+    return tuple(rule for rule in _RULES if rule.needs in present)

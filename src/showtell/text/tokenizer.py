@@ -31,7 +31,9 @@ def tokenize(text: str) -> list[str]:
 
     Empty for a caption without words. A word may hold a non-breaking space (``1 1/2``).
     """
-    return [token for token in lex(text.translate(_LINE_ENDS)) if token not in _PUNCTUATION]
+    if not text.isprintable():  # which no line end is; translating costs as much as the words
+        text = text.translate(_LINE_ENDS)
+    return [token for token in lex(text) if token not in _PUNCTUATION]
 
 
 def detokenize(tokens: Sequence[str]) -> str:
