@@ -1,8 +1,10 @@
-"""The attentive decoder against a plain one, written position by position and region by region."""
+"""Attentive decoders against plain ones, written position by position and region by region."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,77 +14,144 @@ from showtell.decoding.beam import BeamSearch
 from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import AttentiveDecoder
 from showtell.models.lstm import LSTMDecoder
+from showtell.models.updown import UpDownDecoder
 from showtell.text.vocabulary import BEGIN
 
 V, D, R, H = 11, 6, 4, 8
 SEARCH = BeamSearch(
-    beam_size=3, min_length=1, max_length=7, length_penalty=0.7, allow_unknown=False
+    beam_size=3, min_length=4, max_length=7, length_penalty=0.7, allow_unknown=False
 )
 
 
-def attention(seed: int = 0, dropout: float = 0.0) -> AttentionDecoder:
-    torch.manual_seed(seed)
-    decoder = AttentionDecoder(
-        vocabulary_size=V,
-        feature_size=D,
-        vector_width=3,
-        embedding_width=5,
-        extend_vectors=True,
-        tied_output=True,
-        hidden_size=H,
-        dense_size=9,
-        image_dropout=dropout,
-        word_dropout=dropout,
-        output_dropout=dropout,
-    ).eval()
+# Scores and attention, word by word.
+Plain = Iterator[tuple[Tensor, Tensor]]
+Attentive = AttentionDecoder | UpDownDecoder
+
+
+def sizes(**more: int) -> dict[str, Any]:
+    given = {"vocabulary_size": V, "feature_size": D, "vector_width": 3, "embedding_width": 5}
+    dropout = {"image_dropout": 0.0, "word_dropout": 0.0, "output_dropout": 0.0}
+    return {
+        **given,
+        "extend_vectors": True,
+        "tied_output": True,
+        "hidden_size": H,
+        **dropout,
+        **more,
+    }
+
+
+def choosy(decoder: Attentive) -> Any:
+    """Untrained attention is nearly even; larger weights make it choose."""
     for parameter in decoder.parameters():
-        parameter.data.mul_(2.0)  # untrained attention is nearly even; make it choose
+        parameter.data.mul_(2.5)
+    return decoder.eval()
+
+
+def attention(seed: int = 0) -> AttentionDecoder:
+    torch.manual_seed(seed)
+    decoder: AttentionDecoder = choosy(AttentionDecoder(**sizes(dense_size=9)))
     return decoder
 
 
-def plain(decoder: AttentionDecoder, image: Tensor, caption: list[int]) -> tuple[Tensor, Tensor]:
-    """Scores (T, V) and attention (T, R) of one caption of the image (R, D)."""
-    cell = nn.LSTMCell(5, H)
+def updown(seed: int = 0) -> UpDownDecoder:
+    torch.manual_seed(seed)
+    decoder: UpDownDecoder = choosy(UpDownDecoder(**sizes()))
+    return decoder
+
+
+ATTENTIVE = pytest.mark.parametrize("build", [attention, updown])
+Build = Callable[..., Attentive]
+
+
+def regions_of(decoder: Attentive, image: Tensor) -> list[Tensor]:
+    return [torch.relu(decoder.region(decoder.image_norm(image[r]))) for r in range(R)]
+
+
+def word_of(decoder: Attentive, token: int) -> Tensor:
+    assert decoder.embedding.extension is not None
+    both = (decoder.embedding.vectors, decoder.embedding.extension)
+    return torch.cat([embedding.weight[token] for embedding in both])
+
+
+def seen(decoder: Attentive, asking: Tensor, regions: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention (R,) and context (H,) of what asks (H,)."""
+    asked = decoder.attention.query.weight @ asking
+    heard = torch.stack([torch.exp(asked @ v / math.sqrt(H)) for v in regions])
+    share = heard / heard.sum()
+    return share, torch.stack([share[r] * regions[r] for r in range(R)]).sum(dim=0)
+
+
+def said(decoder: Attentive, hidden: Tensor) -> Tensor:
+    """Scores (V,) of the tied output."""
+    output = decoder.output
+    return decoder.embedding.table() @ (output.projection.weight @ hidden) + output.bias
+
+
+def plain_attention(decoder: AttentionDecoder, image: Tensor, caption: list[int]) -> Plain:
+    """Scores (V,) and attention (R,) after each word of a caption of the image (R, D)."""
+    cell, regions = nn.LSTMCell(5, H), regions_of(decoder, image)
     weights = {name.removesuffix("_l0"): p for name, p in decoder.lstm.state_dict().items()}
     cell.load_state_dict(weights)
-    regions = [torch.relu(decoder.region(decoder.image_norm(image[r]))) for r in range(R)]
-    first = decoder.initial(sum(regions) / R)  # type: ignore[arg-type]
+    first = decoder.initial(torch.stack(regions).mean(dim=0))
     state = torch.tanh(first[:H]), first[H:]
-    scores, shares = [], []
     for token in caption:
-        word = torch.cat([e.weight[token] for e in (decoder.embedding.vectors, more(decoder))])
-        state = cell(word, state)
-        asked = decoder.attention.query.weight @ state[0]
-        heard = torch.stack([torch.exp(asked @ v / math.sqrt(H)) for v in regions])
-        share = heard / heard.sum()
-        context = sum(share[r] * regions[r] for r in range(R))
+        state = cell(word_of(decoder, token), state)
+        share, context = seen(decoder, state[0], regions)
         dense = decoder.hidden_dense(state[0]) + decoder.context_dense.weight @ context
-        said = decoder.output.projection.weight @ torch.tanh(dense)
-        scores.append(decoder.embedding.table() @ said + decoder.output.bias)
-        shares.append(share)
-    return torch.stack(scores), torch.stack(shares)
+        yield said(decoder, torch.tanh(dense)), share
 
 
-def more(decoder: AttentionDecoder) -> nn.Embedding:
-    assert decoder.embedding.extension is not None
-    return decoder.embedding.extension
+def lstm_cell(inputs: Tensor, recurrent: Tensor, bias: Tensor) -> nn.LSTMCell:
+    cell = nn.LSTMCell(inputs.shape[1], H)
+    zeros = torch.zeros(4 * H)
+    parts = {"weight_ih": inputs, "weight_hh": recurrent, "bias_ih": bias, "bias_hh": zeros}
+    cell.load_state_dict(parts)
+    return cell
 
 
+def plain_updown(decoder: UpDownDecoder, image: Tensor, caption: list[int]) -> Plain:
+    """The same by equations 1 to 6 of Anderson et al. 2018, with inputs in the paper's order."""
+    past, language = decoder.attention_gates.weight, decoder.language_gates
+    words, mean_part = decoder.word_gates, decoder.image_gates.weight
+    inputs = torch.cat([past[:, H:], mean_part, words.weight], dim=1)
+    first = lstm_cell(inputs, past[:, :H], words.bias)
+    second = lstm_cell(language.weight[:, : 2 * H], language.weight[:, 2 * H :], language.bias)
+    regions = regions_of(decoder, image)
+    asking = saying = (torch.zeros(H), torch.zeros(H))
+    for token in caption:
+        mean = torch.stack(regions).mean(dim=0)
+        asking = first(torch.cat([saying[0], mean, word_of(decoder, token)]), asking)
+        share, context = seen(decoder, asking[0], regions)
+        saying = second(torch.cat([context, asking[0]]), saying)
+        yield said(decoder, saying[0]), share
+
+
+PLAIN: list[tuple[Attentive, Callable[..., Plain]]] = [
+    (attention(), plain_attention),
+    (updown(), plain_updown),
+]
+
+
+@pytest.mark.parametrize(("decoder", "plain"), PLAIN, ids=["attention", "updown"])
 @torch.no_grad()
-def test_it_is_the_plain_decoder() -> None:
-    decoder, images = attention(), torch.randn(2, R, D)
+def test_it_is_the_plain_decoder(decoder: Attentive, plain: Callable[..., Plain]) -> None:
+    torch.manual_seed(1)
+    images = torch.randn(2, R, D)
     captions = [[BEGIN, 4, 5, 6], [BEGIN, 7, 8, 9]]
     found = decoder(images, torch.tensor(captions), torch.tensor([4, 4]), torch.tensor([1, 0]))
     for row, caption in enumerate(captions):
-        scores, shares = plain(decoder, images[1 - row], caption)
-        torch.testing.assert_close(found[4 * row : 4 * row + 4], scores, atol=1e-5, rtol=0)
+        scores, shares = zip(*plain(decoder, images[1 - row], caption), strict=True)
+        own = found[4 * row : 4 * row + 4]
+        torch.testing.assert_close(own, torch.stack(scores), atol=1e-5, rtol=0)
         attended = decoder.attend(images[1 - row], torch.tensor(caption))
-        torch.testing.assert_close(attended, shares, atol=1e-6, rtol=0)
+        torch.testing.assert_close(attended, torch.stack(shares), atol=1e-6, rtol=0)
 
 
+@ATTENTIVE
 @torch.no_grad()
-def test_attention_is_shares_and_knows_no_later_word() -> None:
-    decoder, image = attention(), torch.randn(R, D)
+def test_attention_is_shares_and_knows_no_later_word(build: Build) -> None:
+    decoder, image = build(), torch.randn(R, D)
     tokens = torch.tensor([BEGIN, 4, 5, 6, 7])
     shares = decoder.attend(image, tokens)
     assert shares.shape == (5, R)
@@ -91,9 +160,10 @@ def test_attention_is_shares_and_knows_no_later_word() -> None:
     torch.testing.assert_close(decoder.attend(image, tokens[:3]), shares[:3])
 
 
+@ATTENTIVE
 @torch.no_grad()
-def test_regions_have_no_order() -> None:
-    decoder, image = attention(), torch.randn(R, D)
+def test_regions_have_no_order(build: Build) -> None:
+    decoder, image = build(), torch.randn(R, D)
     tokens, order = torch.tensor([BEGIN, 4, 5]), torch.tensor([2, 0, 3, 1])
     shares, shuffled = decoder.attend(image, tokens), decoder.attend(image[order], tokens)
     torch.testing.assert_close(shuffled, shares[:, order])
@@ -102,16 +172,18 @@ def test_regions_have_no_order() -> None:
     torch.testing.assert_close(moved, scores)
 
 
+@ATTENTIVE
 @pytest.mark.parametrize("seed", range(4))
 @torch.inference_mode()
-def test_beams_of_many_images_each_look_at_their_own(seed: int) -> None:
-    decoder, images = attention(seed), torch.randn(6, R, D)
+def test_beams_of_many_images_each_look_at_their_own(build: Build, seed: int) -> None:
+    decoder, images = build(seed), torch.randn(6, R, D)
     together = [found.token_ids for found in SEARCH(decoder, images)]
     alone = [SEARCH(decoder, images[i : i + 1])[0].token_ids for i in range(6)]
     assert together == alone
     assert len(set(together)) > 1
 
 
-def test_only_an_attentive_decoder_is_one() -> None:
-    assert isinstance(attention(), AttentiveDecoder)
+@ATTENTIVE
+def test_only_an_attentive_decoder_is_one(build: Build) -> None:
+    assert isinstance(build(), AttentiveDecoder)
     assert not hasattr(LSTMDecoder, "attend")

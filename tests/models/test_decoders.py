@@ -13,6 +13,7 @@ from showtell.models.decoder import State
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
 from showtell.models.recurrence import step_lstm
+from showtell.models.updown import UpDownDecoder
 from showtell.text.vocabulary import BEGIN, PAD, SPECIALS
 
 V, D, R = 11, 6, 4
@@ -60,8 +61,15 @@ def extended(**changes: float) -> AttentionDecoder:
     return attention(tied_output=True, extend_vectors=True, **changes)
 
 
-DECODERS = pytest.mark.parametrize("build", [lstm, merge, attention, tied, extended])
-Decoder = LSTMDecoder | MergeDecoder | AttentionDecoder
+def updown(**changes: float) -> UpDownDecoder:
+    sizes = {"embedding_width": 7, "hidden_size": 8}
+    return UpDownDecoder(
+        vocabulary_size=V, feature_size=D, vector_width=5, **WIDE | sizes | NO_DROPOUT | changes
+    )
+
+
+DECODERS = pytest.mark.parametrize("build", [lstm, merge, attention, tied, extended, updown])
+Decoder = LSTMDecoder | MergeDecoder | AttentionDecoder | UpDownDecoder
 Build = Callable[..., Decoder]
 
 

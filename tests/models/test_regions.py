@@ -20,7 +20,7 @@ def test_attention_is_the_formula_region_by_region() -> None:
     for b in range(B):
         for q in range(Q):
             asked = attention.query.weight @ queries[b, q]
-            scores = [float(asked @ regions[b, r]) / math.sqrt(H) for r in range(R)]
+            scores = [(asked @ regions[b, r]).item() / math.sqrt(H) for r in range(R)]
             total = sum(math.exp(score) for score in scores)
             expected = torch.tensor([math.exp(score) / total for score in scores])
             torch.testing.assert_close(weights[b, q], expected)
@@ -49,7 +49,7 @@ def test_rows_stand_by_image_in_their_order_and_come_back() -> None:
     grouped = by_image.group(rows)
     expected = [[2, 5, 0], [0, 0, 0], [1, 3, 4], [0, 0, 0]]
     assert grouped.squeeze(-1).tolist() == expected
-    assert by_image.ungroup(grouped).tolist() == rows.tolist()
+    assert by_image.ungroup(grouped, 5).tolist() == rows.tolist()
     (grouped * 2).sum().backward()
     assert rows.grad is not None
     assert rows.grad.tolist() == [[2.0]] * 5
@@ -61,7 +61,10 @@ def test_grouping_is_undone_whatever_the_order(seed: int) -> None:
     rows, image_of_row = torch.randn(9, 2, 3), torch.randint(0, 4, (9,))
     by_image = RowsByImage(image_of_row, images=4)
     grouped = by_image.group(rows)
-    torch.testing.assert_close(by_image.ungroup(grouped), rows)
+    torch.testing.assert_close(by_image.ungroup(grouped, 9), rows)
+    some = by_image.group(rows[:6])
+    assert some.shape == grouped.shape
+    torch.testing.assert_close(by_image.ungroup(some, 6), rows[:6])
     for image in range(4):
         own = rows[image_of_row == image]
         torch.testing.assert_close(grouped[image, : len(own)], own)

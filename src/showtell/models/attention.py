@@ -91,7 +91,7 @@ class AttentionDecoder(nn.Module):
         by_image = RowsByImage(image_of_row, len(features))
         queries_BGTH = by_image.group(outputs_NTH)
         contexts_BQH, _ = self.attention(queries_BGTH.flatten(1, 2), *start.images)
-        contexts_NTH = by_image.ungroup(contexts_BQH.view_as(queries_BGTH))
+        contexts_NTH = by_image.ungroup(contexts_BQH.view_as(queries_BGTH), len(tokens))
         dense_NTM = self._dense(outputs_NTH, contexts_NTH)
         real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
         scores_PV: Tensor = self.output(dense_NTM[real_NT], self.embedding)

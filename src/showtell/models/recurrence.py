@@ -29,7 +29,11 @@ def step_lstm(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tu
     """One step of the same layer: inputs (N, E), state (N, H) twice -> the next state."""
     input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
     gates = torch.addmm(input_bias + hidden_bias, inputs, input_weight.t())
-    gates = torch.addmm(gates, hidden, hidden_weight.t())
+    return update_cell(torch.addmm(gates, hidden, hidden_weight.t()), cell)
+
+
+def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """The next hidden and cell state (N, H) from the summed gate inputs (N, 4H), as PyTorch's."""
     enter, forget, candidate, leave = gates.chunk(4, dim=1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
     return torch.sigmoid(leave) * torch.tanh(cell), cell

@@ -55,11 +55,11 @@ class RowsByImage:
         self._slots[order_N] = sorted_N * self._most + place_N
 
     def group(self, rows: Tensor) -> Tensor:
-        """Rows (N, ...) as (B, G, ...), G being the most rows that an image has."""
+        """Rows (N, ...), or the first n of them, as (B, G, ...), G being an image's most rows."""
         slots = rows.new_zeros(self._images * self._most, *rows.shape[1:])
-        filled = slots.index_copy(0, self._slots, rows)
+        filled = slots.index_copy(0, self._slots[: len(rows)], rows)
         return filled.view(self._images, self._most, *rows.shape[1:])
 
-    def ungroup(self, grouped: Tensor) -> Tensor:
-        """Inverse of ``group``: (B, G, ...) back to (N, ...)."""
-        return grouped.flatten(0, 1).index_select(0, self._slots)
+    def ungroup(self, grouped: Tensor, count: int) -> Tensor:
+        """Inverse of ``group``: (B, G, ...) back to the first ``count`` rows."""
+        return grouped.flatten(0, 1).index_select(0, self._slots[:count])

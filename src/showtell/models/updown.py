@@ -1,0 +1,160 @@
+"""``updown_glove``: one LSTM chooses where to look, a second one says what is there.
+
+Anderson et al. 2018, "Bottom-Up and Top-Down Attention for Image Captioning and Visual Question
+Answering", over the regions of a CNN's grid instead of detected objects. The first LSTM reads the
+mean region, the word and what the second one knows, and its output asks the regions; the second
+reads what was seen. Here each word waits for the one before it, so all that does not is taken out
+of the loop: the products with the words, the mean region and the regions. The score is the
+multiplicative one (see ``RegionAttention``), where the paper's is additive.
+
+Dimension key: B images, N rows, n rows whose captions are still going on, G rows of one image,
+T positions, P real positions, V vocabulary, D feature size, R regions, E embedding, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from showtell.models.decoder import State
+from showtell.models.dropout import LockedDropout
+from showtell.models.embedding import WordEmbedding
+from showtell.models.output import WordScores
+from showtell.models.recurrence import real_positions, update_cell
+from showtell.models.regions import RegionAttention, RowsByImage
+from showtell.types import FeatureKind
+
+# What asks (n, H) -> what is seen (n, H).
+Look = Callable[[Tensor], Tensor]
+
+
+class UpDownDecoder(nn.Module):
+    """An attention LSTM and a language LSTM, with attention over the regions between them.
+
+    The state is hidden and cell (H) of both LSTMs of a row, and of an image the regions (R, H)
+    and the part (4H) that their mean has in the gates of the first LSTM.
+    """
+
+    feature_kind: FeatureKind = "grid"
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        vector_width: int,
+        embedding_width: int | None,
+        extend_vectors: bool,
+        tied_output: bool,
+        hidden_size: int,
+        image_dropout: float,
+        word_dropout: float,
+        output_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.embedding = WordEmbedding(
+            vocabulary_size=vocabulary_size,
+            vector_width=vector_width,
+            width=embedding_width,
+            extended=extend_vectors,
+        )
+        self.image_norm = nn.LayerNorm(feature_size)
+        self.image_dropout = LockedDropout(image_dropout)
+        self.region = nn.Linear(feature_size, hidden_size)
+        self.word_dropout = LockedDropout(word_dropout)
+        # The gates of the attention LSTM, in three parts: from the word, the image, the past.
+        self.word_gates = nn.Linear(self.embedding.width, 4 * hidden_size)
+        self.image_gates = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
+        self.attention_gates = nn.Linear(2 * hidden_size, 4 * hidden_size, bias=False)
+        self.attention = RegionAttention(hidden_size, hidden_size)
+        self.language_gates = nn.Linear(3 * hidden_size, 4 * hidden_size)
+        self.output_dropout = LockedDropout(output_dropout)
+        self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
+
+    def start(self, features: Tensor) -> State:
+        """Rows of zeros, four (B, H); regions (B, R, H) and gates (B, 4H), from grid (B, R, D)."""
+        regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
+        mean_BH = regions_BRH.mean(dim=1)
+        zeros_BH = torch.zeros_like(mean_BH)
+        return State((zeros_BH,) * 4, (regions_BRH, self.image_gates(mean_BH)))
+
+    def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        regions_BRH, image_gates_BG = state.images
+        images = len(regions_BRH)
+
+        def look(asking_NH: Tensor) -> Tensor:
+            asking_BGH = asking_NH.view(images, -1, asking_NH.shape[1])
+            contexts_BGH: Tensor = self.attention(asking_BGH, regions_BRH)[0]
+            return contexts_BGH.flatten(0, 1)
+
+        words_NE = self.word_dropout(self.embedding(token_ids))
+        own_gates = image_gates_BG.repeat_interleave(len(token_ids) // images, dim=0)
+        rows = self._advance(self.word_gates(words_NE) + own_gates, state.rows, look)
+        scores_NV = self.output(self.output_dropout(rows[2]), self.embedding)
+        return scores_NV, state._replace(rows=rows)
+
+    def forward(
+        self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
+    ) -> Tensor:
+        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        outputs_NTH = self._read(tokens, lengths, image_of_row, self.start(features))
+        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
+        scores_PV: Tensor = self.output(self.output_dropout(outputs_NTH)[real_NT], self.embedding)
+        return scores_PV
+
+    def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
+        state, weights = self.start(features.unsqueeze(0)), []
+        regions_1RH, image_gates_1G = state.images
+
+        def look(asking_1H: Tensor) -> Tensor:
+            contexts_11H, weights_11R = self.attention(asking_1H.unsqueeze(1), regions_1RH)
+            weights.append(weights_11R[0, 0])
+            contexts_1H: Tensor = contexts_11H[0]
+            return contexts_1H
+
+        rows = state.rows
+        for gates_G in self.word_gates(self.word_dropout(self.embedding(token_ids))):
+            rows = self._advance(gates_G + image_gates_1G, rows, look)
+        return torch.stack(weights)
+
+    def _advance(
+        self, gates: Tensor, rows: tuple[Tensor, ...], look: Look
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both LSTMs by a word, from what it and the image put into the first's gates (n, 4H)."""
+        asking, asking_cell, saying, saying_cell = rows
+        gates = gates + self.attention_gates(torch.cat([asking, saying], dim=1))
+        asking, asking_cell = update_cell(gates, asking_cell)
+        gates = self.language_gates(torch.cat([look(asking), asking, saying], dim=1))
+        saying, saying_cell = update_cell(gates, saying_cell)
+        return asking, asking_cell, saying, saying_cell
+
+    def _read(self, tokens: Tensor, lengths: Tensor, image_of_row: Tensor, start: State) -> Tensor:
+        """What the language LSTM says (N, T, H) after each word; zero beyond each row's length."""
+        words_NTE = self.word_dropout(self.embedding(tokens))
+        # Longest rows first: those still going on at a word are then the first n.
+        words = pack_padded_sequence(words_NTE, lengths, batch_first=True, enforce_sorted=False)
+        assert words.sorted_indices is not None
+        image_of_row = image_of_row[words.sorted_indices]
+        regions_BRH, image_gates_BG = start.images
+        by_image = RowsByImage(image_of_row, len(regions_BRH))
+        own_gates = image_gates_BG[image_of_row]
+
+        def look(asking: Tensor) -> Tensor:
+            contexts_BGH, _ = self.attention(by_image.group(asking), regions_BRH)
+            return by_image.ungroup(contexts_BGH, len(asking))
+
+        rows, outputs = start.select(image_of_row).rows, []
+        for gates in self.word_gates(words.data).split(words.batch_sizes.tolist()):
+            n = len(gates)
+            rows = self._advance(gates + own_gates[:n], tuple(row[:n] for row in rows), look)
+            outputs.append(rows[2])
+        said = PackedSequence(
+            torch.cat(outputs), words.batch_sizes, words.sorted_indices, words.unsorted_indices
+        )
+        outputs_NTH, _ = pad_packed_sequence(said, batch_first=True, total_length=tokens.shape[1])
+        return outputs_NTH
