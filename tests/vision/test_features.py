@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from tiny_encoder import tiny_encoder
 
 from showtell.errors import UserError
 from showtell.types import FeatureKind
-from showtell.vision import features as features_module
 from showtell.vision.features import Features, FeatureStore
 
 IDENTITY = tiny_encoder().identity
@@ -107,7 +107,7 @@ def test_refresh_takes_in_what_others_committed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.gather(reader.index(["1-1.jpg"]))[0], expected["1-1.jpg"])
 
 
-def test_stores_pickle_without_their_maps(tmp_path: Path) -> None:
+def test_stores_pickle_small(tmp_path: Path) -> None:
     store, _ = filled(tmp_path, "grid")
     positions = store.index(["2-1.jpg", "0-3.jpg"])
     here = store.gather(positions)
@@ -116,13 +116,26 @@ def test_stores_pickle_without_their_maps(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(data).gather(positions), here)
 
 
-def test_few_maps_are_open_at_once(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(features_module, "MAX_OPEN_MAPS", 2)
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_no_file_stays_open_and_none_is_mapped(tmp_path: Path) -> None:
     store, expected = filled(tmp_path, shards=5)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     np.testing.assert_array_equal(
         store.gather(store.index(list(expected))), np.stack(list(expected.values()))
     )
-    assert len(store._maps) == 2
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 150)])
+def test_a_shard_damaged_since_it_was_opened_is_named(tmp_path: Path, damage) -> None:
+    store, expected = filled(tmp_path, "grid", shards=2)
+    positions = store.index(list(expected))
+    store.gather(positions)
+    file = sorted(store.folder.glob("*-*.npy"))[1]
+    damage(file)
+    with pytest.raises(UserError, match=rf"{file.name}: a damaged feature shard"):
+        store.gather(positions)
 
 
 # What may be wrong on disk.

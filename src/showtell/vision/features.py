@@ -1,4 +1,4 @@
-"""The feature store: encoded pictures on disk, memory-mapped, never torn, never mixed up.
+"""The feature store: encoded pictures on disk, read row by row, never torn, never mixed up.
 
 Layout, below the store's root::
 
@@ -10,6 +10,10 @@ A shard exists once its ``.json`` does: it is written last, and each file is wri
 name, flushed to disk and moved into place. A process killed at any moment leaves at most files
 nobody refers to. The stem carries the array's checksum, so no two writers ever disagree about the
 bytes behind one name.
+
+Rows are read, not mapped: the pages of a map count as the process's memory, so that an epoch over
+a large store would look like, and be killed as, a program that loads it whole; a map also holds a
+file descriptor for each shard, and a file cut short under it kills the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ import copy
 import hashlib
 import io
 import json
-from collections import OrderedDict
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +38,6 @@ from showtell.types import FeatureKind
 from showtell.vision.encoder import EncoderIdentity
 
 Features = NDArray[np.float16]
-
-# Each memory map costs a file descriptor, and 1,024 is a common limit on those.
-MAX_OPEN_MAPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class _Shard:
 class FeatureStore:
     """The features of one kind made by one encoder, addressed by image id and file content.
 
-    A *position* is an image's row over all shards, valid for this object and its copies. Stores
-    pickle without their memory maps, so worker processes open their own.
+    A *position* is an image's row over all shards, valid for this object and its copies. No file
+    stays open.
     """
 
     def __init__(self, folder: Path, kind: FeatureKind, shape: tuple[int, ...]) -> None:
@@ -63,7 +65,7 @@ class FeatureStore:
         self._starts = np.zeros(1, dtype=np.int64)  # first position of each shard, then the end
         self._positions: dict[tuple[str, str], int] = {}  # (image id, content) -> position
         self._selected: dict[str, int] | None = None
-        self._maps: OrderedDict[int, Features] = OrderedDict()
+        self._first_bytes: dict[int, int] = {}  # where row 0 begins in the shards read so far
         # Image id -> SHA-256 of its file, by which a view was selected; and the hash of all of it.
         self.contents: Mapping[str, str] = {}
         self.images_sha256: str | None = None
@@ -131,7 +133,7 @@ class FeatureStore:
         """
         view = copy.copy(self)
         view._shards, view._positions = list(self._shards), dict(self._positions)
-        view._maps = OrderedDict()
+        view._first_bytes = {}
         view._selected = {
             image_id: self._positions[image_id, sha]
             for image_id, sha in contents.items()
@@ -172,6 +174,7 @@ class FeatureStore:
 
         Raises:
             IndexError: a position outside the store.
+            UserError: a shard that is damaged or gone.
         """
         if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"positions must lie in [0, {len(self)})")
@@ -179,27 +182,43 @@ class FeatureStore:
         gathered = np.empty((len(positions), *self.shape), dtype=np.float16)
         for shard in np.unique(shards):
             chosen = np.flatnonzero(shards == shard)
-            gathered[chosen] = self._map(int(shard))[positions[chosen] - self._starts[shard]]
+            rows = positions[chosen] - self._starts[shard]
+            self._read_rows(int(shard), rows, gathered, chosen)
         return gathered
 
-    def _map(self, number: int) -> Features:
-        if number not in self._maps:
-            shard = self._shards[number]
-            self._maps[number] = self._open_array(shard)
-            if len(self._maps) > MAX_OPEN_MAPS:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(number)
-        return self._maps[number]
-
-    def _open_array(self, shard: _Shard) -> Features:
-        expected = (len(shard.image_ids), *self.shape)
+    def _read_rows(
+        self, number: int, rows: NDArray[np.int64], gathered: Features, places: NDArray[np.int64]
+    ) -> None:
+        """Read ``rows`` of one shard into ``gathered`` at ``places``."""
+        file = self._shards[number].array
+        row_bytes = gathered.itemsize * math.prod(self.shape)
+        buffer = gathered.data.cast("B")
         try:
-            array: Features = np.load(shard.array, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with file.open("rb", buffering=0) as stream:
+                if number not in self._first_bytes:
+                    self._first_bytes[number] = self._check_header(number, stream)
+                for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                    target = buffer[place * row_bytes : (place + 1) * row_bytes]
+                    offset = self._first_bytes[number] + row * row_bytes
+                    if os.preadv(stream.fileno(), [target], offset) != row_bytes:
+                        raise _damaged(file, "it ends too early")
+        except OSError as error:
+            raise _damaged(file, str(error)) from None
+
+    def _check_header(self, number: int, stream: BinaryIO) -> int:
+        """Where the values begin; they must be as many and of the type the manifest says."""
+        shard = self._shards[number]
+        try:
+            version = np.lib.format.read_magic(stream)
+            if version != (1, 0):
+                raise ValueError(f"its format is {version}")
+            shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+        except ValueError as error:
             raise _damaged(shard.array, str(error)) from None
-        if array.shape != expected or array.dtype != np.float16:
-            raise _damaged(shard.array, f"it holds {array.dtype}{array.shape}, not {expected}")
-        return np.asarray(array)
+        expected = (len(shard.image_ids), *self.shape)
+        if shape != expected or dtype != np.float16 or in_columns:
+            raise _damaged(shard.array, f"it holds {dtype}{shape}, not {expected}")
+        return stream.tell()
 
     def add(self, image_ids: Sequence[str], contents: Sequence[str], features: Features) -> None:
         """Commit a shard and know of it: ``write``, then ``refresh``."""
@@ -259,9 +278,6 @@ class FeatureStore:
         for file in self.folder.iterdir():
             if file.suffix == ".part" or (file.suffix == ".npy" and file.stem not in committed):
                 file.unlink()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": OrderedDict()}
 
 
 def _read_shard(manifest: Path) -> _Shard:
