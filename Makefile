@@ -8,7 +8,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all lint data features train evaluate caption sweep report bench clean
+.PHONY: help setup demo check test test-all lint data features train evaluate compare caption sweep report bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ train: setup ## train, e.g. ARGS='model=merge_glove data.root=...'
 
 evaluate: setup ## all metrics of RUN=outputs/runs/... on ARGS='--split val'
 	showtell evaluate $(RUN) $(ARGS)
+
+compare: setup ## a table over RUN='RUN RUN...' or a sweep, e.g. ARGS='--output table.md'
+	showtell compare $(RUN) $(ARGS)
 
 caption: setup ## caption pictures, e.g. RUN=outputs/demo/run ARGS=photo.jpg
 	showtell caption $(RUN) $(ARGS)

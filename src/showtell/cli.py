@@ -1,4 +1,4 @@
-"""The ``showtell`` command: check, extract, evaluate, caption, report."""
+"""The ``showtell`` command: check, extract, evaluate, compare, caption, report."""
 
 from __future__ import annotations
 
@@ -58,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=["val", "test"], default="val")
     _add_overrides(evaluate, "data.root=... encoder.weights=... of what moved")
     evaluate.set_defaults(command=_evaluate)
+
+    compare = commands.add_parser("compare", help="a table over runs and seeds, with paired tests")
+    compare.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a sweep's with many"
+    )
+    compare.add_argument("--split", choices=["val", "test"], default="val")
+    compare.add_argument(
+        "--output", type=Path, metavar="FILE", help="the table as Markdown (.md) or .csv"
+    )
+    compare.set_defaults(command=_compare)
 
     caption = commands.add_parser("caption", help="caption new pictures with a run")
     caption.add_argument("run", type=Path, metavar="RUN", help="a run folder")
@@ -127,6 +137,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     evaluate(options.run, options.split, config, data)
     print(f"scores: {options.run / f'scores-{options.split}.json'}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from showtell.comparison.export import check_table_file, write_table
+    from showtell.comparison.table import print_table, tabulate
+
+    if options.output:
+        check_table_file(options.output)
+    table = tabulate(options.runs, options.split)
+    print_table(table)
+    if options.output:
+        write_table(table, options.output)
+        print(f"table: {options.output}")
     return 0
 
 

@@ -80,6 +80,23 @@ def config_folder() -> Path:
     return packaged if packaged.is_dir() else PACKAGE_FOLDER.parents[1] / "conf"
 
 
+def choices_of(group: str) -> dict[str, dict[str, Any]]:
+    """Each CHOICE of ``GROUP=CHOICE`` -> the node it stands for; not interpolated, not checked."""
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    return {file.stem: _read_choice(file) for file in files}
+
+
+def _read_choice(file: Path) -> dict[str, Any]:
+    """A file of a group, merged into those of its group that its defaults name."""
+    node = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(node, dict)
+    bases = [base for base in node.pop("defaults", []) if base != "_self_"]
+    above = [_read_choice(file.with_name(f"{base}.yaml")) for base in bases]
+    merged = OmegaConf.to_container(OmegaConf.merge(*above, node))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration that ``python train.py OVERRIDES`` would have, checked."""
     return resolve(_compose(overrides))

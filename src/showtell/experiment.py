@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import yaml
@@ -80,11 +81,26 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
     """Fit, then score the best weights on the validation split."""
     split: Split = "train" if parts.settings.trainer.validate_on_train else "val"
     with _recorded(config, folder) as tracker:
-        step = _fit(config, parts, folder, tracker, checkpoint)
+        with _timed(folder):
+            step = _fit(config, parts, folder, tracker, checkpoint)
         scores, captions = score_split(load_run(folder), parts.images["val"], split, parts.store)
         tracker.log_captions(step, _rows(parts.images["val"], captions, scores))
         tracker.summarize({f"best/{name}": value for name, value in scores.scores.items()})
         print_scores(f"{parts.data.name} {split}, {len(captions)} images", scores)
+
+
+@contextmanager
+def _timed(folder: Path) -> Iterator[None]:
+    """Add the time of what is done inside to ``training_seconds`` of ``run.json``.
+
+    A killed process adds nothing.
+    """
+    began = perf_counter()
+    try:
+        yield
+    finally:
+        spent = runs.read_record(folder).get("training_seconds", 0.0) + perf_counter() - began
+        runs.update_record(folder, training_seconds=round(spent, 1))
 
 
 @contextmanager

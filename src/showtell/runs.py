@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -125,6 +126,23 @@ def update_record(folder: Path, **changes: Any) -> dict[str, Any]:
     record = {**read_record(folder), **changes}
     write_json(folder / RECORD, record)
     return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.yaml`` of the run in ``folder`` as it stands, unchecked.
+
+    Raises:
+        UserError: it is missing, damaged, or no configuration.
+    """
+    path = folder / CONFIG
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no configuration; restore it from a copy")
+    return config
 
 
 def save_weights(folder: Path, decoder: nn.Module) -> None:

@@ -21,7 +21,7 @@ from showtell.report.origin import facts_of, summary_of
 from showtell.report.page import write_page
 from showtell.report.results import read_scores
 from showtell.report.words import words_section
-from showtell.runs import CONFIG, read_record
+from showtell.runs import CONFIG, read_config, read_record
 from showtell.types import CaptionData, CaptionedImage, Split
 
 REPORT = "report.html"
@@ -67,7 +67,7 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
     """
     record = read_record(run_folder)
     run = summary_of(record)
-    config = _read_config(run_folder / CONFIG)
+    config = read_config(run_folder)
     at_hand = _data_set(config, record)
     split, captions = _captions(run_folder)
     curves = read_curves(run_folder / METRICS_FILE)
@@ -92,17 +92,6 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
         facts=facts_of(record),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no configuration; restore it from a copy")
-    return config
 
 
 def _data_set(config: Mapping[str, Any], record: Mapping[str, Any]) -> AtHand:

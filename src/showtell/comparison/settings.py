@@ -1,0 +1,137 @@
+"""What tells the configurations of runs apart, and names for them in the words of a command line.
+
+A configuration here is flat: path of an option -> its value as one would type it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, choices_of
+
+Settings = Mapping[str, str]
+
+# Where things lie, how a run is watched and what it is called change no score; the seed changes
+# it by chance.
+_WITHOUT_EFFECT = (
+    *("name", "seed", "resume", "output", "features", "tracking"),
+    *("trainer.accelerator", "trainer.profiler"),
+    *("callbacks.checkpoint_every_steps", "callbacks.progress_refresh"),
+    *(place.removesuffix("=") for place in PLACES_OF_DATA),
+)
+# Options that name a file count by what was in it; by their name they are only shown.
+_FILES = ("encoder.weights", "text.vectors")
+_CONTENTS = ("weights", "vectors", "training images", "validation images")
+_HASH_DIGITS = 8
+_ABSENT = "absent"
+
+
+def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    """All that may change the scores of the run of this ``config.yaml`` and ``run.json``."""
+    text, images = record["text"], record["data"].get("images", {})
+    contents = (
+        record["encoder"].get("identity", {}).get("weights"),
+        text.get("vectors_sha256", text.get("vectors")),
+        *(images.get(split) for split in ("train", "val")),
+    )
+    shown = (_shown(content)[:_HASH_DIGITS] for content in contents)
+    return _flat(config) | dict(zip(_CONTENTS, shown, strict=True))
+
+
+def key_of(settings: Settings) -> frozenset[tuple[str, str]]:
+    """Equal for runs that differ by their seeds only."""
+    return frozenset(item for item in settings.items() if item[0] not in _FILES)
+
+
+def names_of(configurations: Sequence[Settings]) -> list[tuple[str, ...]]:
+    """For each of some different configurations the overrides that tell it from the others."""
+    overrides = [_overrides(settings) for settings in configurations]
+    keys = list(dict.fromkeys(key for each in overrides for key in each))
+    varying = [key for key in keys if len({each.get(key) for each in overrides}) > 1]
+    names = [
+        _name(varying or ["model"], {**settings, **each})
+        for settings, each in zip(configurations, overrides, strict=True)
+    ]
+    if len(set(names)) == len(names):
+        return names
+    return [n + _name(_CONTENTS, s) for n, s in zip(names, configurations, strict=True)]
+
+
+def common_part(configurations: Sequence[Settings]) -> str:
+    """The overrides that all of them share."""
+    first, *others = [_overrides(settings) for settings in configurations]
+    shared = [key for key in first if all(each.get(key) == first[key] for each in others)]
+    return " ".join(_name(shared, first))
+
+
+def _name(keys: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{key}={values[key]}" for key in keys if key in values)
+
+
+def _overrides(settings: Settings) -> dict[str, str]:
+    """The shortest command line with these settings: a choice of each group, and what differs."""
+    overrides: dict[str, str] = {}
+    for group in (group for group in INJECTED if f"{group}.{TARGET}" in settings):
+        own = {key: value for key, value in settings.items() if key.startswith(f"{group}.")}
+        overrides[group], usual = _nearest_choice(group, own)
+        overrides |= {key: value for key, value in own.items() if usual.get(key) != value}
+        overrides |= {key: _ABSENT for key in usual if key not in own}
+    return overrides
+
+
+def _nearest_choice(group: str, own: Settings) -> tuple[str, Settings]:
+    """Name and settings of the file of ``conf/<group>/`` that comes nearest.
+
+    The class itself, when it is none of ours any more.
+    """
+    target = f"{group}.{TARGET}"
+
+    def distance(choice: tuple[str, Settings]) -> tuple[int, str]:
+        name, usual = choice
+        return len(own.items() ^ usual.items()), name
+
+    same = [choice for choice in _choices(group).items() if choice[1].get(target) == own[target]]
+    if not same:
+        return own[target].rpartition(".")[2], {target: own[target]}
+    return min(same, key=distance)
+
+
+@cache
+def _choices(group: str) -> dict[str, Settings]:
+    return {name: _flat({group: node}) for name, node in choices_of(group).items()}
+
+
+def _flat(node: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Path of an option -> its value, of all that may have an effect."""
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        path = f"{above}{key}"
+        if path in _WITHOUT_EFFECT:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{path}.")
+        else:
+            flat[path] = _shown(Path(value).name if path in _FILES and value else value)
+    return flat
+
+
+def _shown(value: object) -> str:
+    """A value as one would type it; 1 and 1.0 are the same."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case float() if value.is_integer():
+            return str(int(value))
+        case list():
+            return f"[{','.join(map(_shown, value))}]"
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """``text`` without what could move a cursor: it may come from a folder of somebody else."""
+    return "".join(character if character.isprintable() else "?" for character in text)
