@@ -187,3 +187,33 @@ def test_beams_of_many_images_each_look_at_their_own(build: Build, seed: int) ->
 def test_only_an_attentive_decoder_is_one(build: Build) -> None:
     assert isinstance(build(), AttentiveDecoder)
     assert not hasattr(LSTMDecoder, "attend")
+
+
+# Losses of the first and the 21st step: a change of the code that is meant to change nothing must
+# give these.
+RECORDED = {AttentionDecoder: [2.41207, 1.37059], UpDownDecoder: [2.39503, 1.64444]}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_it_learns_to_find_the_region_that_tells_the_word(kind: type[Attentive]) -> None:
+    torch.manual_seed(1)
+    decoder = kind(**sizes(**({"dense_size": 9} if kind is AttentionDecoder else {}))).train()
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+    things, every = 2 * torch.randn(4, D), torch.arange(32)
+    begin, one = torch.full((32, 1), BEGIN), torch.ones(32, dtype=torch.long)
+    losses = []
+    for _ in range(200):
+        place, thing = torch.randint(R, (32,)), torch.randint(4, (32,))
+        images = torch.randn(32, R, D) / 2
+        images[every, place] = things[thing]
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(decoder(images, begin, one, every), thing + 4)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert [losses[0], losses[20]] == pytest.approx(RECORDED[kind], rel=1e-3)
+    assert losses[-1] < 0.5
+    with torch.no_grad():
+        places = [int(decoder.attend(image, begin[0])[0].argmax()) for image in images]
+    # By chance it would be 8 of the 32.
+    assert sum(found == at for found, at in zip(places, place.tolist(), strict=True)) >= 20
