@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from showtell.config import build, check_node
 from showtell.data.image_folders import is_image_name
-from showtell.decoding.beam import BeamSearch
+from showtell.decoding.beam import BeamSearch, Hypothesis
 from showtell.errors import UserError
 from showtell.models.decoder import AttentiveDecoder, Decoder
 from showtell.runs import RECORD, VOCABULARY, load_weights, read_record
@@ -86,8 +86,15 @@ class Run:
 
     def write(self, features: Tensor) -> list[str]:
         """One caption per image from features (B, D) or (B, R, D)."""
-        hypotheses = self.search(cast(Decoder, self.decoder), features)
-        return [detokenize(self.vocabulary.decode(h.token_ids)) for h in hypotheses]
+        return [self.text_of(hypothesis) for hypothesis in self.decode(features)]
+
+    def decode(self, features: Tensor) -> list[Hypothesis]:
+        """As the search leaves them: token ids, and whether the caption came to its end."""
+        return self.search(cast(Decoder, self.decoder), features)
+
+    def text_of(self, hypothesis: Hypothesis) -> str:
+        """A caption as a person would write it."""
+        return detokenize(self.vocabulary.decode(hypothesis.token_ids))
 
     def caption(self, images: Sequence[str | Path], *, beam_size: int | None = None) -> list[str]:
         """One caption per picture file, in order.

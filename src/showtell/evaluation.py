@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from showtell import runs
 from showtell.caption import Run, load_run
+from showtell.decoding.beam import BeamSearch, Hypothesis
 from showtell.errors import UserError
-from showtell.metrics.floors import Landmark, constant_caption, human_ceiling, shuffled_captions
+from showtell.metrics.alarms import Alarm, caption_alarms, leak_alarms, shared_images_alarms
+from showtell.metrics.floors import (
+    PEOPLE,
+    Landmark,
+    constant_caption,
+    human_ceiling,
+    shuffled_captions,
+    shuffled_cider,
+)
 from showtell.metrics.inputs import ScoringError
 from showtell.metrics.intervals import Interval, bootstrap
+from showtell.metrics.language import WordStatistics, caption_words, reference_words
 from showtell.metrics.scores import CaptionScores, score_captions
 from showtell.parts import Config, features_of
+from showtell.runs import TRAINING
+from showtell.tables import print_alarms, print_scores, print_words
 from showtell.types import CaptionData, CaptionedImage, Split
 from showtell.vision.features import FeatureStore
 
@@ -28,14 +38,45 @@ DECODING_BATCH = 250
 # Landmarks need no Java, and METEOR of a whole training set would take minutes.
 LANDMARK_METRICS = ("BLEU", "ROUGE-L", "CIDEr")
 
-console = Console(highlight=False, markup=False)
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of the captions of a run for the images of one split.
+
+    ``alarms`` say what is probably wrong; ``landmarks`` and ``intervals`` are there as far as they
+    were asked for.
+    """
+
+    split: Split
+    captions: dict[str, str]
+    scores: CaptionScores
+    written: WordStatistics
+    people: WordStatistics
+    landmarks: tuple[Landmark, ...]
+    intervals: dict[str, Interval]
+    alarms: tuple[Alarm, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The flat form of ``scores-<split>.json``; a landmark's score is ``<landmark>/<metric>``.
+
+        What captions and references are like as language stands under ``captions/`` and
+        ``people/``.
+        """
+        flat: dict[str, Any] = self.scores.to_json()
+        for landmark in self.landmarks:
+            flat |= {f"{landmark.name}/{name}": value for name, value in landmark.scores.items()}
+        for name, interval in self.intervals.items():
+            flat |= {f"95 % low/{name}": interval.low, f"95 % high/{name}": interval.high}
+        flat |= {f"captions/{name}": value for name, value in self.written.figures().items()}
+        return flat | {f"people/{name}": value for name, value in self.people.figures().items()}
 
 
-def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> CaptionScores:
+def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> Evaluation:
     """Score the best weights of the run in ``folder`` on a split of ``data``; write and print it.
 
-    Beside the scores stand their 95 % intervals, two floors that need no picture, and what people
-    reach. A look at the test split is written down in ``run.json``: it can only be fresh once.
+    Beside the scores stand their 95 % intervals, two floors that need no picture, what people
+    reach, and what the captions are like as language. A look at the test split is written down in
+    ``run.json``: it can only be fresh once.
 
     Raises:
         UserError: when the data set lacks the split, or the run cannot be loaded.
@@ -49,61 +90,48 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> C
     store = features_of(images, run.encoder, run.feature_kind, config)
     if split == "test":
         _note_look(run)
-    scores, captions = score_split(run, images, split, store)
-    landmarks = list(_landmarks(data, images, captions))
-    intervals = bootstrap(scores.statistics)
-    _write_scores(run, split, scores, landmarks, intervals)
-    print_scores(f"{data.name} {split}, {len(images)} images", scores, landmarks, intervals)
-    return scores
+    found = score_split(run, images, split, store, data.split("train"), with_landmarks=True)
+    title = f"{data.name} {split}, {len(images)} images"
+    print_scores(title, found.scores, found.landmarks, found.intervals)
+    print_words(found.written, found.people)
+    print_alarms([*runs.alarms_of(run.record).get(TRAINING, []), *found.alarms])
+    return found
 
 
 def score_split(
-    run: Run, images: Sequence[CaptionedImage], split: Split, store: FeatureStore
-) -> tuple[CaptionScores, dict[str, str]]:
-    """Caption every image of a split once, score all, and write it into the run folder."""
-    captions = _write_captions(run, images, store)
-    search = run.search
-    context = {
-        "split": split,
-        "beam": search.beam_size,
-        "length_penalty": search.length_penalty,
-        "max_length": search.max_length,
+    run: Run,
+    images: Sequence[CaptionedImage],
+    split: Split,
+    store: FeatureStore,
+    training: Sequence[CaptionedImage],
+    *,
+    with_landmarks: bool,
+) -> Evaluation:
+    """Caption every image of a split once, score all, and write it into the run folder.
+
+    Args:
+        training: the images of the training, whose captions may have been copied.
+        with_landmarks: whether floors, ceiling and intervals are worth their seconds.
+    """
+    captions, unfinished = _write_captions(run, images, store)
+    references, known = _captions_of(images), _captions_of(training)
+    scores = score_captions(captions, references, context=_context(run.search, split))
+    language = {
+        "training": [caption for each in known.values() for caption in each],
+        "vocabulary": run.vocabulary.words,
     }
-    references = {image.image_id: image.captions for image in images}
-    scores = score_captions(captions, references, context=context)
-    rows = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
-    runs.write_json(run.folder / f"captions-{split}.json", rows)
-    runs.save_statistics(run.folder, split, scores.statistics)
-    _write_scores(run, split, scores)
-    return scores, captions
-
-
-def print_scores(
-    title: str,
-    scores: CaptionScores,
-    landmarks: Sequence[Landmark] = (),
-    intervals: Mapping[str, Interval] | None = None,
-) -> None:
-    """A table for people, times 100 as papers print them."""
-    table = Table(
-        title=f"{title}, scores x 100",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        pad_edge=False,
-        collapse_padding=True,  # fits 80 columns with all metrics
+    found = Evaluation(
+        split,
+        captions,
+        scores,
+        written=caption_words(captions, references, **language, unfinished=unfinished),
+        people=reference_words(references, **language),
+        landmarks=tuple(_landmarks(known, references, captions)) if with_landmarks else (),
+        intervals=bootstrap(scores.statistics) if with_landmarks else {},
     )
-    table.add_column("", no_wrap=True)
-    for name in scores.scores:
-        table.add_column(name, justify="right")
-    table.add_row("this run", *_cells(scores.scores, scores.scores))
-    for bound in ("low", "high") if intervals else ():
-        values = {name: getattr(interval, bound) for name, interval in (intervals or {}).items()}
-        table.add_row(f"95 % {bound}", *_cells(scores.scores, values), style="dim")
-    for landmark in landmarks:
-        table.add_row(landmark.name, *_cells(scores.scores, landmark.scores), style="dim")
-    console.print(table)
-    for name, remedy in scores.skipped.items():
-        console.print(f"{name} was skipped: {remedy}", markup=False)  # it holds brackets
+    found = replace(found, alarms=tuple(_alarms(found, known, references, run.search.max_length)))
+    _write(run, found)
+    return found
 
 
 def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:
@@ -116,28 +144,61 @@ def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:
     ]
 
 
-def _cells(names: Mapping[str, float], values: Mapping[str, float]) -> list[str]:
-    return [f"{100 * values[name]:.1f}" if name in values else "" for name in names]
+def _context(search: BeamSearch, split: Split) -> dict[str, object]:
+    """What the signature says of how the captions came about."""
+    return {
+        "split": split,
+        "beam": search.beam_size,
+        "length_penalty": search.length_penalty,
+        "min_length": search.min_length,
+        "max_length": search.max_length,
+        "allow_unknown": "yes" if search.allow_unknown else "no",
+    }
+
+
+def _captions_of(images: Sequence[CaptionedImage]) -> dict[str, tuple[str, ...]]:
+    return {image.image_id: image.captions for image in images}
 
 
 def _write_captions(
     run: Run, images: Sequence[CaptionedImage], store: FeatureStore
-) -> dict[str, str]:
-    """One caption per image, decoded in batches."""
-    captions: dict[str, str] = {}
+) -> tuple[dict[str, str], set[str]]:
+    """One caption per image, decoded in batches, and the images whose caption was cut off."""
+    found: dict[str, Hypothesis] = {}
     for first in range(0, len(images), DECODING_BATCH):
         image_ids = [image.image_id for image in images[first : first + DECODING_BATCH]]
         features = torch.from_numpy(store.gather(store.index(image_ids))).float()
-        captions.update(zip(image_ids, run.write(features), strict=True))
-    return captions
+        found.update(zip(image_ids, run.decode(features), strict=True))
+    captions = {image_id: run.text_of(hypothesis) for image_id, hypothesis in found.items()}
+    return captions, {image_id for image_id, hypothesis in found.items() if not hypothesis.ended}
+
+
+def _alarms(
+    found: Evaluation,
+    training: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    max_length: int,
+) -> Iterator[Alarm]:
+    yield from caption_alarms(
+        found.written,
+        found.people,
+        max_length=max_length,
+        cider=found.scores.scores["CIDEr"],
+        shuffled_cider=shuffled_cider(found.captions, references),
+    )
+    if found.split == "train":  # it is meant to know these
+        return
+    ceiling = next((each.scores for each in found.landmarks if each.name == PEOPLE), {})
+    yield from leak_alarms(found.written, found.people, scores=found.scores.scores, ceiling=ceiling)
+    yield from shared_images_alarms(training, references)
 
 
 def _landmarks(
-    data: CaptionData, images: Sequence[CaptionedImage], captions: Mapping[str, str]
+    training: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    captions: Mapping[str, str],
 ) -> Iterator[Landmark]:
     """The floors and the ceiling that this data set allows."""
-    references = {image.image_id: image.captions for image in images}
-    training = {image.image_id: image.captions for image in data.split("train")}
     if training:
         yield constant_caption(training, references)
     # A single image cannot be shuffled, a single reference has nothing to agree with.
@@ -147,20 +208,12 @@ def _landmarks(
         yield human_ceiling(references, LANDMARK_METRICS)
 
 
-def _write_scores(
-    run: Run,
-    split: Split,
-    scores: CaptionScores,
-    landmarks: Sequence[Landmark] = (),
-    intervals: Mapping[str, Interval] | None = None,
-) -> None:
-    """``scores-<split>.json``: flat, a landmark's score under ``<landmark>/<metric>``."""
-    flat: dict[str, Any] = scores.to_json()
-    for landmark in landmarks:
-        flat |= {f"{landmark.name}/{name}": value for name, value in landmark.scores.items()}
-    for name, interval in (intervals or {}).items():
-        flat |= {f"95 % low/{name}": interval.low, f"95 % high/{name}": interval.high}
-    runs.write_json(run.folder / f"scores-{split}.json", flat)
+def _write(run: Run, found: Evaluation) -> None:
+    rows = [{"image_id": image_id, "caption": text} for image_id, text in found.captions.items()]
+    runs.write_json(run.folder / f"captions-{found.split}.json", rows)
+    runs.save_statistics(run.folder, found.split, found.scores.statistics)
+    runs.write_json(run.folder / f"scores-{found.split}.json", found.to_json())
+    runs.write_alarms(run.folder, found.split, found.alarms)
 
 
 def _note_look(run: Run) -> None:
@@ -168,4 +221,4 @@ def _note_look(run: Run) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     runs.update_record(run.folder, test_looks=[*looks, now])
     if looks:
-        console.print(f"note: the test split was looked at {len(looks)} times before by this run")
+        print(f"note: the test split was looked at {len(looks)} times before by this run")

@@ -17,20 +17,29 @@ from showtell.caption import load_run
 from showtell.config import build
 from showtell.data.datamodule import CaptionDataModule
 from showtell.errors import UserError
-from showtell.evaluation import changed_files, print_scores, score_split
+from showtell.evaluation import Evaluation, changed_files, score_split
 from showtell.files import write_atomically
-from showtell.metrics.scores import CaptionScores
+from showtell.metrics.alarms import (
+    Alarm,
+    coverage_alarms,
+    feature_alarms,
+    shared_images_alarms,
+)
 from showtell.parts import Config, Parts, prepare
+from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import CaptionRow, Tracker
+from showtell.training.alarms import CollapseAlarms, raise_alarms
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
 from showtell.training.validation import GeneratedCaptions
-from showtell.types import CaptionData, CaptionedImage, Split
+from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
 
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
 SHOWN_IMAGES = 32
+# Enough to see that features are unusual; 53 MB of the grid of EfficientNet-Lite2.
+SAMPLED_IMAGES = 256
 
 
 def train(config: Config, data: CaptionData) -> Path:
@@ -43,6 +52,7 @@ def train(config: Config, data: CaptionData) -> Path:
     parts = prepare(config, data)
     folder = _new_folder(config)
     _describe(folder, config, parts)
+    raise_alarms(folder, _input_alarms(parts), when="before the training")
     _run(config, parts, folder, checkpoint=None)
     return folder
 
@@ -71,6 +81,22 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
     return folder
 
 
+def _input_alarms(parts: Parts) -> Iterator[Alarm]:
+    """What is wrong with features, word vectors or splits before anything is learned."""
+    training, validation = parts.images["train"], parts.images["val"]
+    sample = training[:: max(1, len(training) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
+    features = parts.store.gather(parts.store.index([image.image_id for image in sample]))
+    yield from feature_alarms(features)
+    if parts.coverage is not None and parts.coverage.tokens is not None:
+        yield from coverage_alarms(parts.coverage.tokens, parts.coverage.missing)
+    if not parts.settings.trainer.validate_on_train:
+        yield from shared_images_alarms(
+            {image.image_id: image.captions for image in training},
+            {image.image_id: image.captions for image in validation},
+            contents=parts.store.contents,
+        )
+
+
 def _allows_more(config: Config, saved: Config) -> bool:
     """Whether a finished training may go further under ``config`` than under its ``saved`` one."""
     longer = config["trainer"]["max_epochs"] > saved["trainer"]["max_epochs"]
@@ -83,10 +109,19 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
     with _recorded(config, folder) as tracker:
         with _timed(folder):
             step = _fit(config, parts, folder, tracker, checkpoint)
-        scores, captions = score_split(load_run(folder), parts.images["val"], split, parts.store)
-        tracker.log_captions(step, _rows(parts.images["val"], captions, scores))
-        tracker.summarize({f"best/{name}": value for name, value in scores.scores.items()})
-        print_scores(f"{parts.data.name} {split}, {len(captions)} images", scores)
+        images = parts.images
+        found = score_split(
+            load_run(folder),
+            images["val"],
+            split,
+            parts.store,
+            images["train"],
+            with_landmarks=False,
+        )
+        tracker.log_captions(step, _rows(images["val"], found))
+        tracker.summarize({f"best/{name}": value for name, value in found.scores.scores.items()})
+        print_scores(f"{parts.data.name} {split}, {len(found.captions)} images", found.scores)
+        print_alarms(found.alarms)
 
 
 @contextmanager
@@ -123,17 +158,15 @@ def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
         runs.update_record(folder, status=status)
 
 
-def _rows(
-    images: Sequence[CaptionedImage], captions: Mapping[str, str], scores: CaptionScores
-) -> list[CaptionRow]:
+def _rows(images: Sequence[CaptionedImage], found: Evaluation) -> list[CaptionRow]:
     """A table of evenly spaced images: the same ones for every run on this split."""
     shown = images[:: max(1, len(images) // SHOWN_IMAGES)][:SHOWN_IMAGES]
     return [
         CaptionRow(
             image=image.path,
-            caption=captions[image.image_id],
+            caption=found.captions[image.image_id],
             references=image.captions,
-            scores=scores.per_image[image.image_id],
+            scores=found.scores.per_image[image.image_id],
         )
         for image in shown
     ]
@@ -152,8 +185,9 @@ def _fit(
         seed=config["seed"],
         limit_batches=settings.trainer.limit_batches,
     )
+    references = {image.image_id: image.captions for image in parts.images["val"]}
     generated = GeneratedCaptions(
-        {image.image_id: image.captions for image in parts.images["val"]},
+        references,
         parts.vocabulary,
         max_length=settings.search.max_length,
         metrics=EPOCH_METRICS,
@@ -167,9 +201,15 @@ def _fit(
         steps_per_epoch=len(datamodule.train_batches),
         max_epochs=settings.trainer.max_epochs,
     )
+    alarms = CollapseAlarms(
+        folder,
+        references,
+        max_length=settings.search.max_length,
+        may_know=settings.trainer.validate_on_train,
+    )
     trainer: Trainer = settings.trainer.build(
         folder,
-        callbacks=settings.callbacks.build(folder),
+        callbacks=[alarms, *settings.callbacks.build(folder)],
         loggers=tracker.loggers,
         gradient_clip=settings.optimization.gradient_clip,
     )
@@ -207,6 +247,8 @@ def _remove_results(folder: Path) -> None:
     for pattern in ("captions-*.json", "scores-*.json", "statistics-*.safetensors", "report.html"):
         for file in folder.glob(pattern):
             file.unlink()
+    for split in SPLITS:
+        runs.write_alarms(folder, split, [])
 
 
 def _check_folder(config: Config) -> None:

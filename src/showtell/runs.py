@@ -30,6 +30,7 @@ from safetensors.numpy import save
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
+from showtell.metrics.alarms import Alarm
 from showtell.metrics.statistics import CaptionStatistics
 from showtell.types import Split
 
@@ -42,6 +43,7 @@ RECORD = "run.json"
 CONFIG = "config.yaml"
 VOCABULARY = "vocabulary.json"
 BEST_WEIGHTS = Path("checkpoints/best.safetensors")
+TRAINING = "training"  # where alarms are raised before any split is evaluated
 LAST_CHECKPOINT = Path("checkpoints/last.ckpt")
 VERSIONED_PACKAGES = ("showtell", "torch", "torchvision", "lightning", "hydra-core", "timm")
 
@@ -126,6 +128,33 @@ def update_record(folder: Path, **changes: Any) -> dict[str, Any]:
     record = {**read_record(folder), **changes}
     write_json(folder / RECORD, record)
     return record
+
+
+def write_alarms(folder: Path, where: str, alarms: Sequence[Alarm]) -> None:
+    """Put alarms into ``run.json``, in place of earlier ones of ``where``.
+
+    ``where`` is `TRAINING`, or the split whose captions raised them.
+    """
+    before = read_record(folder).get("alarms", {})
+    entries = {**before, where: [alarm.to_json() for alarm in alarms]}
+    if alarms or where in before:
+        update_record(folder, alarms={name: listed for name, listed in entries.items() if listed})
+
+
+def alarms_of(record: Mapping[str, Any]) -> dict[str, list[Alarm]]:
+    """The alarms that ``run.json`` holds, by where they were raised.
+
+    Raises:
+        UserError: when it holds something else there.
+    """
+    try:
+        entries = dict(record.get("alarms", {}))
+        return {where: [Alarm(**alarm) for alarm in listed] for where, listed in entries.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the alarms in {RECORD} are none ({error}); remove that entry, or restore {RECORD} "
+            "from a copy"
+        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

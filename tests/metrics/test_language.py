@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from showtell.data.sources import flickr8k
 from showtell.metrics.language import (
     WordStatistics,
+    caption_words,
     copied_share,
     figure_text,
     letters_of,
+    reference_words,
     repeats_itself,
     sentences_of,
-    caption_words,
-    reference_words,
 )
 from showtell.text.tokenizer import tokenize
 

@@ -36,6 +36,23 @@ def test_a_finished_run_shows_everything(run: SmallRun) -> None:
         assert text in page.words
 
 
+def test_alarms_stand_above_the_scores(run: SmallRun) -> None:
+    assert "Alarms" not in Page(write_report(run.folder)).words
+    alarm = {"name": "x", "finding": HOSTILE, "cause": "a cause", "remedy": "a remedy"}
+    run.write("run.json", run.read("run.json") | {"alarms": {"training": [alarm], "val": [alarm]}})
+    page = Page(write_report(run.folder))
+    page.check_self_contained()
+    above, _, _ = page.words.partition(" Scores ")
+    assert f"On the validation pictures, {HOSTILE}. Likely cause: a cause." in above
+    assert above.count("Remedy: a remedy.") == 2
+
+
+def test_alarms_that_are_none_are_an_error(run: SmallRun) -> None:
+    run.write("run.json", run.read("run.json") | {"alarms": {"val": [{"kind": 1}]}})
+    with pytest.raises(UserError, match=r"the alarms in run\.json are none"):
+        write_report(run.folder)
+
+
 def test_what_the_data_says_is_shown_and_does_nothing(run: SmallRun) -> None:
     page = Page(write_report(run.folder))
     # A network and a run of that name, a caption, and a reference below each picture.

@@ -136,12 +136,12 @@ def leak_alarms(
     )
 
 
-def shared_images_alarm(
+def shared_images_alarms(
     training: Mapping[str, Sequence[str]],
     scored: Mapping[str, Sequence[str]],
     *,
     contents: Mapping[str, str] | None = None,
-) -> Alarm | None:
+) -> Iterator[Alarm]:
     """Whether pictures of a split are in the training, known by their captions or their files.
 
     A picture counts whose captions, two different ones at least, all belong to a single training
@@ -157,8 +157,8 @@ def shared_images_alarm(
         seen = {contents[image_id] for image_id in training}
         shared |= {image_id for image_id in scored if contents[image_id] in seen}
     if len(shared) <= SHARED_IMAGES * len(scored):
-        return None
-    return Alarm(
+        return
+    yield Alarm(
         "shared images",
         f"{len(shared)} of {len(scored)} pictures ({sorted(shared)[0]} for one) are in the "
         "training too",
@@ -167,7 +167,7 @@ def shared_images_alarm(
     )
 
 
-def coverage_alarm(tokens: float, missing: Sequence[str]) -> Alarm | None:
+def coverage_alarms(tokens: float, missing: Sequence[str]) -> Iterator[Alarm]:
     """Whether the word vectors fit the captions.
 
     Args:
@@ -175,8 +175,8 @@ def coverage_alarm(tokens: float, missing: Sequence[str]) -> Alarm | None:
         missing: words without, the most frequent first.
     """
     if tokens >= COVERED_TOKENS:
-        return None
-    return Alarm(
+        return
+    yield Alarm(
         "low coverage",
         f"only {tokens:.0%} of the training's words have a word vector, {', '.join(missing[:5])} "
         "have none",
@@ -187,13 +187,11 @@ def coverage_alarm(tokens: float, missing: Sequence[str]) -> Alarm | None:
 
 def feature_alarms(sample: NDArray[np.floating[Any]]) -> Iterator[Alarm]:
     """What is wrong with the features (n, D) or (n, R, D) of ``n`` different images."""
-    pooled = np.asarray(sample, dtype=np.float64)
-    if pooled.ndim == 3:
-        pooled = pooled.mean(axis=1)
+    regions = sample[:, None] if sample.ndim == 2 else sample
+    pooled = regions.mean(axis=1, dtype=np.float64)
     if len(pooled) < LEAST_IMAGES:
         return
-    finding = _feature_fault(pooled)
-    if finding:
+    if finding := _feature_fault(pooled):
         yield Alarm(
             "features",
             finding,

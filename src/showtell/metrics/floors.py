@@ -12,6 +12,8 @@ from showtell.metrics.inputs import ScoringError
 from showtell.metrics.scores import score_captions
 from showtell.text.tokenizer import tokenize
 
+PEOPLE = "people"  # what the ceiling is called
+
 _CANDIDATES = 10
 _ORDERS = range(1, 5)
 
@@ -119,6 +121,15 @@ def shuffled_captions(
     )
 
 
+def shuffled_cider(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> float | None:
+    """CIDEr of captions given to the wrong images; None for one image, which has no wrong one."""
+    if len(captions) < 2:
+        return None
+    return shuffled_captions(captions, references, ["CIDEr"], seed=0).scores["CIDEr"]
+
+
 def human_ceiling(references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> Landmark:
     """How people score against one another: each reference against all the others of its image.
 
@@ -134,7 +145,7 @@ def human_ceiling(references: Mapping[str, Sequence[str]], metrics: Sequence[str
     rounds = [score_captions(*round_, metrics).scores for round_ in _rounds(shared)]
     means = {name: sum(each[name] for each in rounds) / len(rounds) for name in rounds[0]}
     rule = f"each of {len(rounds)} references against the others, {len(shared)} images"
-    return Landmark("people", rule, means)
+    return Landmark(PEOPLE, rule, means)
 
 
 def _rounds(

@@ -5,6 +5,7 @@ All counts are over the words that the scores see: tokenized, in lower case, wit
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from showtell.text.tokenizer import tokenize
 Sentence = tuple[str, ...]
 
 _LISTED = 5
+_NO_LETTERS = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,11 @@ def caption_words(
         vocabulary: the words the model knows.
         unfinished: ids of the images whose caption was cut off.
     """
-    sentences = sentences_of(captions.values())
     agreeing = None
     if references is not None:
-        known = (sentences_of(references.get(image_id, ())) for image_id in captions)
-        agreeing = _share(s in others for s, others in zip(sentences, known, strict=True))
+        agreeing = _share(_is_among(c, references.get(i, ())) for i, c in captions.items())
     return _statistics(
-        sentences,
+        sentences_of(captions.values()),
         agreeing=agreeing,
         copied=None if training is None else copied_share(captions.values(), training),
         vocabulary=vocabulary,
@@ -151,7 +151,14 @@ def copied_share(captions: Collection[str], training: Iterable[str]) -> float:
 
 def letters_of(caption: str) -> str:
     """The letters and digits in lower case: equal, but for oddities, where all words are equal."""
-    return "".join(filter(str.isalnum, caption)).lower()
+    return _NO_LETTERS.sub("", caption).lower()
+
+
+def _is_among(caption: str, others: Sequence[str]) -> bool:
+    """Whether one of ``others`` is the caption, word for word."""
+    letters = letters_of(caption)
+    alike = [other for other in others if letters_of(other) == letters]
+    return bool(alike) and tuple(tokenize(caption)) in sentences_of(alike)
 
 
 def repeats_itself(sentence: Sentence) -> bool:

@@ -8,7 +8,7 @@ the COCO evaluation's; BLEU, ROUGE-L, METEOR and SPICE are pycocoevalcap's own s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -163,11 +163,20 @@ class _WeighedReferences:
         return CiderD(dict(zip(self.image_ids, tokens, strict=True)))
 
     @cached_property
+    def split_digest(self) -> str:
+        """The start of the SHA-256 of the ids: which images are scored, whatever their words."""
+        return _digest(sorted(map(str, self.image_ids)))
+
+    @cached_property
     def digest(self) -> str:
         """The start of the SHA-256 of ids and words."""
         rows = zip(map(str, self.image_ids), self.sentences, strict=True)
-        text = "\n".join("\t".join([image_id, *each]) for image_id, each in sorted(rows))
-        return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:12]
+        return _digest("\t".join([image_id, *each]) for image_id, each in sorted(rows))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    text = "\n".join(lines)
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:12]
 
 
 # Two sets: those of validation and of the split it is a part of.
@@ -235,6 +244,7 @@ def _signature(
         "references": references.count,
         "references-per-image": f"{min(per_image)}-{max(per_image)}",
         "references-sha256": references.digest,
+        "split-sha256": references.split_digest,
         "showtell": version("showtell"),
         **context,
     }

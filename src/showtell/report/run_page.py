@@ -21,7 +21,7 @@ from showtell.report.origin import facts_of, summary_of
 from showtell.report.page import write_page
 from showtell.report.results import read_scores
 from showtell.report.words import words_section
-from showtell.runs import CONFIG, read_config, read_record
+from showtell.runs import CONFIG, alarms_of, read_config, read_record
 from showtell.types import CaptionData, CaptionedImage, Split
 
 REPORT = "report.html"
@@ -79,6 +79,7 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
         title=run.title,
         folder=run_folder.resolve().name,
         run=run,
+        alarms=alarms_of(record),
         scores=[scores for s in SCORED_SPLITS if (scores := read_scores(run_folder, s))],
         best=best,
         charts=curves.charts(best),

@@ -99,6 +99,10 @@ class CaptioningModule(LightningModule):
         self._record({"train/loss": self.train_loss.compute().item()}, self.global_step - 1)
         self.train_loss.reset()
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew; what was generated stays until then, for callbacks to look at."""
+        self.generated.reset()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the references, and one caption per image."""
         loss = F.cross_entropy(self._teacher_forced(batch), batch.targets)
@@ -113,7 +117,6 @@ class CaptioningModule(LightningModule):
         self.log_dict(metrics, logger=False)  # what callbacks monitor
         self._record(metrics, self.global_step - 1)
         self.val_loss.reset()
-        self.generated.reset()
 
     def configure_optimizers(self) -> Any:
         """AdamW over the decoder, and its schedule, stepped every batch."""

@@ -46,23 +46,19 @@ class GeneratedCaptions(Metric):
 
     def update(self, image_ids: Sequence[str], hypotheses: Sequence[Hypothesis]) -> None:
         """Add the captions of some images."""
-        width = self._max_length + 1  # END shows where a caption of the longest length stops
-        rows = [[*h.token_ids, END] + [PAD] * (width - 1 - len(h.token_ids)) for h in hypotheses]
+        rows = [self._row(h) for h in hypotheses]
         positions = [self._position_of[image_id] for image_id in image_ids]
         self.tokens.append(torch.tensor(rows, device=self.device))
         self.positions.append(torch.tensor(positions, device=self.device))
 
     def captions(self) -> dict[str, str]:
         """Caption of every image seen so far, as readable text."""
-        if not self.positions:
-            return {}
-        positions = dim_zero_cat(self.positions).tolist()
-        rows = dim_zero_cat(self.tokens).tolist()
-        decoded = dict(zip(positions, rows, strict=True))
-        return {
-            self._image_ids[position]: detokenize(self._vocabulary.decode(decoded[position]))
-            for position in sorted(decoded)
-        }
+        rows = self._rows_by_image()
+        return {i: detokenize(self._vocabulary.decode(row)) for i, row in rows.items()}
+
+    def unfinished(self) -> set[str]:
+        """The images seen so far whose caption the search cut off."""
+        return {image_id for image_id, row in self._rows_by_image().items() if END not in row}
 
     def compute(self) -> dict[str, Tensor]:
         """Corpus scores over the images seen, as scalars; raises UserError when none was."""
@@ -70,3 +66,16 @@ class GeneratedCaptions(Metric):
         references = {image_id: self._references[image_id] for image_id in captions}
         scores = score_captions(captions, references, metrics=self._metrics).scores
         return {name: torch.tensor(value) for name, value in scores.items()}
+
+    def _row(self, hypothesis: Hypothesis) -> list[int]:
+        """The words, END where the model wrote it, and PAD up to the width that fits all."""
+        tokens = [*hypothesis.token_ids, *([END] if hypothesis.ended else [])]
+        return tokens + [PAD] * (self._max_length + 1 - len(tokens))
+
+    def _rows_by_image(self) -> dict[str, list[int]]:
+        """The row of every image seen so far, in the order of the references."""
+        if not self.positions:
+            return {}
+        positions = dim_zero_cat(self.positions).tolist()
+        rows = dict(zip(positions, dim_zero_cat(self.tokens).tolist(), strict=True))
+        return {self._image_ids[position]: rows[position] for position in sorted(rows)}

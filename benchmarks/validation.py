@@ -1,0 +1,238 @@
+"""What the validation at the end of an epoch costs beside the epoch's training steps.
+
+    python benchmarks/validation.py [--run RUN] [data=flickr8k data.root=DIR features.root=DIR ...]
+
+Overrides are those of `train.py`; features are taken from the store. Without any, pictures are made
+up: as many as Flickr8k has, with captions of random words. ``--run`` takes the weights of a trained
+run of the same model, whose captions end where they should; an untrained one writes up to
+``decoding.max_length`` words and makes the validation dearer.
+
+Validation is everything that `CaptioningModule` and its callbacks do then: the loss of the
+references, one caption for each picture, its scores, the alarms. Training steps are sampled.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from measure import Figure, Report, Timing, Work, parser, prepare, time_in_turns
+from torch import nn
+
+from showtell import runs
+from showtell.config import build, compose
+from showtell.data.batches import Batch, CaptionBatches, FeatureSource
+from showtell.data.datamodule import CaptionDataModule
+from showtell.decoding.beam import BeamSearch
+from showtell.experiment import EPOCH_METRICS
+from showtell.parts import Config, Settings
+from showtell.parts import prepare as prepare_parts
+from showtell.text.vocabulary import Vocabulary
+from showtell.training.alarms import CollapseAlarms
+from showtell.training.validation import GeneratedCaptions
+from showtell.types import CaptionedImage, Split
+
+SHARE = 0.05  # of the epoch, at most
+SAMPLED_STEPS = 4
+WORDS, FEATURE_SIZE = 2535, 1280
+SIZES: dict[Split, int] = {"train": 6000, "val": 1000}
+QUICK_SIZES: dict[Split, int] = {"train": 64, "val": 40}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the data it is trained and validated on."""
+
+    settings: Settings
+    decoder: nn.Module
+    vocabulary: Vocabulary
+    images: dict[Split, tuple[CaptionedImage, ...]]
+    features: FeatureSource
+
+
+class MadeFeatures:
+    """Random vectors (D,) that stand in memory."""
+
+    def __init__(self, images: int) -> None:
+        generator = np.random.default_rng(0)
+        self._rows = generator.exponential(0.4, (images, FEATURE_SIZE)).astype(np.float16)
+
+    def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The number that the name of each image is."""
+        return np.array([int(image_id) for image_id in image_ids])
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        """Features (n, D) of the images at ``positions``."""
+        return self._rows[positions]
+
+
+def made_case(config: Config, sizes: dict[Split, int]) -> Case:
+    """Pictures with five captions each, of 11 words on average, as frequent as Zipf's law says."""
+    generator = np.random.default_rng(0)
+    chances = 1 / np.arange(1, WORDS + 1)
+    words = np.array([f"w{i}" for i in range(WORDS)])
+
+    def caption() -> str:
+        length = max(4, int(generator.normal(11, 3.5)))
+        return " ".join(generator.choice(words, size=length, p=chances / chances.sum()))
+
+    images: dict[Split, tuple[CaptionedImage, ...]] = {}
+    for split, count in sizes.items():
+        first = sum(map(len, images.values()))
+        images[split] = tuple(
+            CaptionedImage(str(i), Path(), tuple(caption() for _ in range(5)), split)
+            for i in range(first, first + count)
+        )
+    vocabulary = Vocabulary(list(words), min_count=1, counts=[1] * WORDS)
+    settings = Settings.of(config)
+    decoder = build(
+        "model",
+        config["model"],
+        vocabulary_size=len(vocabulary),
+        feature_size=FEATURE_SIZE,
+        vector_width=settings.text.vector_width,
+    )
+    return Case(settings, decoder, vocabulary, images, MadeFeatures(sum(sizes.values())))
+
+
+def real_case(config: Config) -> Case:
+    """The data and the model of the configuration."""
+    parts = prepare_parts(config, build("data", config["data"]))
+    return Case(parts.settings, parts.decoder, parts.vocabulary, parts.images, parts.store)
+
+
+def works(case: Case, folder: Path) -> dict[str, Work]:
+    """Some training steps, and each thing that a validation does."""
+    settings, decoder = case.settings, case.decoder
+    data = CaptionDataModule(
+        case.images,
+        case.features,
+        case.vocabulary,
+        batch_size=settings.trainer.batch_size,
+        seed=0,
+    )
+    validation = list(data.val_dataloader())
+    references = {image.image_id: image.captions for image in case.images["val"]}
+    generated = GeneratedCaptions(
+        references,
+        case.vocabulary,
+        max_length=settings.search.max_length,
+        metrics=EPOCH_METRICS,
+    )
+    alarms = CollapseAlarms(
+        folder, references, max_length=settings.search.max_length, may_know=False
+    )
+
+    def score() -> None:
+        # A metric remembers what it computed until its next update.
+        generated._computed = None
+        generated.compute()
+
+    steps = training_steps(case, data.train_batches)
+    decode(decoder, settings.search, validation, generated)
+    return {
+        "training steps": Work(
+            lambda: [next(steps) for _ in range(SAMPLED_STEPS)], {"steps": SAMPLED_STEPS}
+        ),
+        "loss of the references": Work(
+            lambda: reference_loss(decoder, validation), {"captions": 5.0 * len(references)}
+        ),
+        "captions": Work(
+            lambda: decode(decoder, settings.search, validation, generated),
+            {"images": len(references)},
+        ),
+        "scores": Work(score, {"images": len(references)}),
+        "alarms": Work(
+            lambda: alarms.judge(generated.captions(), generated.unfinished(), 1.0),
+            {"images": len(references)},
+        ),
+    }
+
+
+def training_steps(case: Case, batches: CaptionBatches) -> Iterator[None]:
+    """One optimizer step each time, without end, over batches of every length."""
+    decoder: Any = case.decoder
+    rules = case.settings.optimization
+    optimizer = rules.optimizer(decoder)
+    decoder.embedding.train_vectors(True)
+    for batch in cycle(list(islice(batches, 4 * SAMPLED_STEPS))):
+        decoder.train()
+        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
+        loss = F.cross_entropy(scores_PV, batch.targets, label_smoothing=rules.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        if rules.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(decoder.parameters(), rules.gradient_clip)
+        optimizer.step()
+        yield
+
+
+@torch.inference_mode()
+def reference_loss(decoder: nn.Module, batches: Sequence[Batch]) -> None:
+    """The cross-entropy of all references."""
+    decoder.eval()
+    for batch in batches:
+        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
+        F.cross_entropy(scores_PV, batch.targets)
+
+
+def decode(
+    decoder: Any, search: BeamSearch, batches: Sequence[Batch], generated: GeneratedCaptions
+) -> None:
+    """One caption for each image."""
+    decoder.eval()
+    generated.reset()
+    for batch in batches:
+        generated.update(batch.image_ids, search(decoder, batch.features))
+
+
+def share_of_epoch(timings: dict[str, Timing], steps_per_epoch: int) -> Figure:
+    """Seconds of the validation over those of the epoch's steps, formed within each turn."""
+    step, *validation = [timing.seconds for timing in timings.values()]
+    shares = [
+        sum(parts) / (steps / SAMPLED_STEPS * steps_per_epoch)
+        for steps, *parts in zip(step, *validation, strict=True)
+    ]
+    name = "validation over the epoch's steps"
+    return Figure(
+        name, statistics.median(shares), min(shares), max(shares), target=SHARE, at_most=True
+    )
+
+
+def main() -> None:
+    """Print the seconds and the share."""
+    options = parser(__doc__)
+    options.add_argument("--run", type=Path, help="a run whose weights to take")
+    options.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    chosen = options.parse_args()
+    prepare(chosen)
+    config = compose(["tracking=disabled", *chosen.overrides])
+    sizes = QUICK_SIZES if chosen.quick else SIZES
+    case = real_case(config) if chosen.overrides else made_case(config, sizes)
+    if chosen.run:
+        runs.load_weights(chosen.run, case.decoder)
+    with TemporaryDirectory() as folder:
+        timings = time_in_turns(works(case, Path(folder)), turns=chosen.turns)
+    images = len(case.images["train"])
+    steps = -(-images // case.settings.trainer.batch_size)
+    report = Report(
+        "validation",
+        timings,
+        [share_of_epoch(timings, steps)],
+        {"steps per epoch": steps, "images": {name: len(i) for name, i in case.images.items()}},
+    )
+    report.show()
+    report.save(chosen.output)
+
+
+if __name__ == "__main__":
+    main()

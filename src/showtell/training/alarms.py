@@ -1,0 +1,100 @@
+"""Collapse alarms while a run is trained: raised once each, aloud and in ``run.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from showtell.metrics.alarms import Alarm, caption_alarms, leak_alarms
+from showtell.metrics.floors import shuffled_cider
+from showtell.metrics.language import WordStatistics, caption_words, reference_words
+from showtell.runs import TRAINING, alarms_of, read_record, write_alarms
+from showtell.training.module import CaptioningModule
+
+
+class CollapseAlarms(Callback):
+    """Looks at the captions of every validation.
+
+    An alarm is raised at the second validation in a row that gives cause for it: after the first
+    epoch a healthy model may still write one sentence for all.
+
+    Args:
+        run_folder: where the alarms are kept.
+        references: image id -> references of the validation images.
+        max_length: the longest caption in words that the search allows.
+        may_know: whether the model is trained on these very images.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        references: Mapping[str, Sequence[str]],
+        *,
+        max_length: int,
+        may_know: bool,
+    ) -> None:
+        self._run_folder = run_folder
+        self._references = references
+        self._max_length = max_length
+        self._may_know = may_know
+        self._before: set[str] = set()  # the kinds that the last validation gave cause for
+        self._people: WordStatistics | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the last validation, and raise on rank zero."""
+        if trainer.sanity_checking:
+            return
+        generated = cast(CaptioningModule, pl_module).generated
+        cider = trainer.callback_metrics.get("val/CIDEr")
+        found = self.judge(
+            generated.captions(), generated.unfinished(), None if cider is None else float(cider)
+        )
+        lasting = [alarm for alarm in found if alarm.name in self._before]
+        self._before = {alarm.name for alarm in found}
+        if trainer.is_global_zero:
+            raise_alarms(self._run_folder, lasting, when=f"after epoch {trainer.current_epoch + 1}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next validation needs to know of the last."""
+        return {"before": sorted(self._before)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after a saved validation."""
+        self._before = set(state_dict["before"])
+
+    def judge(
+        self, captions: Mapping[str, str], unfinished: Collection[str], cider: float | None
+    ) -> list[Alarm]:
+        """What is wrong with the captions of one validation, of which some were cut off."""
+        references = {image_id: self._references[image_id] for image_id in captions}
+        written = caption_words(captions, references, unfinished=unfinished)
+        if self._people is None:  # the same images at every validation
+            self._people = reference_words(references)
+        alarms = caption_alarms(
+            written,
+            self._people,
+            max_length=self._max_length,
+            cider=cider,
+            shuffled_cider=shuffled_cider(captions, references),
+        )
+        leaks = leak_alarms(written, self._people, scores={}, ceiling={})
+        return [*alarms, *(() if self._may_know else leaks)]
+
+
+def raise_alarms(run_folder: Path, alarms: Iterable[Alarm], *, when: str) -> None:
+    """Say aloud and write down those of a kind that this run has not raised yet."""
+    known = alarms_of(read_record(run_folder)).get(TRAINING, [])
+    kinds = {alarm.name for alarm in known}
+    new = [
+        replace(alarm, finding=f"{when}, {alarm.finding}")
+        for alarm in alarms
+        if alarm.name not in kinds
+    ]
+    if new:
+        write_alarms(run_folder, TRAINING, [*known, *new])
+    for alarm in new:
+        print(f"warning: {alarm}")
