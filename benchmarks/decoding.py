@@ -1,0 +1,367 @@
+"""Writing captions from features: our search, one image at a time, and `generate`.
+
+    python benchmarks/decoding.py [--models lstm_glove ...] [--run RUN] [--images 1000]
+
+Decoders of the configured sizes have made weights, and every caption has eleven words, the mean of
+Flickr8k, so that all ways take the same steps. With ``--run`` a trained run stands beside them,
+whose captions end where they will. Ours captions all images in one call. "One image at a time" is
+the way of tutorials, through the same decoder. `generate` of Hugging Face transformers runs a
+GPT-2 of like size with cross attention to the same features, in the batches that suit it best.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import (
+    Figure,
+    Report,
+    Timing,
+    Work,
+    matrix_product,
+    memory_triad,
+    parser,
+    prepare,
+    ratio,
+    time_in_turns,
+)
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from showtell.caption import load_run
+from showtell.config import build, compose
+from showtell.decoding.beam import CPU_PACE, BeamSearch
+from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
+
+# Flickr8k with GloVe 6B of 50 numbers and EfficientNet-Lite2: its vocabulary, its features.
+VOCABULARY, VECTOR_WIDTH, FEATURE_SIZE, REGIONS = 2543, 50, 1280, 81
+WORDS = 11
+BEAMS = (5, 3, 1)
+ALONE, GENERATE, PEAK = "one image at a time", "generate", "limit: product 2048^3"
+# Ways of which each image takes equally long are measured on fewer.
+ALONE_IMAGES, GENERATE_IMAGES = 40, 100
+GENERATE_BATCHES = (25, 50, 100)
+Product = tuple[int, int, int]
+Caption = tuple[float, list[int]]  # log probability, or score once ended; token ids after BEGIN
+
+
+@dataclass(frozen=True)
+class Case:
+    """A decoder, how its captions are searched, and the features to caption."""
+
+    name: str
+    decoder: Any
+    search: BeamSearch
+    features: Tensor
+
+    def with_beam(self, beam_size: int) -> Case:
+        """The same with another beam."""
+        return replace(self, search=replace(self.search, beam_size=beam_size))
+
+    def ours(self) -> list[tuple[int, ...]]:
+        """Captions of all images in one call."""
+        return [h.token_ids for h in self.search(self.decoder, self.features)]
+
+    def alone(self, images: int) -> list[tuple[int, ...]]:
+        """Captions of the first images, one at a time."""
+        features = self.features[:images].split(1)
+        return [search_one_image(self.decoder, one, self.search) for one in features]
+
+
+@torch.inference_mode()
+def search_one_image(decoder: Any, features: Tensor, search: BeamSearch) -> tuple[int, ...]:
+    """The words of the best caption of ``features`` (1, ...): the batch is its beams.
+
+    As tutorials write it: after every word the host reads the best continuations and sorts them
+    out, in lists.
+    """
+    size = search.beam_size
+    state = decoder.start(features).select(torch.zeros(size, dtype=torch.long))
+    live: list[Caption] = [(0.0, [BEGIN]), *[(-torch.inf, [BEGIN])] * (size - 1)]
+    ended: list[Caption] = []
+    for words in range(search.max_length + 1):
+        scores, state = decoder.step(torch.tensor([tokens[-1] for _, tokens in live]), state)
+        log_probs = torch.log_softmax(scores, dim=1)
+        log_probs[:, forbidden(search, words)] = -torch.inf
+        totals = torch.tensor([log_prob for log_prob, _ in live]).unsqueeze(1) + log_probs
+        best, flat = totals.flatten().topk(2 * size)
+        tokens, parents = (
+            (flat % log_probs.shape[1]).tolist(),
+            (flat // log_probs.shape[1]).tolist(),
+        )
+        ranked = list(zip(best.tolist(), parents, tokens, strict=True))
+        norm = (words + 1) ** search.length_penalty
+        ended += [(p / norm, live[i][1]) for p, i, token in ranked[:size] if token == END]
+        ended = sorted(ended, reverse=True)[:size]
+        going_on = [each for each in ranked if each[2] != END][:size]
+        live = [(p, [*live[i][1], token]) for p, i, token in going_on]
+        if is_decided(ended, live, search):
+            break
+        state = state.select(torch.tensor([i for _, i, _ in going_on]))
+    return tuple(ended[0][1][1:])
+
+
+def is_decided(ended: Sequence[Caption], live: Sequence[Caption], search: BeamSearch) -> bool:
+    """Whether enough have ended, or none left can become better than the best of them."""
+    bound = max(log_prob for log_prob, _ in live) / (search.max_length + 1) ** search.length_penalty
+    return len(ended) == search.beam_size or (bool(ended) and ended[0][0] >= bound)
+
+
+def forbidden(search: BeamSearch, words: int) -> list[int]:
+    """What may not follow so many words."""
+    if words == search.max_length:
+        return [i for i in range(VOCABULARY) if i != END]
+    never = [PAD, BEGIN] if search.allow_unknown else [PAD, BEGIN, UNKNOWN]
+    return [*never, END] if words < search.min_length else never
+
+
+class Generate:
+    """`generate` of a GPT-2 that attends to given features."""
+
+    def __init__(self, features: Tensor, layers: int = 4, width: int = 256) -> None:
+        from transformers import (
+            GPT2Config,
+            VisionEncoderDecoderConfig,
+            VisionEncoderDecoderModel,
+            ViTConfig,
+            logging,
+        )
+
+        logging.set_verbosity_error()
+        decoder = GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=64,
+            n_embd=width,
+            n_layer=layers,
+            n_head=4,
+            bos_token_id=BEGIN,
+            eos_token_id=END,
+            pad_token_id=PAD,
+            is_decoder=True,
+            add_cross_attention=True,
+        )
+        # The encoder is never run; its width tells that of the features.
+        encoder = ViTConfig(
+            hidden_size=features.shape[-1],
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            image_size=32,
+        )
+        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+        self._model = VisionEncoderDecoderModel(config).eval()
+        self._features = features if features.dim() == 3 else features.unsqueeze(1)
+
+    @property
+    def parameters(self) -> int:
+        """Of what runs: the decoder, and the projection of the features."""
+        parts: list[nn.Module] = [self._model.decoder, self._model.enc_to_dec_proj]
+        return sum(p.numel() for part in parts for p in part.parameters())
+
+    @cached_property
+    def batch_size(self) -> int:
+        """The batch that takes the least time per image."""
+        return min(GENERATE_BATCHES, key=self._seconds_per_image)
+
+    @torch.inference_mode()
+    def __call__(self, beam_size: int, batch_size: int | None = None) -> None:
+        """Caption all images with so many beams."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        for batch in self._features.split(batch_size or self.batch_size):
+            self._model.generate(
+                encoder_outputs=BaseModelOutput(batch),
+                num_beams=beam_size,
+                do_sample=False,
+                use_cache=True,
+                min_new_tokens=WORDS + 1,
+                max_new_tokens=WORDS + 1,
+                length_penalty=0.7,
+                decoder_start_token_id=BEGIN,
+                eos_token_id=END,
+                pad_token_id=PAD,
+            )
+
+    def _seconds_per_image(self, batch_size: int) -> float:
+        start = time.perf_counter()
+        self(BEAMS[0], batch_size)
+        return (time.perf_counter() - start) / len(self._features)
+
+
+class Products(TorchDispatchMode):
+    """Records the size (m, k, n) of every matrix product inside the ``with``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[Product] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(func.overloadpacket)
+        if name in ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"):
+            left, right = args[-2:]
+            self.sizes.append((left.numel() // left.shape[-1], *right.shape[-2:]))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def flop(self) -> float:
+        """All of them; a multiply and an add are two."""
+        return sum(2.0 * m * k * n for m, k, n in self.sizes)
+
+
+def products_of(work: Any, *arguments: Any) -> Products:
+    """The products that a call of ``work`` computes."""
+    with Products() as products:
+        work(*arguments)
+    return products
+
+
+def made_case(model: str, images: int) -> Case:
+    """A decoder as configured, with made weights, and made features."""
+    config = compose([f"model={model}", "decoding=beam5"])
+    decoder: nn.Module = build(
+        "model",
+        config["model"],
+        vocabulary_size=VOCABULARY,
+        vector_width=VECTOR_WIDTH,
+        feature_size=FEATURE_SIZE,
+    )
+    # Untrained scores are nearly flat; spread them, so that the best is clearly the best.
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(2.0)
+    search: BeamSearch = build("decoding", config["decoding"])
+    search = replace(search, min_length=WORDS, max_length=WORDS)
+    return Case(model, decoder.eval(), search, made_features(decoder, images))
+
+
+def trained_case(folder: Path, images: int) -> Case:
+    """A trained run with its own search, and made features."""
+    run = load_run(folder)
+    search = replace(run.search, beam_size=BEAMS[0])
+    return Case("trained", run.decoder, search, made_features(run.decoder, images))
+
+
+def made_features(decoder: Any, images: int) -> Tensor:
+    """Features of the kind that the decoder reads."""
+    pooled = decoder.feature_kind == "pooled"
+    return torch.rand((images, FEATURE_SIZE) if pooled else (images, REGIONS, FEATURE_SIZE))
+
+
+def works_of(case: Case) -> dict[str, Work]:
+    """Ours with every beam, one image at a time, and the products of a step alone."""
+    images = len(case.features)
+    works = {}
+    for beam_size in BEAMS:
+        work = case.with_beam(beam_size).ours
+        units = {"images": images, "FLOP": products_of(work).flop}
+        works[f"{case.name}, beam {beam_size}"] = Work(work, units)
+    alone = min(images, ALONE_IMAGES)
+    works[f"{case.name}, {ALONE}"] = Work(partial(case.alone, alone), {"images": alone})
+    greedy = partial(case.with_beam(1).alone, alone)
+    works[f"{case.name}, beam 1, {ALONE}"] = Work(greedy, {"images": alone})
+    works[f"limit: products of {case.name}"] = step_products(case)
+    return works
+
+
+def step_products(case: Case) -> Work:
+    """The limit at these sizes: the products of one step with as many rows as ours has."""
+    images = CPU_PACE.rows // case.search.beam_size
+    tokens = torch.full((images * case.search.beam_size,), BEGIN)
+    with torch.inference_mode():
+        state = case.decoder.start(case.features[:1].expand(images, *case.features.shape[1:]))
+        state = state.select(torch.arange(images).repeat_interleave(case.search.beam_size))
+        products = products_of(case.decoder.step, tokens, state)
+    pairs = [(torch.rand(m, k), torch.rand(k, n)) for m, k, n in products.sizes]
+    results = [torch.empty(len(left), right.shape[1]) for left, right in pairs]
+
+    def multiply() -> None:
+        for (left, right), result in zip(pairs, results, strict=True):
+            torch.mm(left, right, out=result)
+
+    return Work(multiply, {"FLOP": products.flop})
+
+
+def figures_of(case: Case, timings: Mapping[str, Timing]) -> list[Figure]:
+    """What the issue asks of each decoder."""
+    beam = timings[f"{case.name}, beam {BEAMS[0]}"]
+    greedy = timings[f"{case.name}, beam 1"]
+    alone = timings[f"{case.name}, {ALONE}"]
+    greedy_alone = timings[f"{case.name}, beam 1, {ALONE}"]
+    peak, products = timings[PEAK], timings[f"limit: products of {case.name}"]
+    figures = [
+        ratio(f"{case.name}, beam 5 over {ALONE}", beam, alone, "images", target=4),
+        ratio(f"{case.name}, greedy over {ALONE}", greedy, greedy_alone, "images", target=4),
+        ratio(f"{case.name}, beam 5, share of the peak", beam, peak, "FLOP", target=0.5),
+        ratio(f"{case.name}, beam 5, share of its products alone", beam, products, "FLOP"),
+    ]
+    generate = timings.get(f"{GENERATE}, {case.decoder.feature_kind}")
+    if generate and case.name != "trained":
+        figures.append(
+            ratio(f"{case.name}, beam 5 over {GENERATE}", beam, generate, "images", target=3)
+        )
+    return figures
+
+
+def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, object]]:
+    """`generate` on each kind of features there is, and what is worth knowing of it."""
+    works, facts = {}, {}
+    kinds = {case.decoder.feature_kind: case.features for case in cases}
+    for kind, features in kinds.items():
+        generate = Generate(features[:GENERATE_IMAGES])
+        call = partial(generate, BEAMS[0])
+        units = {"images": len(features[:GENERATE_IMAGES]), "FLOP": products_of(call).flop}
+        works[f"{GENERATE}, {kind}"] = Work(call, units)
+        facts[f"{GENERATE}, {kind}"] = {
+            "parameters": generate.parameters,
+            "batch_size": generate.batch_size,
+        }
+    return works, facts
+
+
+def agreement(case: Case) -> float:
+    """Share of images to which ours and one at a time give the same caption."""
+    alone = case.alone(ALONE_IMAGES)
+    return sum(a == b for a, b in zip(case.ours(), alone, strict=False)) / len(alone)
+
+
+def main() -> None:
+    """Measure, print and write ``decoding.json``."""
+    options = parser(__doc__)
+    options.add_argument("--models", nargs="+", default=["lstm_glove"], help="names in conf/model")
+    options.add_argument("--run", type=Path, help="a trained run with pooled features as well")
+    options.add_argument("--images", type=int, default=1000, help="(%(default)s)")
+    chosen = options.parse_args()
+    prepare(chosen)
+    images = 60 if chosen.quick else chosen.images
+    cases = [made_case(model, images) for model in chosen.models]
+    if chosen.run:
+        cases.append(trained_case(chosen.run, images))
+    works = {name: work for case in cases for name, work in works_of(case).items()}
+    generating, facts = generate_works(cases)
+    works |= generating | {PEAK: matrix_product(2048, 2048, 2048), "limit: memory": memory_triad()}
+    facts |= {
+        case.name: {
+            "parameters": sum(p.numel() for p in case.decoder.parameters()),
+            "same captions": agreement(case),
+        }
+        for case in cases
+    }
+    timings = time_in_turns(works, turns=chosen.turns)
+    figures = [figure for case in cases for figure in figures_of(case, timings)]
+    report = Report("decoding", timings, figures, facts)
+    report.show()
+    for name, each in facts.items():
+        print(name, each)
+    report.save(chosen.output)
+
+
+if __name__ == "__main__":
+    main()
