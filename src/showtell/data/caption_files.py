@@ -16,7 +16,8 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from showtell.errors import UserError
 from showtell.types import Rejection, Split
 
 TOKEN_LINE = re.compile(r"(?P<image>[^\t]*)#(?P<number>\d{1,9})\t(?P<caption>.*)", re.DOTALL)
+_KARPATHY_KEYS = ("images", "filename", "filepath", "split", "sentences", "raw")
 # A stray quote must not swallow the rest of the file; no caption is longer than this.
 _MAX_LINES_PER_CSV_ROW = 20
 
@@ -93,8 +95,18 @@ def read_karpathy_file(path: Path) -> CaptionFile:
     for number, line in enumerate(text.lines, 1):
         if fault := encoding_fault(line):
             raise UserError(f"{path}:{number} is {fault}: get a fresh copy of the file")
+    images = _karpathy_images(text)
+    # COCO's document takes 140 MB, and what was read from it again as much.
+    text = replace(text, lines=())
+    entries = [entry for image in images for entry in _karpathy(path, image)]
+    return _caption_file(text, entries, ())  # line endings mean nothing in JSON
+
+
+def _karpathy_images(text: TextFile) -> list[Any]:
+    """The list ``images`` of the document, each entry without what is never read."""
+    path = text.path
     try:
-        document = json.loads("\n".join(text.lines))
+        document = json.loads("\n".join(text.lines), object_hook=_needed)
     except json.JSONDecodeError as error:
         message = f"{path}:{error.lineno} is not JSON ({error.msg}): get a fresh copy of the file"
         raise UserError(message) from None
@@ -103,8 +115,12 @@ def read_karpathy_file(path: Path) -> CaptionFile:
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise UserError(f'{path}:1 has no list "images": it is not Karpathy\'s dataset JSON')
-    entries = [entry for image in images for entry in _karpathy(path, image)]
-    return _caption_file(text, entries, ())  # line endings mean nothing in JSON
+    return images
+
+
+def _needed(fields: dict[str, Any]) -> dict[str, Any]:
+    """An object without what is never read: COCO's list of every word alone takes 500 MB."""
+    return {key: fields[key] for key in _KARPATHY_KEYS if key in fields}
 
 
 def csv_header(line: str) -> list[str]:
@@ -156,7 +172,12 @@ def _entry(
         reason = f"unknown split: {excerpt(split)!r} is none of train, val, test"
     if reason is not None:
         return Rejection(excerpt(item), path, number, reason)
-    return CaptionLine(posixpath.normpath(image), caption, known_split, item, number)
+    return CaptionLine(_normal(image), caption, known_split, item, number)
+
+
+@lru_cache(maxsize=16)  # the captions of one image follow each other, and so share its name
+def _normal(image: str) -> str:
+    return posixpath.normpath(image)
 
 
 def _token_entry(path: Path, number: int, line: str, seen: set[str]) -> CaptionLine | Rejection:
@@ -232,19 +253,19 @@ def _json_entry(path: Path, number: int, line: str) -> CaptionLine | Rejection:
 
 def _karpathy(path: Path, image: Any) -> Iterator[CaptionLine | Rejection]:
     """The sentences of one entry of ``images``; an entry without any is one rejection."""
-    if not isinstance(image, dict) or not _are_strings(image.get, "filename"):
+    if not isinstance(image, dict) or not isinstance(image.get("filename"), str):
         yield Rejection(excerpt(json.dumps(image)), path, None, "malformed entry: no filename")
         return
     folder = image.get("filepath") or ""
     name = f"{folder}/{image['filename']}" if folder else image["filename"]
-    sentences = image.get("sentences")
+    sentences, split = image.get("sentences"), str(image.get("split") or "")
     if not isinstance(sentences, list) or not sentences:
         yield Rejection(excerpt(name), path, None, "image without captions")
         return
     for number, sentence in enumerate(sentences):
         item = f"{name}#{number}"
-        if isinstance(sentence, dict) and _are_strings(sentence.get, "raw"):
-            yield _entry(path, None, item, name, sentence["raw"], str(image.get("split") or ""))
+        if isinstance(sentence, dict) and isinstance(sentence.get("raw"), str):
+            yield _entry(path, None, item, name, sentence["raw"], split)
         else:
             yield Rejection(excerpt(item), path, None, 'malformed entry: no text "raw"')
 

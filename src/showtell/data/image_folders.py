@@ -23,16 +23,22 @@ class ImageFolders:
     def __init__(self, bases: Iterable[Path]) -> None:
         self.bases = tuple(bases)
         self._listings: dict[Path, _Listing] = {}
+        self._folders: dict[tuple[Path, str], Path] = {}  # a Path is dear to make for every name
 
     def find(self, name: str) -> Path | None:
         """The file of an image, None where no base folder holds it."""
         parent, _, file_name = name.rpartition("/")
         for base in self.bases:
-            folder = base / parent if parent else base
+            folder = self._folder(base, parent)
             found = self._listing(folder).find(file_name)
             if found is not None:
                 return folder / found
         return None
+
+    def _folder(self, base: Path, parent: str) -> Path:
+        if (base, parent) not in self._folders:
+            self._folders[base, parent] = base / parent if parent else base
+        return self._folders[base, parent]
 
     def foreign(self) -> list[Path]:
         """The image files, in the folders looked into so far, that no name asked for."""
