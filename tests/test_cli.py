@@ -72,6 +72,8 @@ def pictures(tmp_path: Path) -> Path:
         (["fly"], "invalid choice: 'fly'"),
         (["evaluate"], "the following arguments are required: RUN\n"),
         (["evaluate", "run", "--split", "train"], "invalid choice: 'train'"),
+        (["compare"], "the following arguments are required: RUN\n"),
+        (["compare", "run", "--split", "train"], "invalid choice: 'train'"),
         (["caption", "run"], "required: IMAGE_OR_FOLDER"),
         (["caption", "run", "a.jpg", "--beam-size", "0"], "0 is not a whole number above 0"),
         (["caption", "run", "a.jpg", "--beam", "x"], "x is not a whole number above 0"),
@@ -100,6 +102,8 @@ def test_a_wrong_command_line_shows_the_right_one(
         ("evaluate none", "none is not a run folder: it has no config.yaml"),
         ("caption none a.jpg", "none is not a run folder: it has no run.json; give the folder"),
         ("report none", "none is not a run folder"),
+        ("compare none", "none holds no run: it has no run.json, and no folder in it has; give"),
+        ("compare none --output table.txt", "table.txt is neither Markdown nor CSV: name a file"),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from showtell.config import build, check_node, compose, config_folder, saved_config
+from showtell.config import build, check_node, choices_of, compose, config_folder, saved_config
 from showtell.errors import UserError
 
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in config_folder().glob("*/*.yaml"))
@@ -29,6 +29,13 @@ def test_every_choice_composes_and_fits_its_code(choice: str) -> None:
     added = {"data=table": NEEDED, "encoder=timm": ["encoder.network=resnet18"]}
     added["encoder=torchvision"] = ["encoder.network=resnet18"]
     compose([choice, *added.get(choice, [])])
+
+
+def test_choices_are_what_composing_them_gives() -> None:
+    choices = choices_of("decoding")
+    assert list(choices) == ["beam3", "beam5", "greedy"]
+    for name, node in choices.items():
+        assert node == compose([f"decoding={name}"])["decoding"]
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -33,12 +33,14 @@ HELP = (
     *("train.py --help", "train.py -h model=merge_glove"),
     *("showtell --help", "showtell features --help", "showtell evaluate --help"),
     *("showtell caption --help", "showtell report --help", "showtell doctor --help"),
+    *("showtell compare --help",),
 )
 MISTAKES = (
     *("train.py optim.lrr=1", "train.py optim.lr=fast", "train.py model=gru", "train.py optim.lr"),
     *("train.py data.root=none", "train.py data=table data.file=none", "train.py resume=none"),
     *("showtell features optim.lrr=1", "showtell features data.root=none"),
     *("showtell evaluate none", "showtell doctor data.root=none", "showtell caption none"),
+    *("showtell compare none", "showtell compare none --output table.txt"),
 )
 
 

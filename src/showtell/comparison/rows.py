@@ -30,14 +30,18 @@ class Row:
     @property
     def minutes(self) -> float | None:
         """Mean time of a training; None where it is not known of each."""
-        seconds = [each.seconds for each in self.trainings if each.seconds is not None]
-        return fmean(seconds) / 60 if len(seconds) == len(self.trainings) else None
+        seconds = _mean([training.seconds for training in self.trainings])
+        return None if seconds is None else seconds / 60
 
     @property
     def best_epoch(self) -> float | None:
         """Mean epoch of the best weights; None where it is not known of each."""
-        epochs = [each.best_epoch for each in self.trainings if each.best_epoch is not None]
-        return fmean(epochs) if len(epochs) == len(self.trainings) else None
+        return _mean([training.best_epoch for training in self.trainings])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def rows_of(trainings: Sequence[Training]) -> list[Row]:

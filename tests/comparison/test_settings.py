@@ -1,0 +1,132 @@
+"""Runs that differ by luck are one row; a row is named by the overrides that tell it apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from made_up_runs import composed
+
+from showtell.comparison.settings import common_part, key_of, names_of, settings_of
+
+RECORD: dict[str, Any] = {
+    "data": {"images": {"train": 6000, "val": 1000}},
+    "encoder": {"identity": {"weights": "12345678" * 8}},
+    "text": {"vectors": "kumo-6b-50d", "vectors_sha256": "87654321" * 8},
+}
+
+
+def settings(*overrides: str, **record: Any) -> dict[str, str]:
+    return settings_of(composed(*overrides), {**RECORD, **record})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("seed=7", "name=mine", "output.root=elsewhere", "output.folder=here"),
+        *("features.root=elsewhere", "features.batch_size=8", "tracking=offline"),
+        *("data.root=elsewhere", "data.skip_rejected=true", "encoder.weights=elsewhere.pth"),
+        *("trainer.accelerator=gpu", "trainer.profiler=simple", "text.vectors=elsewhere.txt"),
+        *("callbacks.progress_refresh=0", "callbacks.checkpoint_every_steps=5"),
+    ],
+)
+def test_what_changes_no_score_makes_no_row(override: str) -> None:
+    assert key_of(settings(override)) == key_of(settings())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("optim.lr=2e-3", "model=merge_glove", "model.hidden_size=256", "encoder.size=1"),
+        *("decoding=greedy", "callbacks.patience=4", "trainer.precision=32-true"),
+        *("text.min_count=3", "trainer.limit_images=100", "data.split_seed=1"),
+    ],
+)
+def test_what_changes_scores_makes_a_row(override: str) -> None:
+    encoder = "encoder=efficientnet_lite0"
+    assert key_of(settings(encoder, override)) != key_of(settings(encoder))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"encoder": {"identity": {"weights": "other" * 8}}},
+        {"text": {"vectors": "kumo-6b-50d", "vectors_sha256": "other" * 8}},
+        {"data": {"images": {"train": 5999, "val": 1000}}},
+    ],
+)
+def test_other_content_of_the_files_makes_a_row_that_says_so(record: dict[str, Any]) -> None:
+    both = [settings(), settings(**record)]
+    assert key_of(both[0]) != key_of(both[1])
+    first, second = names_of(both)
+    assert first != second
+    assert first[0] == second[0] == "model=lstm_glove"
+
+
+def names(*configurations: tuple[str, ...]) -> list[str]:
+    return [" ".join(name) for name in names_of([settings(*each) for each in configurations])]
+
+
+def test_rows_are_named_by_choices_and_values_as_one_types_them() -> None:
+    assert names(("model=lstm_glove",), ("model=merge_glove",)) == [
+        "model=lstm_glove",
+        "model=merge_glove",
+    ]
+    assert names((), ("optim.lr=0.002",)) == ["optim.lr=0.001", "optim.lr=0.002"]
+    assert names(("encoder=efficientnet_lite0",), ("encoder=efficientnet_lite2",)) == [
+        "encoder=efficientnet_lite0",
+        "encoder=efficientnet_lite2",
+    ]
+    assert names(("decoding=beam3",), ("decoding=beam5",), ("decoding.beam_size=7",)) == [
+        "decoding=beam3 decoding.beam_size=3",
+        "decoding=beam5 decoding.beam_size=5",
+        "decoding=beam3 decoding.beam_size=7",
+    ]
+
+
+def test_an_option_that_only_one_model_has_is_named_there_alone() -> None:
+    assert names(("model.dense_size=128",), ("model.dense_size=256",), ("model=merge_glove",)) == [
+        "model=lstm_glove model.dense_size=128",
+        "model=lstm_glove model.dense_size=256",
+        "model=merge_glove",
+    ]
+
+
+def test_a_single_row_is_named_by_its_model() -> None:
+    assert names(("model=merge_glove", "optim.lr=1")) == ["model=merge_glove"]
+
+
+def test_a_model_that_is_not_ours_any_more_is_named_by_its_class() -> None:
+    old = settings() | {"model._target_": "showtell.models.gru.GRUDecoder"}
+    assert names_of([settings(), old])[1][0] == "model=GRUDecoder"
+
+
+def test_what_all_rows_share_is_told_once() -> None:
+    both = [settings("optim.lr=0.1", each) for each in ("model=lstm_glove", "model=merge_glove")]
+    assert common_part(both) == (
+        "data=flickr8k encoder=inception_v3 text=glove50 decoding=beam3 optim=adamw optim.lr=0.1 "
+        "trainer=default callbacks=default"
+    )
+
+
+def test_values_are_written_one_way_and_cannot_move_a_cursor() -> None:
+    flat = settings_of(
+        {
+            "optim": {"lr": 1.0, "steps": 1, "flag": True, "none": None, "list": [0.5, 2.0]},
+            "model": {"kind": "a\x1b[2Jb"},
+        },
+        RECORD,
+    )
+    assert {key: value for key, value in flat.items() if "." in key} == {
+        "optim.lr": "1",
+        "optim.steps": "1",
+        "optim.flag": "true",
+        "optim.none": "null",
+        "optim.list": "[0.5,2]",
+        "model.kind": "a?[2Jb",
+    }
+
+
+def test_a_group_of_somebody_else_reads_no_file() -> None:
+    flat = {"../../etc._target_": "x", "model._target_": "showtell.models.lstm.LSTMDecoder"}
+    assert names_of([flat])[0][0].startswith("model=")
