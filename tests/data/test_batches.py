@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions
+from showtell.errors import UserError
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from showtell.types import CaptionedImage
 
@@ -128,3 +129,29 @@ def test_moving_a_batch_leaves_row_lengths_on_the_cpu() -> None:
     moved = batch.to(torch.device("meta"))
     assert moved.lengths.device.type == "cpu"
     assert {moved.tokens.device.type, moved.features.device.type} == {"meta"}
+
+
+class CountedRows(Rows):
+    """Remembers what was read, and fails at the third reading."""
+
+    def __init__(self) -> None:
+        self.readings = 0
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        self.readings += 1
+        if self.readings == 3:
+            raise UserError("the disk is gone")
+        return super().gather(positions)
+
+
+def test_one_batch_is_read_ahead_and_a_failing_disk_is_told_at_its_own() -> None:
+    rows = CountedRows()
+    captions = EncodedCaptions(images(23), vocabulary())
+    loader = CaptionBatches(captions, rows, batch_size=4, shuffle_seed=None)
+    handed_out = iter(loader)
+    assert next(handed_out).image_ids == ("0.jpg", "1.jpg", "2.jpg", "3.jpg")
+    assert next(handed_out).image_ids == ("4.jpg", "5.jpg", "6.jpg", "7.jpg")
+    with pytest.raises(UserError, match="the disk is gone"):
+        next(handed_out)
+    assert rows.readings == 3
+    assert loader.state_dict() == {"epoch": 0, "next": 2}
