@@ -8,17 +8,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import Smoke
 
+import showtell.metrics.alarms
 from showtell import evaluation, experiment
 from showtell.config import build
 from showtell.errors import UserError
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.module import CaptioningModule
 from showtell.types import Split
+from showtell.vision.features import FeatureStore
 
 pytestmark = pytest.mark.usefixtures("without_java")
 
@@ -203,6 +206,70 @@ def test_an_evaluation_tells_of_changed_captions(
     evaluate(copied, "test", smoke.config("data.seed=7"))
     assert "is not the file this run was trained with" in capsys.readouterr().out
     assert json.loads((copied / "scores-test.json").read_text())["images"] == 4
+
+
+def test_an_evaluation_says_what_the_captions_are_like(
+    smoke: Smoke, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(copied, "val", smoke.config())
+    scores = json.loads((copied / "scores-val.json").read_text())
+    figures = {name for name in scores if name.startswith("captions/")}
+    assert {"captions/mean length in words", "captions/share unfinished"} <= figures
+    assert 0 <= scores["captions/share unfinished"] <= 1
+    assert scores["people/share copied from training"] == 0
+    assert not any(isinstance(value, dict | list) for value in scores.values())  # flat
+    assert "share copied from training" in capsys.readouterr().out
+
+
+def test_the_signature_says_what_was_scored_and_how_it_was_written(
+    smoke: Smoke, copied: Path
+) -> None:
+    evaluate(copied, "test", smoke.config())
+    of_val, of_test = (
+        dict(pair.split(":", 1) for pair in signature.split("|"))
+        for split in ("val", "test")
+        for signature in [json.loads((copied / f"scores-{split}.json").read_text())["signature"]]
+    )
+    assert (of_val["split"], of_test["split"]) == ("val", "test")
+    assert of_val["split-sha256"] != of_test["split-sha256"]
+    names = ("beam", "length_penalty", "min_length", "max_length", "allow_unknown", "end-token")
+    assert [of_val[name] for name in names] == ["3", "0.7", "1", "8", "no", "not-scored"]
+
+
+def test_alarms_are_said_kept_and_lifted(
+    smoke: Smoke,
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(showtell.metrics.alarms, "LEAST_IMAGES", 1)
+        patch.setattr(showtell.metrics.alarms, "UNFINISHED", -1.0)
+        evaluate(copied, "val", smoke.config())
+    assert "unfinished" in {alarm["name"] for alarm in record_of(copied)["alarms"]["val"]}
+    assert "of the captions were cut off at 8 words; likely cause: " in capsys.readouterr().out
+    evaluate(copied, "val", smoke.config())
+    assert record_of(copied)["alarms"] == {}
+
+
+def test_what_is_wrong_with_the_input_is_said_before_the_training(
+    smoke: Smoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(showtell.metrics.alarms, "LEAST_IMAGES", 1)
+    monkeypatch.setattr(FeatureStore, "gather", lambda self, at: np.ones((len(at), *self.shape)))
+    images = smoke.folder.parent / "data"
+    same = shutil.copytree(images, tmp_path / "data")
+    for split in ("train", "val"):
+        first = sorted(same.rglob(f"{split}_*.jpg"))[0]
+        first.write_bytes(sorted(same.rglob("train_*.jpg"))[-1].read_bytes())
+    overrides = (f"output.root={tmp_path / 'runs'}", f"data.root={same}", "trainer.max_epochs=1")
+    folder = train(smoke.config(*overrides))
+    kinds = [alarm["name"] for alarm in record_of(folder)["alarms"]["training"]]
+    assert {"features", "shared images"} <= set(kinds)
+    assert "warning: before the training, 100% of the feature" in capsys.readouterr().out
 
 
 def test_a_split_that_is_not_there_is_named(smoke: Smoke, tmp_path: Path) -> None:

@@ -94,7 +94,9 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
     title = f"{data.name} {split}, {len(images)} images"
     print_scores(title, found.scores, found.landmarks, found.intervals)
     print_words(found.written, found.people)
-    print_alarms([*runs.alarms_of(run.record).get(TRAINING, []), *found.alarms])
+    kinds = {alarm.name for alarm in found.alarms}
+    earlier = runs.alarms_of(run.record).get(TRAINING, [])
+    print_alarms([*(alarm for alarm in earlier if alarm.name not in kinds), *found.alarms])
     return found
 
 

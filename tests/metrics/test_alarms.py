@@ -89,7 +89,7 @@ def test_unfinished_captions_blame_the_model_or_the_limit() -> None:
     assert "not learned to end" in alarm.cause
     long = dict.fromkeys(VARIED, ("one two three four five six seven eight", "two"))
     (alarm,) = of_captions(unfinished=5, references=long)
-    assert "people wrote 50% longer" in alarm.cause
+    assert "50% of the references are longer" in alarm.cause
     assert "raise decoding.max_length to 8" in alarm.remedy
 
 

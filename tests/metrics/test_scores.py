@@ -202,7 +202,7 @@ def test_without_java_the_rest_is_scored_and_the_remedy_named(
     assert set(scores.scores) == {f"BLEU-{n}" for n in range(1, 5)}
     assert set(scores.skipped) == {"METEOR", "SPICE"}
     assert all("showtell[java]" in remedy for remedy in scores.skipped.values())
-    assert set(scores.to_json()["skipped"]) == {"METEOR", "SPICE"}
+    assert {"skipped/METEOR", "skipped/SPICE"} <= scores.to_json().keys()
 
 
 def test_spice_without_its_models_names_the_download(

@@ -36,7 +36,7 @@ def test_floors_ceilings_and_intervals_stand_beside_their_score(tmp_path: Path) 
 
 
 def test_a_skipped_metric_is_named_with_its_remedy(tmp_path: Path) -> None:
-    scores_of(tmp_path, {"BLEU-1": 0.5, "skipped": {"METEOR": "install Java"}, "references": 5000})
+    scores_of(tmp_path, {"BLEU-1": 0.5, "skipped/METEOR": "install Java", "references": 5000})
     found = read_scores(tmp_path, "val")
     assert found is not None
     assert found.remarks == (("skipped METEOR", "install Java"), ("references", "5,000"))

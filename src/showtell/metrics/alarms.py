@@ -248,7 +248,8 @@ def _unfinished(written: WordStatistics, people: WordStatistics, max_length: int
         return Alarm(
             "unfinished",
             finding,
-            f"decoding.max_length is too small: people wrote {longer / people.captions:.0%} longer",
+            f"decoding.max_length is too small: {longer / people.captions:.0%} of the references "
+            "are longer",
             f"raise decoding.max_length to {max(people.lengths)}",
         )
     return Alarm(

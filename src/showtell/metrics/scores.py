@@ -69,7 +69,7 @@ class CaptionScores:
     def to_json(self) -> dict[str, Any]:
         """The flat form of ``scores-*.json``."""
         counts = {"images": self.images, "references": self.references}
-        skipped = {"skipped": self.skipped} if self.skipped else {}
+        skipped = {f"skipped/{name}": remedy for name, remedy in self.skipped.items()}
         return {**self.scores, **counts, "signature": self.signature, **skipped}
 
 
