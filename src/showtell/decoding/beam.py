@@ -131,16 +131,18 @@ class _Beams:
     def step(self, decoder: Decoder) -> Tensor:
         """Advance all rows by their last word; log probabilities (L, K, V) of the next."""
         scores_NV, self.state = decoder.step(self.last, self.state)
-        log_probs_NV = torch.log_softmax(scores_NV.float(), dim=-1)
+        # Contiguous: what a decoder gives may have gaps between its rows, which softmax reads slowly.
+        log_probs_NV = torch.log_softmax(scores_NV.float().contiguous(), dim=-1)
         return log_probs_NV.view(*self.log_probs.shape, scores_NV.shape[1])
 
     def best_continuations(self, scores_LKV: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best ``count`` per image: log probability, beam and token, each (L, count).
 
-        Where there are fewer, dead ones of log probability minus infinity fill up.
+        Where there are fewer, dead ones of log probability minus infinity fill up. ``scores_LKV``
+        is written over.
         """
         vocabulary_size = scores_LKV.shape[-1]
-        totals = (self.log_probs.unsqueeze(-1) + scores_LKV).flatten(1)
+        totals = scores_LKV.add_(self.log_probs.unsqueeze(-1)).flatten(1)
         found = min(count, totals.shape[1])
         log_probs, flat = totals.topk(found, dim=1)
         log_probs = pad(log_probs, (0, count - found), value=-torch.inf)
