@@ -11,6 +11,7 @@ import pytest
 from conftest import Smoke
 from made_up_runs import SIGNATURE, made_up_run, rouge, steady
 
+from showtell.comparison.notes import _SCORED_WITH, _signature
 from showtell.comparison.rows import Row
 from showtell.comparison.table import RunTable, console, cost_of, print_table, tabulate
 from showtell.comparison.trainings import Training
@@ -244,6 +245,7 @@ def test_two_seeds_of_a_training_are_one_row_with_their_cost(smoke: Smoke, tmp_p
     assert (table.images, set(row.means)) == (4, set(METRICS) - {"METEOR", "SPICE"})
     assert row.minutes and row.minutes > 0
     assert row.best_epoch in (1, 1.5, 2)
+    assert set(_SCORED_WITH) <= _signature(row.trainings[0]).keys()
     before = row.trainings[1].seconds
     longer = smoke.config("seed=2", "trainer.max_epochs=3")
     resume(second, longer, build("data", longer["data"]))
