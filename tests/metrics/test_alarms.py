@@ -137,13 +137,35 @@ def test_formulas_are_no_leak() -> None:
 
 
 def test_far_above_people_has_leaked_but_only_on_both_metrics() -> None:
-    people = {"BLEU-4": 0.2, "CIDEr": 0.8}
-    (alarm,) = of_leak(VARIED, scores={"BLEU-4": 0.5, "CIDEr": 2.0}, ceiling=people)
-    assert "2.5 times the BLEU-4 and 2.5 times the CIDEr of people" in alarm.finding
-    # A captioner trained for CIDEr, on COCO.
-    assert of_leak(VARIED, scores={"BLEU-4": 0.42, "CIDEr": 1.45}, ceiling=people) == []
-    assert of_leak(VARIED, scores={"BLEU-4": 0.41, "CIDEr": 1.0}, ceiling=people) == []
-    assert of_leak(VARIED, scores={"BLEU-4": 0.9}, ceiling={"BLEU-4": 0.0}) == []
+    people = {"BLEU-4": 0.2, "CIDEr": 1.0}  # copies of one of two references: 1.0 and 5.5
+    (alarm,) = of_leak(VARIED, scores={"BLEU-4": 0.61, "CIDEr": 3.3}, ceiling=people)
+    assert "BLEU-4 0.610 and CIDEr 3.300 are nearer to those of copied" in alarm.finding
+    assert of_leak(VARIED, scores={"BLEU-4": 0.59, "CIDEr": 3.3}, ceiling=people) == []
+    assert of_leak(VARIED, scores={"BLEU-4": 0.61, "CIDEr": 3.2}, ceiling=people) == []
+    assert of_leak(VARIED, scores={"BLEU-4": 0.9}, ceiling=people) == []
+    assert of_leak(VARIED, scores={"BLEU-4": 0.9, "CIDEr": 5.0}, ceiling={}) == []
+
+
+def test_people_who_all_say_the_same_leave_nothing_above_them() -> None:
+    perfect = {"BLEU-4": 1.0, "CIDEr": 10.0}
+    assert of_leak(VARIED, scores=perfect, ceiling=perfect) == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "people"),
+    [
+        ((0.42, 1.45), (0.217, 0.854)),  # trained for CIDEr, on COCO
+        ((0.436, 1.843), (0.453, 2.793)),  # on the built-in scenes
+        ((0.207, 0.523), (0.218, 0.832)),  # on Flickr8k
+    ],
+)
+def test_good_captioners_have_not_leaked(
+    scores: tuple[float, float], people: tuple[float, float]
+) -> None:
+    names = ("BLEU-4", "CIDEr")
+    five = {i: tuple(f"reference {k} of {i}" for k in range(5)) for i in VARIED}
+    found, ceiling = (dict(zip(names, values, strict=True)) for values in (scores, people))
+    assert of_leak(VARIED, five, scores=found, ceiling=ceiling) == []
 
 
 def test_a_picture_in_both_splits_is_found_by_its_captions() -> None:
