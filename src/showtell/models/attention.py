@@ -18,7 +18,8 @@ from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.output import WordScores
-from showtell.models.recurrence import real_positions, run_lstm, step_lstm
+from showtell.models.positions import RealPositions
+from showtell.models.recurrence import run_lstm, step_lstm
 from showtell.models.regions import RegionAttention, RowsByImage
 from showtell.types import FeatureKind
 
@@ -86,33 +87,39 @@ class AttentionDecoder(nn.Module):
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
-        start = self.start(features)
-        outputs_NTH = self._read(tokens, lengths, start.select(image_of_row))
-        by_image = RowsByImage(image_of_row, len(features))
-        queries_BGTH = by_image.group(outputs_NTH)
-        contexts_BQH, _ = self.attention(queries_BGTH.flatten(1, 2), *start.images)
-        contexts_NTH = by_image.ungroup(contexts_BQH.view_as(queries_BGTH), len(tokens))
-        dense_NTM = self._dense(outputs_NTH, contexts_NTH)
-        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
-        scores_PV: Tensor = self.output(dense_NTM[real_NT], self.embedding)
+        start, positions = self.start(features), RealPositions.of(lengths, tokens.device)
+        outputs_PH = self._read(tokens, lengths, positions, start.select(image_of_row))
+        by_image = RowsByImage(image_of_row[positions.rows], len(features))
+        contexts_BQH, _ = self.attention(by_image.group(outputs_PH), *start.images)
+        contexts_PH = by_image.ungroup(contexts_BQH, len(outputs_PH))
+        scores_PV: Tensor = self.output(
+            self._dense(outputs_PH, contexts_PH, positions), self.embedding
+        )
         return scores_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         start = self.start(features.unsqueeze(0))
-        outputs_1TH = self._read(token_ids.unsqueeze(0), torch.tensor([len(token_ids)]), start)
-        _, weights_1TR = self.attention(outputs_1TH, *start.images)
+        lengths = torch.tensor([len(token_ids)])
+        positions = RealPositions.of(lengths, token_ids.device)
+        outputs_TH = self._read(token_ids.unsqueeze(0), lengths, positions, start)
+        _, weights_1TR = self.attention(outputs_TH.unsqueeze(0), *start.images)
         weights_TR: Tensor = weights_1TR[0]
         return weights_TR
 
-    def _read(self, tokens: Tensor, lengths: Tensor, start: State) -> Tensor:
-        """What the LSTM says (N, T, H) after each of ``tokens`` (N, T)."""
+    def _read(
+        self, tokens: Tensor, lengths: Tensor, positions: RealPositions, start: State
+    ) -> Tensor:
+        """What the LSTM says (P, H) after each real one of ``tokens`` (N, T)."""
         hidden_NH, cell_NH = start.rows
-        words_NTE = self.word_dropout(self.embedding(tokens))
-        return run_lstm(self.lstm, words_NTE, lengths, (hidden_NH, cell_NH))
+        words_PE = self.embedding(tokens[positions.rows, positions.times])
+        words_PE = self.word_dropout(words_PE, positions)
+        return run_lstm(self.lstm, words_PE, lengths, (hidden_NH, cell_NH))
 
-    def _dense(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """The attentional hidden state (..., M) of Luong et al. 2015, equation 5, with dropout."""
+    def _dense(
+        self, hidden: Tensor, context: Tensor, positions: RealPositions | None = None
+    ) -> Tensor:
+        """The attentional hidden state (P, M) of Luong et al. 2015, equation 5, with dropout."""
         dense = torch.tanh(self.hidden_dense(hidden) + self.context_dense(context))
-        dropped: Tensor = self.output_dropout(dense)
+        dropped: Tensor = self.output_dropout(dense, positions)
         return dropped

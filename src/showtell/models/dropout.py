@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from showtell.models.positions import RealPositions
+
 
 class LockedDropout(nn.Module):
     """Variational dropout: the same units of a row are dropped at every position.
@@ -20,10 +22,15 @@ class LockedDropout(nn.Module):
             raise ValueError(f"a dropout rate lies in [0, 1), not {rate}")
         self.rate = rate
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (N, T, H) with one mask per row, or (N, H) with one per row and unit."""
+    def forward(self, inputs: Tensor, positions: RealPositions | None = None) -> Tensor:
+        """Inputs (P, H) at the ``positions`` of rows, one mask per row; without positions
+        (N, H) or (N, R, H), one mask per entry of the first axis.
+        """
         if not self.training or self.rate == 0.0:
             return inputs
-        shape = (inputs.shape[0], 1, inputs.shape[2]) if inputs.dim() == 3 else inputs.shape
+        rows = len(inputs) if positions is None else positions.row_count
+        shape = (rows, *(1 for _ in inputs.shape[2:]), inputs.shape[-1])
         kept = torch.rand(shape, device=inputs.device, dtype=inputs.dtype) >= self.rate
-        return inputs * kept / (1.0 - self.rate)
+        # Scaled while it is small: the mask of a row serves all its positions.
+        mask = kept.to(inputs.dtype) / (1.0 - self.rate)
+        return inputs * (mask if positions is None else mask.index_select(0, positions.rows))

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.recurrence import real_positions, run_lstm, step_lstm
+from showtell.models.linear import AlignedLinear
+from showtell.models.positions import RealPositions
+from showtell.models.recurrence import run_lstm, step_lstm
 from showtell.types import FeatureKind
 
 
@@ -53,7 +55,7 @@ class LSTMDecoder(nn.Module):
         self.lstm = nn.LSTM(self.embedding.width, hidden_size, batch_first=True)
         self.hidden_dense = nn.Linear(hidden_size, dense_size)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = nn.Linear(dense_size, vocabulary_size)
+        self.output = AlignedLinear(dense_size, vocabulary_size)
 
     def start(self, features: Tensor) -> State:
         """State (hidden (B, H), cell (B, H), image (B, M)) from pooled features (B, D)."""
@@ -74,11 +76,12 @@ class LSTMDecoder(nn.Module):
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        positions = RealPositions.of(lengths, tokens.device)
         hidden_NH, cell_NH, image_NM = self.start(features).select(image_of_row).rows
-        words_NTE = self.word_dropout(self.embedding(tokens))
-        outputs_NTH = run_lstm(self.lstm, words_NTE, lengths, (hidden_NH, cell_NH))
-        dense_NTM = torch.tanh(self.hidden_dense(outputs_NTH) + image_NM.unsqueeze(1))
-        # Padding is cut off before the widest product of the model, the one with the vocabulary.
-        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
-        scores_PV: Tensor = self.output(self.output_dropout(dense_NTM)[real_NT])
+        words_PE = self.embedding(tokens[positions.rows, positions.times])
+        words_PE = self.word_dropout(words_PE, positions)
+        outputs_PH = run_lstm(self.lstm, words_PE, lengths, (hidden_NH, cell_NH))
+        image_PM = image_NM.index_select(0, positions.rows)
+        dense_PM = torch.tanh(self.hidden_dense(outputs_PH) + image_PM)
+        scores_PV: Tensor = self.output(self.output_dropout(dense_PM, positions))
         return scores_PV

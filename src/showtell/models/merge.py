@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.recurrence import real_positions, run_lstm, step_lstm
+from showtell.models.linear import AlignedLinear
+from showtell.models.positions import RealPositions
+from showtell.models.recurrence import run_lstm, step_lstm
 from showtell.types import FeatureKind
 
 
@@ -51,7 +53,7 @@ class MergeDecoder(nn.Module):
         self.lstm = nn.LSTM(self.embedding.width, hidden_size, batch_first=True)
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = nn.Linear(hidden_size, vocabulary_size)
+        self.output = AlignedLinear(hidden_size, vocabulary_size)
 
     def start(self, features: Tensor) -> State:
         """State (zeros (B, H), zeros (B, H), image branch (B, H)) from features (B, D)."""
@@ -71,10 +73,12 @@ class MergeDecoder(nn.Module):
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        positions = RealPositions.of(lengths, tokens.device)
         _, _, image_NH = self.start(features).select(image_of_row).rows
-        words_NTE = self.word_dropout(self.embedding(tokens))
-        outputs_NTH = run_lstm(self.lstm, words_NTE, lengths, None)
-        dense_NTH = torch.relu(self.dense(outputs_NTH + image_NH.unsqueeze(1)))
-        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
-        scores_PV: Tensor = self.output(self.output_dropout(dense_NTH)[real_NT])
+        words_PE = self.embedding(tokens[positions.rows, positions.times])
+        words_PE = self.word_dropout(words_PE, positions)
+        outputs_PH = run_lstm(self.lstm, words_PE, lengths, None)
+        image_PH = image_NH.index_select(0, positions.rows)
+        dense_PH = torch.relu(self.dense(outputs_PH + image_PH))
+        scores_PV: Tensor = self.output(self.output_dropout(dense_PH, positions))
         return scores_PV

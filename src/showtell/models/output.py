@@ -1,19 +1,19 @@
 """The last layer: scores of every word of the vocabulary.
 
-Dimension key: V vocabulary, E embedding, M width of what is read.
+Dimension key: P positions, V vocabulary, E embedding, M width of what is read.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from showtell.models.embedding import WordEmbedding
+from showtell.models.linear import AlignedLinear, aligned_linear
 
 
 class WordScores(nn.Module):
-    """Scores (..., V) from the last hidden layer (..., M), by a matrix of their own or a tied one.
+    """Scores (P, V) from the last hidden layer (P, M), by a matrix of their own or a tied one.
 
     Tied, the word embeddings are read and written with: M is mapped to E, and a word's score is
     the product with its embedding (Press and Wolf 2017, "Using the Output Embedding to Improve
@@ -28,12 +28,12 @@ class WordScores(nn.Module):
             self.projection = nn.Linear(width, embedding.width, bias=False)
             self.bias = nn.Parameter(torch.zeros(vocabulary_size))
         else:
-            self.projection = nn.Linear(width, vocabulary_size)
+            self.projection = AlignedLinear(width, vocabulary_size)
 
     def forward(self, hidden: Tensor, embedding: WordEmbedding) -> Tensor:
-        """Scores (..., V); ``embedding`` is the one the layer was made for.
+        """Scores (P, V); ``embedding`` is the one the layer was made for.
 
         It is an argument and no part of this module: weights are saved under one name each.
         """
         projected: Tensor = self.projection(hidden)
-        return F.linear(projected, embedding.table(), self.bias) if self.tied else projected
+        return aligned_linear(projected, embedding.table(), self.bias) if self.tied else projected

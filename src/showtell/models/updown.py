@@ -17,13 +17,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.output import WordScores
-from showtell.models.recurrence import real_positions, update_cell
+from showtell.models.positions import RealPositions, TimeOrder
+from showtell.models.recurrence import update_cell
 from showtell.models.regions import RegionAttention, RowsByImage
 from showtell.types import FeatureKind
 
@@ -101,9 +101,11 @@ class UpDownDecoder(nn.Module):
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
-        outputs_NTH = self._read(tokens, lengths, image_of_row, self.start(features))
-        real_NT = real_positions(lengths, tokens.shape[1]).to(tokens.device)
-        scores_PV: Tensor = self.output(self.output_dropout(outputs_NTH)[real_NT], self.embedding)
+        positions = RealPositions.of(lengths, tokens.device)
+        words_PE = self.embedding(tokens[positions.rows, positions.times])
+        words_PE = self.word_dropout(words_PE, positions)
+        outputs_PH = self._read(words_PE, lengths, image_of_row, self.start(features))
+        scores_PV: Tensor = self.output(self.output_dropout(outputs_PH, positions), self.embedding)
         return scores_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
@@ -133,13 +135,11 @@ class UpDownDecoder(nn.Module):
         saying, saying_cell = update_cell(gates, saying_cell)
         return asking, asking_cell, saying, saying_cell
 
-    def _read(self, tokens: Tensor, lengths: Tensor, image_of_row: Tensor, start: State) -> Tensor:
-        """What the language LSTM says (N, T, H) after each word; zero beyond each row's length."""
-        words_NTE = self.word_dropout(self.embedding(tokens))
+    def _read(self, words: Tensor, lengths: Tensor, image_of_row: Tensor, start: State) -> Tensor:
+        """What the language LSTM says (P, H) after each of ``words`` (P, E), row by row."""
         # Longest rows first: those still going on at a word are then the first n.
-        words = pack_padded_sequence(words_NTE, lengths, batch_first=True, enforce_sorted=False)
-        assert words.sorted_indices is not None
-        image_of_row = image_of_row[words.sorted_indices]
+        order = TimeOrder.of(lengths, words.device)
+        image_of_row = image_of_row[order.longest_first]
         regions_BRH, image_gates_BG = start.images
         by_image = RowsByImage(image_of_row, len(regions_BRH))
         own_gates = image_gates_BG[image_of_row]
@@ -149,12 +149,9 @@ class UpDownDecoder(nn.Module):
             return by_image.ungroup(contexts_BGH, len(asking))
 
         rows, outputs = start.select(image_of_row).rows, []
-        for gates in self.word_gates(words.data).split(words.batch_sizes.tolist()):
+        word_gates_PG = self.word_gates(words.index_select(0, order.from_rows))
+        for gates in word_gates_PG.split(order.sizes):
             n = len(gates)
             rows = self._advance(gates + own_gates[:n], tuple(row[:n] for row in rows), look)
             outputs.append(rows[2])
-        said = PackedSequence(
-            torch.cat(outputs), words.batch_sizes, words.sorted_indices, words.unsorted_indices
-        )
-        outputs_NTH, _ = pad_packed_sequence(said, batch_first=True, total_length=tokens.shape[1])
-        return outputs_NTH
+        return torch.cat(outputs).index_select(0, order.to_rows)

@@ -1,0 +1,60 @@
+"""Matrix products whose result is laid out as a CPU writes it fastest.
+
+Dimension key: P positions, M input, V output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Numbers: 64 bytes of float32, a cache line. Where rows begin anywhere, as in a matrix of 2,543
+# columns, the CPU's matrix product takes a third longer.
+ALIGNMENT = 16
+
+
+def empty_aligned(like: Tensor, rows: int, columns: int) -> Tensor:
+    """An uninitialized matrix (rows, columns) each of whose rows begins at a cache line."""
+    width = -(-columns // ALIGNMENT) * ALIGNMENT
+    return like.new_empty_strided((rows, columns), (width, 1))
+
+
+def aligned_product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product of ``left`` (rows, k) and ``right`` (k, columns); no gradients."""
+    return torch.mm(left, right, out=empty_aligned(left, len(left), right.shape[1]))
+
+
+class AlignedLinear(nn.Linear):
+    """``nn.Linear`` for inputs (P, M) and an output as wide as a vocabulary."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs (P, V)."""
+        return aligned_linear(inputs, self.weight, self.bias)
+
+
+def aligned_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear`` of inputs (P, M), weight (V, M) and bias (V,)."""
+    if inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return nn.functional.linear(inputs, weight, bias)
+    outputs: Tensor = _AlignedLinear.apply(inputs, weight, bias)
+    return outputs
+
+
+class _AlignedLinear(torch.autograd.Function):
+    """An affine map into aligned memory, which autograd cannot record by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        outputs = empty_aligned(inputs, len(inputs), len(weight))
+        return torch.addmm(bias, inputs, weight.t(), out=outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, weight = ctx.saved_tensors
+        weight_gradient = aligned_product(gradient.t(), inputs)
+        return aligned_product(gradient, weight), weight_gradient, gradient.sum(0)

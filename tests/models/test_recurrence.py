@@ -1,0 +1,111 @@
+"""The recurrence of our own against PyTorch's LSTM, its cell, and numerical gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from showtell.models.positions import RealPositions, TimeOrder
+from showtell.models.recurrence import run_lstm
+
+LENGTHS = [torch.tensor(lengths) for lengths in ([4, 1, 6, 2, 4], [1], [1, 1], [3, 3], [1, 5])]
+E, H = 3, 4
+
+
+def batch(lengths: Tensor) -> tuple[nn.LSTM, Tensor, tuple[Tensor, Tensor]]:
+    """A layer, inputs (P, E) and initial states (N, H), in double precision."""
+    torch.manual_seed(0)
+    lstm = nn.LSTM(E, H, batch_first=True).double()
+    initial = torch.randn(2, len(lengths), H, dtype=torch.double, requires_grad=True)
+    inputs = torch.randn(int(lengths.sum()), E, dtype=torch.double, requires_grad=True)
+    return lstm, inputs, (initial[0], initial[1])
+
+
+def by_cell(
+    lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Row by row and word by word with PyTorch's cell."""
+    cell = nn.LSTMCell(E, H).double()
+    cell.load_state_dict({name.removesuffix("_l0"): p for name, p in lstm.state_dict().items()})
+    outputs = []
+    for row, words in enumerate(inputs.split(lengths.tolist())):
+        state = initial[0][row], initial[1][row]
+        for word in words:
+            state = cell(word, state)
+            outputs.append(state[0])
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_it_is_the_cell_row_by_row(lengths: Tensor) -> None:
+    lstm, inputs, initial = batch(lengths)
+    outputs = run_lstm(lstm, inputs, lengths, initial)
+    torch.testing.assert_close(outputs, by_cell(lstm, inputs, lengths, initial))
+    zeros = torch.zeros(len(lengths), H, dtype=torch.double)
+    from_zero = run_lstm(lstm, inputs, lengths, None)
+    torch.testing.assert_close(from_zero, by_cell(lstm, inputs, lengths, (zeros, zeros)))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_its_gradients_are_the_numerical_ones(lengths: Tensor) -> None:
+    lstm, inputs, (hidden, cell) = batch(lengths)
+    weights = list(lstm.parameters())
+
+    def outputs(inputs: Tensor, hidden: Tensor, cell: Tensor, *weights: Tensor) -> Tensor:
+        return run_lstm(lstm, inputs, lengths, (hidden, cell))
+
+    assert torch.autograd.gradcheck(outputs, (inputs, hidden, cell, *weights))
+
+
+@pytest.mark.parametrize("run", [torch.float32, torch.bfloat16], ids=["float32", "autocast"])
+def test_pytorch_computes_the_same_where_it_takes_over(run: torch.dtype) -> None:
+    """Reduced precision goes to PyTorch's LSTM; in float32 both are equal to 1e-5."""
+    lengths = LENGTHS[0]
+    lstm, inputs, initial = batch(lengths)
+    own = run_lstm(lstm, inputs, lengths, initial)
+    lstm.float()
+    small = inputs.float(), (initial[0].float(), initial[1].float())
+    with torch.autocast("cpu", dtype=run, enabled=run is torch.bfloat16):
+        theirs = run_lstm(lstm, small[0], lengths, small[1])
+    tolerance = 1e-5 if run is torch.float32 else 2e-2
+    torch.testing.assert_close(theirs.double(), own, atol=tolerance, rtol=0)
+
+
+def gradients(run: Callable[[], Tensor], lstm: nn.LSTM, inputs: Tensor) -> list[Tensor]:
+    outputs = run()
+    upstream = torch.linspace(-1, 1, outputs.numel()).view_as(outputs)
+    return list(torch.autograd.grad(outputs, [inputs, *lstm.parameters()], upstream))
+
+
+def test_gradients_are_those_of_pytorch_at_a_real_size() -> None:
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 18, (20,))
+    lstm = nn.LSTM(30, 50, batch_first=True)
+    inputs = torch.randn(int(lengths.sum()), 30, requires_grad=True)
+    positions = RealPositions.of(lengths, inputs.device)
+    padded = torch.zeros(20, 18, 30).index_put((positions.rows, positions.times), inputs)
+    own = gradients(lambda: run_lstm(lstm, inputs, lengths, None), lstm, inputs)
+    theirs = gradients(lambda: lstm(padded)[0][positions.rows, positions.times], lstm, inputs)
+    for a, b in zip(own, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_positions_stand_row_by_row_and_time_by_time(lengths: Tensor) -> None:
+    here = torch.device("cpu")
+    positions, order = RealPositions.of(lengths, here), TimeOrder.of(lengths, here)
+    each = [(row, time) for row, n in enumerate(lengths.tolist()) for time in range(n)]
+    found = list(zip(positions.rows.tolist(), positions.times.tolist(), strict=True))
+    assert (found, positions.row_count) == (each, len(lengths))
+    in_time = [each[place] for place in order.from_rows.tolist()]
+    ranks = {row: rank for rank, row in enumerate(order.longest_first.tolist())}
+    assert in_time == sorted(each, key=lambda place: (place[1], ranks[place[0]]))
+    assert all(lengths[a] >= lengths[b] for a, b in pairwise(order.longest_first.tolist()))
+    assert [in_time[place] for place in order.to_rows.tolist()] == each
+    assert order.sizes == [sum(t == time for _, t in each) for time in range(int(lengths.max()))]
+    states = [(row, -1) for row in order.longest_first.tolist()] + in_time
+    assert [states[place] for place in order.before.tolist()] == [(r, t - 1) for r, t in in_time]
