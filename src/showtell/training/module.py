@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -16,6 +15,7 @@ from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
 from showtell.models.decoder import Decoder
 from showtell.text.settings import TextSettings
+from showtell.training.loss import cross_entropy
 from showtell.training.optimization import Optimization
 from showtell.training.validation import GeneratedCaptions
 
@@ -80,7 +80,7 @@ class CaptioningModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the real positions, in nats per token, smoothed."""
         scores_PV = self._teacher_forced(batch)
-        loss = F.cross_entropy(
+        loss = cross_entropy(
             scores_PV, batch.targets, label_smoothing=self._optimization.label_smoothing
         )
         if not torch.isfinite(loss):
@@ -105,7 +105,7 @@ class CaptioningModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the references, and one caption per image."""
-        loss = F.cross_entropy(self._teacher_forced(batch), batch.targets)
+        loss = cross_entropy(self._teacher_forced(batch), batch.targets, label_smoothing=0.0)
         self.val_loss.update(loss, weight=batch.targets.numel())
         hypotheses = self._search(self.typed_decoder, batch.features)
         self.generated.update(batch.image_ids, hypotheses)

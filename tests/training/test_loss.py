@@ -1,0 +1,41 @@
+"""The loss against PyTorch's, its values and its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from showtell.models.linear import empty_aligned
+from showtell.training.loss import cross_entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_value_and_gradient_are_those_of_pytorch(smoothing: float, scale: float) -> None:
+    torch.manual_seed(0)
+    scores = (scale * torch.randn(40, 31)).requires_grad_()
+    targets = torch.randint(31, (40,))
+    own = cross_entropy(scores, targets, label_smoothing=smoothing)
+    theirs = F.cross_entropy(scores, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(own, theirs, atol=1e-6, rtol=1e-6)
+    gradients = [torch.autograd.grad(3.0 * loss, scores)[0] for loss in (own, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_are_the_numerical_ones_and_layout_does_not_matter() -> None:
+    torch.manual_seed(0)
+    plain = torch.randn(5, 7, dtype=torch.double)
+    aligned = empty_aligned(plain, 5, 7).copy_(plain).requires_grad_()
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    assert torch.autograd.gradcheck(
+        lambda scores: cross_entropy(scores, targets, label_smoothing=0.2), aligned
+    )
+
+
+def test_scores_too_large_for_exp_are_no_matter_and_infinite_ones_show() -> None:
+    targets = torch.tensor([1])
+    large = torch.tensor([[1000.0, 1000.0]])
+    assert cross_entropy(large, targets, label_smoothing=0.0).item() == pytest.approx(0.6931472)
+    infinite = torch.tensor([[0.0, torch.inf]])
+    assert not torch.isfinite(cross_entropy(infinite, targets, label_smoothing=0.1))
