@@ -33,6 +33,14 @@ from measure import (
 )
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    logging,
+)
+from transformers.modeling_outputs import BaseModelOutput
 
 from showtell.caption import load_run
 from showtell.config import build, compose
@@ -70,7 +78,7 @@ class Case:
 
     def alone(self, images: int) -> list[tuple[int, ...]]:
         """Captions of the first images, one at a time."""
-        features = self.features[:images].split(1)
+        features = torch.split(self.features[:images], 1)
         return [search_one_image(self.decoder, one, self.search) for one in features]
 
 
@@ -125,14 +133,6 @@ class Generate:
     """`generate` of a GPT-2 that attends to given features."""
 
     def __init__(self, features: Tensor, layers: int = 4, width: int = 256) -> None:
-        from transformers import (
-            GPT2Config,
-            VisionEncoderDecoderConfig,
-            VisionEncoderDecoderModel,
-            ViTConfig,
-            logging,
-        )
-
         logging.set_verbosity_error()
         decoder = GPT2Config(
             vocab_size=VOCABULARY,
@@ -143,8 +143,6 @@ class Generate:
             bos_token_id=BEGIN,
             eos_token_id=END,
             pad_token_id=PAD,
-            is_decoder=True,
-            add_cross_attention=True,
         )
         # The encoder is never run; its width tells that of the features.
         encoder = ViTConfig(
@@ -172,9 +170,7 @@ class Generate:
     @torch.inference_mode()
     def __call__(self, beam_size: int, batch_size: int | None = None) -> None:
         """Caption all images with so many beams."""
-        from transformers.modeling_outputs import BaseModelOutput
-
-        for batch in self._features.split(batch_size or self.batch_size):
+        for batch in torch.split(self._features, batch_size or self.batch_size):
             self._model.generate(
                 encoder_outputs=BaseModelOutput(batch),
                 num_beams=beam_size,
@@ -310,9 +306,10 @@ def figures_of(case: Case, timings: Mapping[str, Timing]) -> list[Figure]:
     return figures
 
 
-def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, object]]:
+def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, Any]]:
     """`generate` on each kind of features there is, and what is worth knowing of it."""
-    works, facts = {}, {}
+    works: dict[str, Work] = {}
+    facts: dict[str, Any] = {}
     kinds = {case.decoder.feature_kind: case.features for case in cases}
     for kind, features in kinds.items():
         generate = Generate(features[:GENERATE_IMAGES])
