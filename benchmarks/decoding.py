@@ -28,11 +28,11 @@ from measure import (
     memory_triad,
     parser,
     prepare,
+    products_of,
     ratio,
     time_in_turns,
 )
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     VisionEncoderDecoderConfig,
@@ -55,7 +55,6 @@ ALONE, GENERATE, PEAK = "one image at a time", "generate", "limit: product 2048^
 # Ways of which each image takes equally long are measured on fewer.
 ALONE_IMAGES, GENERATE_IMAGES = 40, 100
 GENERATE_BATCHES = (25, 50, 100)
-Product = tuple[int, int, int]
 Caption = tuple[float, list[int]]  # log probability, or score once ended; token ids after BEGIN
 
 
@@ -188,35 +187,6 @@ class Generate:
         start = time.perf_counter()
         self(BEAMS[0], batch_size)
         return (time.perf_counter() - start) / len(self._features)
-
-
-class Products(TorchDispatchMode):
-    """Records the size (m, k, n) of every matrix product inside the ``with``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[Product] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = str(func.overloadpacket)
-        if name in ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm"):
-            left, right = args[-2:]
-            self.sizes.append((left.numel() // left.shape[-1], *right.shape[-2:]))
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def flop(self) -> float:
-        """All of them; a multiply and an add are two."""
-        return sum(2.0 * m * k * n for m, k, n in self.sizes)
-
-
-def products_of(work: Any, *arguments: Any) -> Products:
-    """The products that a call of ``work`` computes."""
-    with Products() as products:
-        work(*arguments)
-    return products
 
 
 def made_case(model: str, images: int) -> Case:

@@ -38,12 +38,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 RESULTS = Path(__file__).parents[1] / "outputs" / "bench"
 # A sample lasts at least so many seconds: shorter ones measure the clock and the scheduler.
 SHORTEST_SAMPLE = 0.05
 # A call of so many seconds is warm after one.
 LONG_CALL = 1.0
+# The matrix products of PyTorch, whose last two arguments are the factors.
+PRODUCTS = ("aten.mm", "aten.addmm", "aten.addmm_", "aten.bmm", "aten.baddbmm")
 PACKAGES = ("torch", "numpy", "lightning", "openvino", "transformers", "timm", "pillow")
 
 
@@ -55,10 +58,12 @@ class Work:
         call: does the work once; called again and again, also several times for one sample.
         units: how much one call does of what, e.g. ``{"images": 32, "FLOP": 1.5e10}``. A multiply
             and an add are two FLOP.
+        own_clock: the call returns the seconds that count, for works that must first set up.
     """
 
-    call: Callable[[], object]
+    call: Callable[[], Any]
     units: Mapping[str, float]
+    own_clock: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,25 +120,27 @@ def time_in_turns(works: Mapping[str, Work], *, turns: int) -> dict[str, Timing]
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(turns):
         for name, work in works.items():
-            seconds[name].append(_sample(work.call, calls[name]))
+            seconds[name].append(_sample(work, calls[name]))
     return {name: Timing(tuple(seconds[name]), work.units) for name, work in works.items()}
 
 
 def _calls_per_sample(work: Work) -> int:
-    first = _sample(work.call, 1)  # allocates, compiles and opens files
-    once = _sample(work.call, 1) if first < LONG_CALL else first
+    first = _sample(work, 1)  # allocates, compiles and opens files
+    once = _sample(work, 1) if first < LONG_CALL else first
     return max(1, math.ceil(SHORTEST_SAMPLE / max(once, 1e-9)))
 
 
-def _sample(call: Callable[[], object], calls: int) -> float:
+def _sample(work: Work, calls: int) -> float:
     """Mean seconds of one of ``calls`` calls in a row."""
     gc.collect()
     gc.disable()
     try:
         _wait_for_device()
         start = time.perf_counter()
+        if work.own_clock:
+            return sum(float(work.call()) for _ in range(calls)) / calls
         for _ in range(calls):
-            call()
+            work.call()
         _wait_for_device()
         return (time.perf_counter() - start) / calls
     finally:
@@ -167,6 +174,35 @@ def matrix_product(m: int, k: int, n: int, device: str = "cpu") -> Work:
     left, right = torch.rand(m, k, device=device), torch.rand(k, n, device=device)
     result = torch.empty(m, n, device=device)
     return Work(lambda: torch.mm(left, right, out=result), {"FLOP": 2.0 * m * k * n})
+
+
+class Products(TorchDispatchMode):
+    """Records the size (m, k, n) of every matrix product inside the ``with``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(func.overloadpacket)
+        if name in PRODUCTS:
+            left, right = args[-2:]
+            self.sizes.append((left.numel() // left.shape[-1], *right.shape[-2:]))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def flop(self) -> float:
+        """All of them; a multiply and an add are two."""
+        return sum(2.0 * m * k * n for m, k, n in self.sizes)
+
+
+def products_of(call: Callable[..., object], *arguments: object) -> Products:
+    """The products that ``call`` computes, forwards only."""
+    with Products() as products:
+        call(*arguments)
+    return products
 
 
 def memory_triad(mebibytes: int = 64, device: str = "cpu") -> Work:

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from showtell.models.recurrence import run_lstm
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -17,6 +21,7 @@ from measure import (
     Work,
     matrix_product,
     memory_triad,
+    products_of,
     ratio,
     short,
     time_in_turns,
@@ -43,6 +48,21 @@ def test_a_short_call_is_repeated_and_reported_once(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 1 + 4 + 4  # a call of a second is warm after one
     assert timing.seconds == (0.25, 0.25)
     assert timing.rate("x") == 12.0
+
+
+def test_a_work_with_its_own_clock_is_believed() -> None:
+    timing = time_in_turns({"a": Work(lambda: 2.5, {"x": 5.0}, own_clock=True)}, turns=3)["a"]
+    assert timing.seconds == (2.5, 2.5, 2.5)
+    assert timing.rate("x") == 2.0
+
+
+def test_products_are_seen_inside_an_autograd_function() -> None:
+    lstm, inputs = nn.LSTM(3, 4), torch.randn(5, 3)
+    sizes = products_of(run_lstm, lstm, inputs, torch.tensor([3, 2]), None).sizes
+    assert sizes == [(5, 3, 16), (2, 4, 16), (2, 4, 16), (1, 4, 16)]
+    batched = products_of(torch.bmm, torch.ones(2, 3, 4), torch.ones(2, 4, 5))
+    assert batched.sizes == [(6, 4, 5)]
+    assert batched.flop == 2 * 6 * 4 * 5
 
 
 def test_rates_and_ratios_are_medians_over_turns() -> None:
