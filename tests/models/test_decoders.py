@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import State
+from showtell.models.embedding import WordEmbedding
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
-from showtell.models.recurrence import step_lstm
+from showtell.models.recurrence import fold_lstm, step_lstm
 from showtell.models.updown import UpDownDecoder
 from showtell.text.vocabulary import BEGIN, PAD, SPECIALS
 
@@ -139,12 +140,15 @@ def test_frozen_vectors_stay_and_what_widens_them_learns(build: Build) -> None:
     torch.testing.assert_close(decoder.embedding.vectors.weight[len(SPECIALS) :].detach(), glove)
 
 
-def test_step_lstm_is_the_published_cell() -> None:
+@pytest.mark.parametrize(("width", "extended"), [(None, False), (7, False), (7, True)])
+def test_step_lstm_is_the_published_cell(width: int | None, extended: bool) -> None:
     torch.manual_seed(0)
-    layer, cell = nn.LSTM(3, 4, batch_first=True), nn.LSTMCell(3, 4)
+    embedding = WordEmbedding(vocabulary_size=V, vector_width=3, width=width, extended=extended)
+    layer, cell = nn.LSTM(embedding.width, 4), nn.LSTMCell(embedding.width, 4)
     cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.state_dict().items()})
-    inputs, state = torch.randn(5, 3), (torch.randn(5, 4), torch.randn(5, 4))
-    for ours, theirs in zip(step_lstm(layer, inputs, *state), cell(inputs, state), strict=True):
+    words, state = torch.randint(V, (5,)), (torch.randn(5, 4), torch.randn(5, 4))
+    found = step_lstm(embedding.look_up(words), *state, *fold_lstm(layer, embedding))
+    for ours, theirs in zip(found, cell(embedding(words), state), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -158,6 +162,8 @@ def test_a_state_selects_rows_and_shares_images() -> None:
 
 def test_a_state_keeps_images_with_their_rows() -> None:
     two_rows_each = State((torch.arange(6),), (torch.tensor([[7], [8], [9]]),))
+    two_rows_each = two_rows_each._replace(weights=(torch.eye(2),))
     kept = two_rows_each.keep(torch.tensor([0, 2]), torch.tensor([0, 1, 4, 5]))
     assert kept.rows[0].tolist() == [0, 1, 4, 5]
     assert kept.images[0].tolist() == [[7], [9]]
+    assert kept.weights is two_rows_each.weights

@@ -131,7 +131,7 @@ class _Beams:
     def step(self, decoder: Decoder) -> Tensor:
         """Advance all rows by their last word; log probabilities (L, K, V) of the next."""
         scores_NV, self.state = decoder.step(self.last, self.state)
-        # Contiguous: what a decoder gives may have gaps between its rows, which softmax reads slowly.
+        # Contiguous: a decoder's scores may have gaps between the rows, which softmax is slow with.
         log_probs_NV = torch.log_softmax(scores_NV.float().contiguous(), dim=-1)
         return log_probs_NV.view(*self.log_probs.shape, scores_NV.shape[1])
 

@@ -6,7 +6,7 @@ it after the LSTM too): the recurrence then waits for no attention, and in teach
 as large matrix products over all words at once. The LSTM sees the picture in its initial state.
 
 Dimension key: B images, N rows, G rows of one image, T positions, P real positions, V vocabulary,
-D feature size, R regions, E embedding, H hidden, M dense.
+D feature size, R regions, W word-vector width, E embedding, H hidden, M dense.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.output import WordScores
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import run_lstm, step_lstm
+from showtell.models.recurrence import fold_lstm, run_lstm, step_lstm
 from showtell.models.regions import RegionAttention, RowsByImage
 from showtell.types import FeatureKind
 
@@ -68,15 +68,13 @@ class AttentionDecoder(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """Rows (hidden (B, H), cell (B, H)) and the regions (B, R, H), from grid (B, R, D)."""
-        regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
-        hidden_BH, cell_BH = self.initial(regions_BRH.mean(dim=1)).chunk(2, dim=1)
-        return State((torch.tanh(hidden_BH), cell_BH), (regions_BRH,))
+        return self._begin(features)._replace(weights=fold_lstm(self.lstm, self.embedding))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
         (regions_BRH,) = state.images
-        words_NE = self.word_dropout(self.embedding(token_ids))
-        hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, *state.rows)
+        words_NW = self.embedding.look_up(token_ids)
+        hidden_NH, cell_NH = step_lstm(words_NW, *state.rows, *state.weights)
         queries_BGH = hidden_NH.view(len(regions_BRH), -1, hidden_NH.shape[1])
         contexts_BGH, _ = self.attention(queries_BGH, regions_BRH)
         dense_NM = self._dense(hidden_NH, contexts_BGH.flatten(0, 1))
@@ -87,7 +85,7 @@ class AttentionDecoder(nn.Module):
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
-        start, positions = self.start(features), RealPositions.of(lengths, tokens.device)
+        start, positions = self._begin(features), RealPositions.of(lengths, tokens.device)
         outputs_PH = self._read(tokens, lengths, positions, start.select(image_of_row))
         by_image = RowsByImage(image_of_row[positions.rows], len(features))
         contexts_BQH, _ = self.attention(by_image.group(outputs_PH), *start.images)
@@ -99,13 +97,18 @@ class AttentionDecoder(nn.Module):
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
-        start = self.start(features.unsqueeze(0))
+        start = self._begin(features.unsqueeze(0))
         lengths = torch.tensor([len(token_ids)])
         positions = RealPositions.of(lengths, token_ids.device)
         outputs_TH = self._read(token_ids.unsqueeze(0), lengths, positions, start)
         _, weights_1TR = self.attention(outputs_TH.unsqueeze(0), *start.images)
         weights_TR: Tensor = weights_1TR[0]
         return weights_TR
+
+    def _begin(self, features: Tensor) -> State:
+        regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
+        hidden_BH, cell_BH = self.initial(regions_BRH.mean(dim=1)).chunk(2, dim=1)
+        return State((torch.tanh(hidden_BH), cell_BH), (regions_BRH,))
 
     def _read(
         self, tokens: Tensor, lengths: Tensor, positions: RealPositions, start: State

@@ -16,7 +16,7 @@ from showtell.types import FeatureKind
 
 
 class State(NamedTuple):
-    """What a decoder remembers between two words, in two parts that a search need not understand.
+    """What a decoder remembers between two words, in parts that a search need not understand.
 
     The rows of one image stand together and all images have equally many: of N rows over B images,
     row n describes image n // (N / B).
@@ -26,6 +26,8 @@ class State(NamedTuple):
     # First axis B: what `start` worked out of each image. Beams share it: projected regions of
     # 81 x 512 numbers would be copied for every beam at every word if they were part of the rows.
     images: tuple[Tensor, ...] = ()
+    # No such axis: what `start` worked out of the weights, so that no step has to.
+    weights: tuple[Tensor, ...] = ()
 
     def select(self, rows: Tensor) -> State:
         """The given rows (M,) in that order, over the same images; one may be taken repeatedly."""
@@ -33,10 +35,8 @@ class State(NamedTuple):
 
     def keep(self, images: Tensor, rows: Tensor) -> State:
         """Only the given images (L,), and with them the given rows (M,)."""
-        return State(
-            self.select(rows).rows,
-            tuple(tensor.index_select(0, images) for tensor in self.images),
-        )
+        kept = tuple(tensor.index_select(0, images) for tensor in self.images)
+        return self.select(rows)._replace(images=kept)
 
 
 class Decoder(Protocol):

@@ -50,18 +50,34 @@ class WordEmbedding(nn.Module):
 
     def table(self) -> Tensor:
         """The embeddings (V, E) of all words."""
-        return self._widen(self.vectors.weight, None)
+        more = None if self.extension is None else self.extension.weight
+        projected: Tensor = self.projection(_beside(self.vectors.weight, more))
+        return projected
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Embeddings (..., E) of ``token_ids`` (...)."""
-        return self._widen(self.vectors(token_ids), token_ids)
+        projected: Tensor = self.projection(self.look_up(token_ids))
+        return projected
 
-    def _widen(self, vectors: Tensor, token_ids: Tensor | None) -> Tensor:
-        if self.extension is None:
-            projected: Tensor = self.projection(vectors)
-            return projected
-        more = self.extension.weight if token_ids is None else self.extension(token_ids)
-        return torch.cat([vectors, more], dim=-1)
+    def look_up(self, token_ids: Tensor) -> Tensor:
+        """What is stored of each word, before a projection: (..., W), or (..., E) extended."""
+        more = None if self.extension is None else self.extension(token_ids)
+        return _beside(self.vectors(token_ids), more)
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A linear layer over embeddings, weight (G, E) and bias (G,), as one over ``look_up``.
+
+        A projection and the layer after it are one linear map: six times fewer multiplications
+        for a layer that reads 50 numbers a word instead of the 300 they are projected to.
+        """
+        if not isinstance(self.projection, nn.Linear):
+            return weight, bias
+        projection = self.projection
+        return weight @ projection.weight, torch.addmv(bias, weight, projection.bias)
+
+
+def _beside(vectors: Tensor, more: Tensor | None) -> Tensor:
+    return vectors if more is None else torch.cat([vectors, more], dim=-1)
 
 
 def _extension(vocabulary_size: int, width: int, vector_width: int) -> nn.Embedding:

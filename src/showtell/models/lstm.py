@@ -5,7 +5,7 @@ the initial state (Tanti et al. 2018 call this init-inject). Dense layers then r
 output beside the picture, so that late words need not remember what the picture showed.
 
 Dimension key: B images, N rows, T positions, P real positions, V vocabulary, D feature size,
-E embedding, H hidden, M dense.
+W word-vector width, E embedding, H hidden, M dense.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import run_lstm, step_lstm
+from showtell.models.recurrence import fold_lstm, run_lstm, step_lstm
 from showtell.types import FeatureKind
 
 
@@ -59,15 +59,13 @@ class LSTMDecoder(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """State (hidden (B, H), cell (B, H), image (B, M)) from pooled features (B, D)."""
-        image_BD = self.image_dropout(self.image_norm(features))
-        hidden_BH, cell_BH = self.initial(image_BD).chunk(2, dim=1)
-        return State((torch.tanh(hidden_BH), cell_BH, self.image_dense(image_BD)))
+        return self._begin(features)._replace(weights=fold_lstm(self.lstm, self.embedding))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
         hidden_NH, cell_NH, image_NM = state.rows
-        words_NE = self.word_dropout(self.embedding(token_ids))
-        hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, hidden_NH, cell_NH)
+        words_NW = self.embedding.look_up(token_ids)
+        hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
         dense_NM = torch.tanh(self.hidden_dense(hidden_NH) + image_NM)
         scores_NV = self.output(self.output_dropout(dense_NM))
         return scores_NV, state._replace(rows=(hidden_NH, cell_NH, image_NM))
@@ -77,7 +75,7 @@ class LSTMDecoder(nn.Module):
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
-        hidden_NH, cell_NH, image_NM = self.start(features).select(image_of_row).rows
+        hidden_NH, cell_NH, image_NM = self._begin(features).select(image_of_row).rows
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
         outputs_PH = run_lstm(self.lstm, words_PE, lengths, (hidden_NH, cell_NH))
@@ -85,3 +83,8 @@ class LSTMDecoder(nn.Module):
         dense_PM = torch.tanh(self.hidden_dense(outputs_PH) + image_PM)
         scores_PV: Tensor = self.output(self.output_dropout(dense_PM, positions))
         return scores_PV
+
+    def _begin(self, features: Tensor) -> State:
+        image_BD = self.image_dropout(self.image_norm(features))
+        hidden_BH, cell_BH = self.initial(image_BD).chunk(2, dim=1)
+        return State((torch.tanh(hidden_BH), cell_BH, self.image_dense(image_BD)))

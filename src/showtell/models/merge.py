@@ -5,7 +5,7 @@ image in an image caption generator": the recurrence is a language model of the 
 enters through a dense branch, the two are added, and one more dense layer predicts the next word.
 
 Dimension key: B images, N rows, T positions, P real positions, V vocabulary, D feature size,
-E embedding, H hidden (the width of both branches and of the dense layer).
+W word-vector width, E embedding, H hidden (the width of both branches and of the dense layer).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import run_lstm, step_lstm
+from showtell.models.recurrence import fold_lstm, run_lstm, step_lstm
 from showtell.types import FeatureKind
 
 
@@ -57,14 +57,13 @@ class MergeDecoder(nn.Module):
 
     def start(self, features: Tensor) -> State:
         """State (zeros (B, H), zeros (B, H), image branch (B, H)) from features (B, D)."""
-        image_BH = torch.relu(self.image(self.image_dropout(self.image_norm(features))))
-        return State((torch.zeros_like(image_BH), torch.zeros_like(image_BH), image_BH))
+        return self._begin(features)._replace(weights=fold_lstm(self.lstm, self.embedding))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
         hidden_NH, cell_NH, image_NH = state.rows
-        words_NE = self.word_dropout(self.embedding(token_ids))
-        hidden_NH, cell_NH = step_lstm(self.lstm, words_NE, hidden_NH, cell_NH)
+        words_NW = self.embedding.look_up(token_ids)
+        hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
         dense_NH = torch.relu(self.dense(hidden_NH + image_NH))
         scores_NV = self.output(self.output_dropout(dense_NH))
         return scores_NV, state._replace(rows=(hidden_NH, cell_NH, image_NH))
@@ -74,7 +73,7 @@ class MergeDecoder(nn.Module):
     ) -> Tensor:
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
-        _, _, image_NH = self.start(features).select(image_of_row).rows
+        _, _, image_NH = self._begin(features).select(image_of_row).rows
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
         outputs_PH = run_lstm(self.lstm, words_PE, lengths, None)
@@ -82,3 +81,7 @@ class MergeDecoder(nn.Module):
         dense_PH = torch.relu(self.dense(outputs_PH + image_PH))
         scores_PV: Tensor = self.output(self.output_dropout(dense_PH, positions))
         return scores_PV
+
+    def _begin(self, features: Tensor) -> State:
+        image_BH = torch.relu(self.image(self.image_dropout(self.image_norm(features))))
+        return State((torch.zeros_like(image_BH), torch.zeros_like(image_BH), image_BH))

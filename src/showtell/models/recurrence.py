@@ -4,8 +4,8 @@ In float32 on a CPU the recurrence is our own: PyTorch's, run backwards, does a 
 addition per step for the gradient of the weights, where one product over all steps is enough.
 Elsewhere it is PyTorch's.
 
-Dimension key: N rows, T positions, P real positions, E input, H hidden. Four gates in PyTorch's
-order: enter, forget, candidate, leave.
+Dimension key: N rows, T positions, P real positions, W word-vector width, E input, H hidden. Four
+gates in PyTorch's order: enter, forget, candidate, leave.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
+from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import aligned_product
 from showtell.models.positions import TimeOrder
 
@@ -153,11 +154,23 @@ def _slopes(gates: Tensor, cells_before: Tensor, tanh_cells: Tensor) -> tuple[Te
     return slopes, torch.addcmul(leave, leave, tanh_cells.square(), value=-1.0)
 
 
-def step_lstm(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of the same layer: inputs (N, E), state (N, H) twice -> the next state."""
+def fold_lstm(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor]:
+    """What ``step_lstm`` multiplies by: weight (W + H, 4H) and bias (4H,).
+
+    All products of a step in one: with the projection of the word vectors, with the weights of the
+    input and with those of the hidden state.
+    """
     input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
-    gates = torch.addmm(input_bias + hidden_bias, inputs, input_weight.t())
-    return update_cell(torch.addmm(gates, hidden, hidden_weight.t()), cell)
+    word_weight, bias = embedding.fold(input_weight, input_bias + hidden_bias)
+    return torch.cat([word_weight, hidden_weight], dim=1).t(), bias
+
+
+def step_lstm(
+    words: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of the LSTM: words as looked up (N, W), state (N, H) twice -> the next state."""
+    gates = torch.addmm(bias, torch.cat([words, hidden], dim=1), weight)
+    return update_cell(gates, cell)
 
 
 def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
