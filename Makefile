@@ -60,8 +60,8 @@ sweep: setup ## train several, e.g. ARGS='model=lstm_glove,merge_glove seed=1,2,
 report: setup ## one HTML page about RUN=outputs/runs/...
 	showtell report $(RUN)
 
-bench: setup ## time scoring beside pycocoevalcap on ARGS=captions.json
-	python benchmarks/scores.py $(ARGS)
+bench: setup ## measure every stage (a quarter of an hour) into docs/performance.md; ARGS=--quick
+	python benchmarks/run_all.py $(ARGS)
 
 clean: ## remove .venv and caches; outputs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import threading
@@ -259,3 +260,17 @@ def test_a_shard_held_by_a_dead_process_is_taken_over(builds: Path) -> None:
     folder = builds / "death"
     assert contents(folder / "store") == contents(folder / "unbroken")
     FeatureStore.open(folder / "store", tiny_encoder().identity, "grid").verify()
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(extract.fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match=r"a\.lock cannot be locked \(No locks available\)"),
+        extract._locked(tmp_path / "a.lock", wait=True),
+    ):
+        pass

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -305,20 +304,30 @@ class _Job:
             }
             if rows:
                 hashes = [contents[image_id] for image_id in rows]
-                store.write(list(rows), hashes, np.stack(list(rows.values())))
+                store.write(list(rows), hashes, rows.values())
         claim.lock.close()
 
 
 @contextmanager
 def _locked(file: Path, *, wait: bool, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock file for the block; yields whether we have it. It dies with its process."""
+    """Hold a lock file for the block; yields whether we have it. It dies with its process.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    with file.open("ab") as stream:
+    # NFS gives shared locks on readable files and exclusive ones on writable files alone.
+    with file.open("a+b") as stream:
         try:
             fcntl.flock(stream, flags)
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            raise UserError(
+                f"{file} cannot be locked ({error.strerror}); set features.root to a file system "
+                "with locks, or have it mounted with them (for Lustre: -o flock)"
+            ) from None
         yield True  # closing the file frees the lock
 
 

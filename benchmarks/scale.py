@@ -1,0 +1,278 @@
+"""The same training from a store of COCO's size as from one of Flickr8k's.
+
+    python benchmarks/scale.py [--model attention_glove] [--distinct 64] [--folder DIR]
+
+Both sets are made (see made_sets.py): 123,287 images with 616,767 captions, and 8,000 with 40,000.
+Both stores hold the same kind of shards, and one decoder learns from both in turns, so that only
+the size differs. Memory is the peak of a process that reads COCO's captions, trains and goes
+through a whole epoch of batches, less the peak of one whose decoder learns from batches made in
+memory. Features are read, never mapped, so that the peak of the resident set is what counts.
+With ``--distinct 0`` no shard is a link: 26 GB on disk, more than most machines can cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from made_sets import (
+    CAPTIONS_PER_IMAGE,
+    COCO,
+    FLICKR8K,
+    IDENTITY,
+    Size,
+    contents,
+    fill_store,
+    write_captions,
+)
+from measure import RESULTS, Figure, Report, Work, parser, prepare, ratio, time_in_turns
+
+from showtell.config import build, compose, target_of
+from showtell.data.batches import Batch
+from showtell.data.datamodule import CaptionDataModule
+from showtell.data.flickr8k import read_flickr8k
+from showtell.text.tokenizer import tokenize
+from showtell.text.vocabulary import BEGIN, Vocabulary
+from showtell.types import CaptionedImage, Split
+from showtell.vision.features import FeatureStore
+
+MIN_COUNT = 5
+VECTOR_WIDTH = 50
+BATCH_SIZE = 32
+LEARNING_RATE = 1e-3
+# Batches that a sample goes through: with the decoder, and without.
+STEPS, READINGS = 5, 50
+# Steps of the processes whose memory is measured.
+MEMORY_STEPS = 20
+WORDS_IN_MEMORY = 20
+MEMORY_TARGET_GB = 1.5
+QUICK = {"Flickr8k": Size(60, 300), "COCO": Size(900, 4_502)}
+FULL = {"Flickr8k": FLICKR8K, "COCO": COCO}
+Images = dict[Split, tuple[CaptionedImage, ...]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A made set below ``folder``, and the model that reads it."""
+
+    folder: Path
+    size: Size
+    model: str
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """The configuration of the model."""
+        node: dict[str, Any] = compose([f"model={self.model}"])["model"]
+        return node
+
+    def make(self, distinct: int) -> None:
+        """Write captions and features; takes minutes at COCO's size."""
+        write_captions(self.folder / "data", self.size)
+        kind = target_of("model", self.node).feature_kind
+        fill_store(self.folder / "features", self.size, kind, distinct=distinct)
+
+    def images(self) -> Images:
+        """The captions as any training reads them."""
+        data = read_flickr8k(self.folder / "data", split_seed=0)
+        return {name: data.split(name) for name in data.splits}
+
+    def store(self) -> FeatureStore:
+        """The features as any training opens them."""
+        kind = target_of("model", self.node).feature_kind
+        store = FeatureStore.open(self.folder / "features", IDENTITY, kind)
+        return store.select(contents(self.size))
+
+    def batches(self, images: Images, vocabulary: Vocabulary) -> CaptionDataModule:
+        """What the trainer would be given."""
+        return CaptionDataModule(images, self.store(), vocabulary, batch_size=BATCH_SIZE, seed=0)
+
+    def learner(self, vocabulary_size: int) -> Learner:
+        """The configured model with new weights."""
+        sizes = {"feature_size": IDENTITY.size, "vector_width": VECTOR_WIDTH}
+        decoder = build("model", self.node, vocabulary_size=vocabulary_size, **sizes)
+        return Learner(decoder, torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE))
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A decoder and its optimizer."""
+
+    decoder: Any
+    optimizer: torch.optim.Optimizer
+
+    def learn(self, batches: Iterator[Batch], steps: int) -> None:
+        """So many steps."""
+        for batch in itertools.islice(batches, steps):
+            scores_PV = self.decoder(
+                batch.features, batch.tokens, batch.lengths, batch.image_of_row
+            )
+            self.optimizer.zero_grad()
+            F.cross_entropy(scores_PV, batch.targets).backward()
+            self.optimizer.step()
+
+
+def main() -> None:
+    """Make both sets, measure, print, write ``scale.json``, remove the sets."""
+    options = parser(__doc__)
+    options.add_argument("--model", default="attention_glove", help="of conf/model (%(default)s)")
+    options.add_argument(
+        "--distinct", type=int, default=64, help="shards on disk, others link to them; 0: all"
+    )
+    options.add_argument("--folder", type=Path, default=RESULTS, help="to make the sets below")
+    chosen = options.parse_args()
+    prepare(chosen)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as made:
+        sizes = QUICK if chosen.quick else FULL
+        cases = {name: Case(Path(made, name), s, chosen.model) for name, s in sizes.items()}
+        for case in cases.values():
+            case.make(chosen.distinct)
+        memory = measure_memory(cases["COCO"])
+        report = throughput(cases, memory, chosen)
+    report.show()
+    report.save(chosen.output)
+
+
+def throughput(cases: dict[str, Case], memory: dict[str, Any], chosen: Any) -> Report:
+    """Train from both stores in turns, and only read from both."""
+    images = {name: case.images() for name, case in cases.items()}
+    vocabulary = count_words(images["COCO"])
+    learner = cases["COCO"].learner(len(vocabulary))
+    works = {}
+    for name, case in cases.items():
+        loader = case.batches(images[name], vocabulary).train_dataloader()
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        for doing, work, count in (
+            ("train", partial(learner.learn, batches, STEPS), STEPS),
+            ("read", partial(exhaust, batches, READINGS), READINGS),
+        ):
+            works[f"{doing}, {name}'s size"] = Work(work, {"images": count * BATCH_SIZE})
+    timings = time_in_turns(works, turns=chosen.turns)
+    train, read = (
+        [timings[f"{doing}, {name}'s size"] for name in ("COCO", "Flickr8k")]
+        for doing in ("train", "read")
+    )
+    beyond = memory["beyond_model_GB"]
+    figures = [
+        ratio("training rate, COCO's size over Flickr8k's", *train, "images", target=0.9),
+        ratio("reading rate, COCO's size over Flickr8k's", *read, "images"),
+        Figure(
+            "peak memory beyond the model", beyond, beyond, beyond, "GB", MEMORY_TARGET_GB, True
+        ),
+    ]
+    facts = {
+        "model": chosen.model,
+        "images": {name: case.size.images for name, case in cases.items()},
+        "captions": {name: case.size.captions for name, case in cases.items()},
+        "vocabulary": len(vocabulary),
+        "shards_on_disk": chosen.distinct or "all",
+        "memory": memory,
+    }
+    return Report("scale", timings, figures, facts)
+
+
+def exhaust(batches: Iterator[Batch], count: int) -> None:
+    """Go through so many batches."""
+    for _ in itertools.islice(batches, count):
+        pass
+
+
+def count_words(images: Images) -> Vocabulary:
+    """The vocabulary as a training builds it."""
+    captions = (tokenize(caption) for image in images["train"] for caption in image.captions)
+    return Vocabulary.from_captions(captions, min_count=MIN_COUNT)
+
+
+def measure_memory(case: Case) -> dict[str, Any]:
+    """Memory of a training with and without the data, each in a process of its own."""
+    threads, fresh = torch.get_num_threads(), get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as process:
+        whole = process.submit(whole_training, case, threads).result()
+        model = process.submit(model_alone, case, threads, whole["vocabulary"]).result()
+    beyond = whole["memory"]["peak_GB"] - model["peak_GB"]
+    return {"whole": whole, "model": model, "beyond_model_GB": round(beyond, 3)}
+
+
+def model_alone(case: Case, threads: int, vocabulary_size: int) -> dict[str, float]:
+    """Memory of a decoder that learns from batches which no data set is behind."""
+    torch.set_num_threads(threads)
+    case.learner(vocabulary_size).learn(batches_in_memory(case), MEMORY_STEPS)
+    return resident()
+
+
+def whole_training(case: Case, threads: int) -> dict[str, Any]:
+    """Memory and seconds of the stages of a training, in the order of any training."""
+    torch.set_num_threads(threads)
+    stages = Stages()
+    images = stages.time("read the captions", case.images)
+    vocabulary = stages.time("count the words", lambda: count_words(images))
+    data = stages.time("open the store", lambda: case.batches(images, vocabulary))
+    loader = stages.time("number the words", data.train_dataloader)
+    learner = case.learner(len(vocabulary))
+    stages.time("train", lambda: learner.learn(iter(loader), MEMORY_STEPS))
+    stages.time("the rest of an epoch, only read", lambda: exhaust(iter(loader), len(loader)))
+    return {
+        "memory": resident(),
+        "seconds": stages.seconds,
+        "steps": MEMORY_STEPS,
+        "batches": len(loader),
+        "vocabulary": len(vocabulary),
+    }
+
+
+class Stages:
+    """How long the stages before the first step take, once each."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns; its seconds are kept under ``name``."""
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+        return result
+
+
+def batches_in_memory(case: Case) -> Iterator[Batch]:
+    """Batches of random features and words, as large as those of the set."""
+    kind = target_of("model", case.node).feature_kind
+    shape = IDENTITY.grid_shape if kind == "grid" else IDENTITY.pooled_shape
+    rows = BATCH_SIZE * CAPTIONS_PER_IMAGE
+    while True:
+        words = torch.randint(4, 500, (rows, WORDS_IN_MEMORY))
+        tokens = torch.cat([torch.full((rows, 1), BEGIN), words[:, :-1]], dim=1)
+        yield Batch(
+            image_ids=tuple(map(str, range(BATCH_SIZE))),
+            features=torch.randn(BATCH_SIZE, *shape),
+            tokens=tokens,
+            targets=words.flatten(),
+            lengths=torch.full((rows,), WORDS_IN_MEMORY),
+            image_of_row=torch.arange(BATCH_SIZE).repeat_interleave(CAPTIONS_PER_IMAGE),
+        )
+
+
+def resident() -> dict[str, float]:
+    """GB of this process: the peak of all its resident pages, and what is resident now, by kind.
+
+    Pages of files are those of libraries: shared between processes, and dropped when memory is
+    wanted elsewhere. The kernel tells all this on Linux alone.
+    """
+    names = {"VmHWM": "peak_GB", "RssAnon": "own_GB", "RssFile": "files_GB"}
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    kibibytes = {words[0].rstrip(":"): words[1] for words in lines if len(words) > 1}
+    return {names[key]: round(int(kibibytes[key]) * 1024 / 1e9, 3) for key in names}
+
+
+if __name__ == "__main__":
+    main()
