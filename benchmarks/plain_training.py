@@ -1,0 +1,141 @@
+"""``lstm_glove`` trained as it is commonly written: two ways to compare with.
+
+Both repeat an image's features for every caption or prefix, pad to a common length and compute the
+padding too. Their losses are the model's own (tests/benchmarks/test_plain_training.py).
+
+Dimension key: B images, N captions, S prefixes, T positions, V vocabulary, D feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from showtell.data.batches import Batch
+from showtell.models.lstm import LSTMDecoder
+from showtell.text.vocabulary import PAD
+
+
+@dataclass(frozen=True)
+class PaddedCaptions:
+    """Captions as a loader of (image, caption) pairs gives them."""
+
+    features: Tensor  # (N, D)
+    tokens: Tensor  # (N, T) BEGIN and the words
+    targets: Tensor  # (N, T) the words and END
+
+    @property
+    def useful(self) -> int:
+        """Tokens to predict that are no padding."""
+        return int((self.targets != PAD).sum())
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Beginnings of captions, each with the one word that follows."""
+
+    features: Tensor  # (S, D)
+    tokens: Tensor  # (S, T) padded to the longest caption there is
+    lengths: Tensor  # (S,)
+    targets: Tensor  # (S,)
+
+
+def pad_captions(batch: Batch) -> PaddedCaptions:
+    """The captions of a batch as pairs."""
+    targets = pad_sequence(
+        list(batch.targets.split(batch.lengths.tolist())), batch_first=True, padding_value=PAD
+    )
+    return PaddedCaptions(batch.features[batch.image_of_row], batch.tokens, targets)
+
+
+def cut_prefixes(captions: PaddedCaptions, *, width: int) -> Prefixes:
+    """All prefixes of all captions, padded to ``width``."""
+    rows, times = torch.nonzero(captions.targets != PAD, as_tuple=True)
+    kept = torch.arange(width) <= times.unsqueeze(1)
+    tokens = F.pad(captions.tokens, (0, width - captions.tokens.shape[1]), value=PAD)[rows]
+    return Prefixes(
+        captions.features[rows],
+        tokens.masked_fill(~kept, PAD),
+        times + 1,
+        captions.targets[rows, times],
+    )
+
+
+def take(prefixes: Prefixes, rows: Sequence[int] | Tensor) -> Prefixes:
+    """Some of the prefixes."""
+    chosen = torch.as_tensor(rows)
+    return Prefixes(
+        prefixes.features[chosen],
+        prefixes.tokens[chosen],
+        prefixes.lengths[chosen],
+        prefixes.targets[chosen],
+    )
+
+
+class PlainDecoder(nn.Module):
+    """The layers of ``lstm_glove`` around a recurrence, with PyTorch's own dropout."""
+
+    def __init__(self, decoder: LSTMDecoder, *, label_smoothing: float) -> None:
+        super().__init__()
+        self.layers = deepcopy(decoder)  # what holds the weights; its forward is not used
+        self.image_dropout = nn.Dropout(decoder.image_dropout.rate)
+        self.word_dropout = nn.Dropout(decoder.word_dropout.rate)
+        self.output_dropout = nn.Dropout(decoder.output_dropout.rate)
+        self.label_smoothing = label_smoothing
+
+    def start(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden and cell state (., H) and the image part of the dense layer (., M)."""
+        image = self.image_dropout(self.layers.image_norm(features))
+        hidden, cell = self.layers.initial(image).chunk(2, dim=1)
+        return torch.tanh(hidden), cell, self.layers.image_dense(image)
+
+    def score(self, hidden: Tensor, image: Tensor) -> Tensor:
+        """Scores (., V) from the LSTM's output (., H) and the image (., M)."""
+        dense = self.output_dropout(torch.tanh(self.layers.hidden_dense(hidden) + image))
+        return F.linear(dense, self.layers.output.weight, self.layers.output.bias)
+
+    def compare(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The loss per real target."""
+        return F.cross_entropy(
+            scores, targets, ignore_index=PAD, label_smoothing=self.label_smoothing
+        )
+
+
+class CellLoop(PlainDecoder):
+    """An LSTM cell called word by word over padded captions."""
+
+    def __init__(self, decoder: LSTMDecoder, *, label_smoothing: float) -> None:
+        super().__init__(decoder, label_smoothing=label_smoothing)
+        self.cell = nn.LSTMCell(decoder.lstm.input_size, decoder.lstm.hidden_size)
+        weights = decoder.lstm.state_dict().items()
+        self.cell.load_state_dict({name.removesuffix("_l0"): w for name, w in weights})
+        del self.layers.lstm
+
+    def forward(self, captions: PaddedCaptions) -> Tensor:
+        """The loss."""
+        hidden, cell, image_NM = self.start(captions.features)
+        words_NTE = self.word_dropout(self.layers.embedding(captions.tokens))
+        outputs = []
+        for words_NE in words_NTE.unbind(1):
+            hidden, cell = self.cell(words_NE, (hidden, cell))
+            outputs.append(hidden)
+        scores_NTV = self.score(torch.stack(outputs, dim=1), image_NM.unsqueeze(1))
+        return self.compare(scores_NTV.flatten(0, 1), captions.targets.flatten())
+
+
+class PrefixLoop(PlainDecoder):
+    """A sample for each prefix of each caption, of whose outputs only the last is used."""
+
+    def forward(self, prefixes: Prefixes) -> Tensor:
+        """The loss."""
+        hidden, cell, image_SM = self.start(prefixes.features)
+        words_STE = self.word_dropout(self.layers.embedding(prefixes.tokens))
+        outputs_STH, _ = self.layers.lstm(words_STE, (hidden.unsqueeze(0), cell.unsqueeze(0)))
+        last_SH = outputs_STH[torch.arange(len(outputs_STH)), prefixes.lengths - 1]
+        return self.compare(self.score(last_SH, image_SM), prefixes.targets)

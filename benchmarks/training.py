@@ -1,0 +1,400 @@
+"""Training from stored features: tokens a second of every model, and of the ways people train.
+
+    python benchmarks/training.py [--data FOLDER] [--models lstm_glove ...]
+
+A call trains on a few batches of 32 images with their five captions: forwards, backwards, clipping
+and the optimizer. Every model of conf/model stands in the table. Beside ``lstm_glove`` stand the
+same model as an LSTM cell called word by word over padded captions in shuffled order, the same as
+one sample for each prefix of a caption, and the same under Lightning with the callbacks of a run.
+FLOP are those of the model's matrix products over real tokens, three times the forward ones,
+whatever a way computes beside. Without ``--data`` (Flickr8k in any layout) captions are made up
+with Flickr8k's lengths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from measure import (
+    Figure,
+    Report,
+    Timing,
+    Work,
+    matrix_product,
+    memory_triad,
+    parser,
+    prepare,
+    products_of,
+    ratio,
+    time_in_turns,
+)
+from plain_training import CellLoop, PrefixLoop, cut_prefixes, pad_captions, take
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from showtell.config import build, choices_of, compose
+from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions
+from showtell.data.sources import flickr8k
+from showtell.parts import Settings
+from showtell.text.tokenizer import tokenize
+from showtell.text.vocabulary import Vocabulary
+from showtell.tracking import CsvCurves
+from showtell.training.loss import cross_entropy
+from showtell.training.module import CaptioningModule
+from showtell.training.optimization import Optimization
+from showtell.training.validation import GeneratedCaptions
+from showtell.types import CaptionedImage
+
+# Flickr8k with GloVe 6B of 50 numbers and EfficientNet-Lite2: its vocabulary, its features.
+WORDS, VECTOR_WIDTH, FEATURE_SIZE, REGIONS = 2539, 50, 1280, 81
+# How many of Flickr8k's 30,000 training captions have 1, 2, 3, ... words.
+LENGTHS = (
+    *(0, 15, 126, 346, 861, 1959, 2536, 2928, 3317, 3321, 3131, 2777, 2322, 1847, 1327, 977, 662),
+    *(515, 366, 204, 136, 110, 74, 52, 33, 20, 11, 6, 10, 4, 3, 1, 2, 0, 0, 1),
+)
+MADE_IMAGES = 1024  # one pool of the sorting by length
+CELL, PREFIX, LIGHTNING = "cell loop, padded", "a sample per prefix", "under Lightning"
+COMPARED = "lstm_glove"
+PEAK = "limit: product 2048^3"
+Step = Callable[[], object]
+
+
+def made_images(count: int) -> list[CaptionedImage]:
+    """Images with five captions each, of words as frequent as in a language (Zipf)."""
+    random = np.random.default_rng(0)
+    shares = np.array(LENGTHS) / sum(LENGTHS)
+    ranks = 1.0 / (np.arange(WORDS) + 2.7)
+
+    def caption() -> str:
+        length = 1 + random.choice(len(shares), p=shares)
+        return " ".join(f"w{i}" for i in random.choice(WORDS, length, p=ranks / ranks.sum()))
+
+    return [
+        CaptionedImage(f"{i}.jpg", Path(f"{i}.jpg"), tuple(caption() for _ in range(5)), "train")
+        for i in range(count)
+    ]
+
+
+def captions_of(data: Path | None, images: int) -> tuple[Sequence[CaptionedImage], Vocabulary]:
+    """The training captions of the data set below ``data``, or made ones."""
+    if data is None:
+        words = [f"w{i}" for i in range(WORDS)]
+        return made_images(images), Vocabulary(words, min_count=5, counts=[5] * WORDS)
+    read = flickr8k(root=str(data), split_seed=0, skip_rejected=False).split("train")
+    tokenized = (tokenize(caption) for image in read for caption in image.captions)
+    return read[:images], Vocabulary.from_captions(tokenized, min_count=5)
+
+
+class Features:
+    """Features held in memory: rows of a small random table."""
+
+    def __init__(self, kind: str) -> None:
+        shape = (FEATURE_SIZE,) if kind == "pooled" else (REGIONS, FEATURE_SIZE)
+        self._table = np.random.default_rng(0).random((64, *shape), dtype=np.float32)
+
+    def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """A position for each image."""
+        return np.arange(len(image_ids))
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        """Features (n, D) or (n, R, D)."""
+        return self._table[positions % len(self._table)].astype(np.float16)
+
+
+def typical(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """``count`` batches that stand for the epoch: from each part of them, sorted by tokens."""
+    by_tokens = sorted(batches, key=lambda batch: len(batch.targets))
+    return [by_tokens[(2 * i + 1) * len(by_tokens) // (2 * count)] for i in range(count)]
+
+
+class Bench:
+    """The data of all works, and the settings of conf/."""
+
+    def __init__(
+        self, images: Sequence[CaptionedImage], vocabulary: Vocabulary, count: int
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.count = count
+        self._captions = EncodedCaptions(images, vocabulary)
+        self.longest = int(self._captions.longest.max())
+
+    def batches(self, kind: str, *, sorted_by_length: bool = True) -> list[Batch]:
+        """Typical batches of an epoch."""
+        batches = CaptionBatches(
+            self._captions,
+            Features(kind),
+            batch_size=32,
+            shuffle_seed=0 if sorted_by_length else None,
+        )
+        return typical(list(batches), self.count)
+
+    def decoder(self, settings: dict[str, Any]) -> nn.Module:
+        """A new decoder whose word vectors are frozen, as in a run's first epochs."""
+        torch.manual_seed(0)
+        decoder: Any = build(
+            "model",
+            settings["model"],
+            vocabulary_size=len(self.vocabulary),
+            vector_width=VECTOR_WIDTH,
+            feature_size=FEATURE_SIZE,
+        )
+        decoder.embedding.train_vectors(False)
+        trained: nn.Module = decoder.train()
+        return trained
+
+
+def train_on(
+    module: nn.Module, losses: Sequence[Callable[[], Tensor]], rules: Optimization
+) -> Step:
+    """A call that takes a step on each of ``losses``."""
+    optimizer = rules.optimizer(module)
+    return partial(_train, list(module.parameters()), optimizer, losses, rules.gradient_clip or 0.0)
+
+
+def train_plainly(module: nn.Module, losses: Sequence[Callable[[], Tensor]], clip: float) -> Step:
+    """The same with the optimizer as PyTorch chooses it."""
+    parameters = list(module.parameters())
+    return partial(_train, parameters, torch.optim.AdamW(parameters, lr=1e-3), losses, clip)
+
+
+def _train(
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    losses: Sequence[Callable[[], Tensor]],
+    clip: float,
+) -> None:
+    for compute in losses:
+        loss = compute()
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(parameters, clip)
+        optimizer.step()
+
+
+@torch.no_grad()
+def training_flop(decoder: Any, batches: Sequence[Batch]) -> float:
+    """FLOP of the products of a step on each batch, over real tokens and images.
+
+    Counted in captions of one and of two tokens, and from them per token and per image. Backwards
+    there are two products for each one forwards.
+    """
+    features, tokens = batches[0].features[:1], batches[0].tokens[:1]
+    one, two = (
+        products_of(decoder, features, tokens[:, :n], torch.tensor([n]), torch.tensor([0])).flop
+        for n in (1, 2)
+    )
+    count = sum(len(batch.targets) for batch in batches)
+    images = sum(len(batch.image_ids) for batch in batches)
+    return 3 * ((two - one) * count + (2 * one - two) * images)
+
+
+def works_of(model: str, bench: Bench) -> dict[str, Work]:
+    """A model in a plain loop; the compared one in the other ways too."""
+    config = compose([f"model={model}"])
+    decoder: Any = bench.decoder(config)
+    settings = Settings.of(config)
+    batches = bench.batches(decoder.feature_kind)
+    tokens = sum(len(batch.targets) for batch in batches)
+    flop = training_flop(decoder, batches)
+    smoothing = settings.optimization.label_smoothing
+
+    def loss(batch: Batch) -> Tensor:
+        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
+        return cross_entropy(scores_PV, batch.targets, label_smoothing=smoothing)
+
+    losses = [partial(loss, batch) for batch in batches]
+    units = {"tokens": tokens, "FLOP": flop}
+    works = {model: Work(train_on(decoder, losses, settings.optimization), units)}
+    if model == COMPARED:
+        fit = UnderLightning(config, bench, batches)
+        works[f"{model}, {LIGHTNING}"] = Work(fit, units, own_clock=True)
+        works |= plain_works(config, bench, flop / tokens)
+    return works
+
+
+def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> dict[str, Work]:
+    """The cell loop and the prefixes, on captions in shuffled order."""
+    rules = Settings.of(config).optimization
+    decoder: Any = bench.decoder(config)
+    captions = [pad_captions(b) for b in bench.batches("pooled", sorted_by_length=False)]
+    cell_loop = CellLoop(decoder, label_smoothing=rules.label_smoothing)
+    prefix_loop = PrefixLoop(decoder, label_smoothing=rules.label_smoothing)
+    # As many rows as there are captions in a batch of images.
+    cut = cut_prefixes(captions[0], width=bench.longest)
+    rows = torch.randperm(len(cut.targets)).split(len(captions[0].tokens))[: bench.count]
+    prefixes = [take(cut, chosen) for chosen in rows]
+    useful = {
+        CELL: sum(each.useful for each in captions),
+        PREFIX: sum(len(each.targets) for each in prefixes),
+    }
+    calls = {
+        CELL: train_plainly(cell_loop, [partial(cell_loop, c) for c in captions], 1.0),
+        PREFIX: train_plainly(prefix_loop, [partial(prefix_loop, p) for p in prefixes], 1.0),
+    }
+    return {
+        name: Work(call, {"tokens": useful[name], "FLOP": flop_per_token * useful[name]})
+        for name, call in calls.items()
+    }
+
+
+class Loader:
+    """Batches as Lightning wants them: a list would be a loader for each."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+
+class EnoughStepsError(Exception):
+    """Ends a fit before its epoch does, whose end would want a validation."""
+
+
+class StepClock(Callback):
+    """Times so many whole steps, from the start of the first to the start of one more."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._started = 0.0
+        self.seconds = 0.0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Start the clock, or stop it and the fit."""
+        if batch_idx == 0:
+            self._started = time.perf_counter()
+        if batch_idx == self._steps:
+            self.seconds = time.perf_counter() - self._started
+            raise EnoughStepsError
+
+
+class UnderLightning:
+    """A fit with everything a run has but validation; only its steps are timed."""
+
+    def __init__(self, config: dict[str, Any], bench: Bench, batches: Sequence[Batch]) -> None:
+        self._config = config
+        self._bench = bench
+        self._batches = batches
+
+    def __call__(self) -> float:
+        """Train on the batches; return the seconds of their steps."""
+        clock = StepClock(len(self._batches))
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(action="ignore", category=UserWarning),
+            contextlib.suppress(EnoughStepsError),
+        ):
+            self._fit(Path(folder), clock)
+        torch.use_deterministic_algorithms(False)  # Lightning leaves it on for the other ways
+        return clock.seconds
+
+    def _fit(self, folder: Path, clock: StepClock) -> None:
+        settings, vocabulary = Settings.of(self._config), self._bench.vocabulary
+        module = CaptioningModule(
+            self._bench.decoder(self._config),
+            settings.search,
+            GeneratedCaptions({}, vocabulary, max_length=settings.search.max_length, metrics=[]),
+            optimization=settings.optimization,
+            text=settings.text,
+            steps_per_epoch=len(self._batches),
+            max_epochs=1,
+        )
+        rules = replace(settings.trainer, max_epochs=1, accelerator="cpu")
+        trainer = rules.build(
+            folder,
+            callbacks=[clock, *settings.callbacks.build(folder)],
+            loggers=[CsvCurves(folder / "metrics.csv")],
+            gradient_clip=settings.optimization.gradient_clip,
+        )
+        trainer.fit(module, Loader([*self._batches, self._batches[0]]))
+
+
+def limits(decoder_rows: int, positions: int, vocabulary_size: int) -> dict[str, Work]:
+    """What the machine can do, at large and at the model's sizes."""
+    return {
+        PEAK: matrix_product(2048, 2048, 2048),
+        "limit: product of a step": matrix_product(decoder_rows, 512, 2048),
+        "limit: product with the vocabulary": matrix_product(positions, 512, vocabulary_size),
+        "limit: memory": memory_triad(),
+    }
+
+
+def figures_of(models: Sequence[str], timings: dict[str, Timing], steps: int) -> list[Figure]:
+    """What the issue asks."""
+    peak = timings[PEAK]
+    shares = [
+        ratio(
+            f"{model}, share of the peak",
+            timings[model],
+            peak,
+            "FLOP",
+            target=0.6 if model == COMPARED else None,
+        )
+        for model in models
+    ]
+    if COMPARED not in models:
+        return shares
+    ours, fitted = timings[COMPARED], timings[f"{COMPARED}, {LIGHTNING}"]
+    overheads = [1e3 * (a - b) / steps for a, b in zip(fitted.seconds, ours.seconds, strict=True)]
+    return [
+        ratio(f"{COMPARED} over the {CELL}", ours, timings[CELL], "tokens", target=2),
+        ratio(f"{COMPARED} over {PREFIX}", ours, timings[PREFIX], "tokens", target=20),
+        *shares,
+        Figure(
+            "Lightning and its callbacks, per step",
+            sorted(overheads)[len(overheads) // 2],
+            min(overheads),
+            max(overheads),
+            "ms",
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure, print and write ``training.json``."""
+    options = parser(__doc__)
+    options.add_argument("--data", type=Path, help="Flickr8k; captions are made up without")
+    options.add_argument("--models", nargs="+", default=list(choices_of("model")))
+    options.add_argument("--batches", type=int, default=4, help="steps of a call (%(default)s)")
+    chosen = options.parse_args()
+    prepare(chosen)
+    count = 1 if chosen.quick else chosen.batches
+    images, vocabulary = captions_of(chosen.data, 64 if chosen.quick else MADE_IMAGES)
+    bench = Bench(images, vocabulary, count)
+    works = {name: work for m in chosen.models for name, work in works_of(m, bench).items()}
+    batch = bench.batches("pooled")[count // 2]
+    works |= limits(len(batch.lengths), len(batch.targets), len(vocabulary))
+    timings = time_in_turns(works, turns=chosen.turns)
+    facts = {
+        "images a step": len(batch.image_ids),
+        "captions a step": len(batch.lengths),
+        "steps a call": count,
+        "vocabulary": len(vocabulary),
+        "captions": "made up" if chosen.data is None else "Flickr8k",
+    }
+    report = Report("training", timings, figures_of(chosen.models, timings, count), facts)
+    report.show()
+    report.save(chosen.output)
+
+
+if __name__ == "__main__":
+    main()
