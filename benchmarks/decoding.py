@@ -1,6 +1,6 @@
 """Writing captions from features: our search, one image at a time, and `generate`.
 
-    python benchmarks/decoding.py [--models lstm_glove ...] [--run RUN] [--images 1000]
+    python benchmarks/decoding.py [--models lstm_glove ...] [--images 1000] [--run RUN]
 
 Decoders of the configured sizes have made weights, and every caption has eleven words, the mean of
 Flickr8k, so that all ways take the same steps. With ``--run`` a trained run stands beside them,
@@ -32,6 +32,7 @@ from measure import (
     ratio,
     time_in_turns,
 )
+from plain_decoding import search_one_image
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
@@ -45,17 +46,17 @@ from transformers.modeling_outputs import BaseModelOutput
 from showtell.caption import load_run
 from showtell.config import build, compose
 from showtell.decoding.beam import CPU_PACE, BeamSearch
-from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
+from showtell.text.vocabulary import BEGIN, END, PAD
 
 # Flickr8k with GloVe 6B of 50 numbers and EfficientNet-Lite2: its vocabulary, its features.
 VOCABULARY, VECTOR_WIDTH, FEATURE_SIZE, REGIONS = 2543, 50, 1280, 81
+MODELS = ("lstm_glove", "attention_glove")
 WORDS = 11
 BEAMS = (5, 3, 1)
 ALONE, GENERATE, PEAK = "one image at a time", "generate", "limit: product 2048^3"
 # Ways of which each image takes equally long are measured on fewer.
 ALONE_IMAGES, GENERATE_IMAGES = 40, 100
 GENERATE_BATCHES = (25, 50, 100)
-Caption = tuple[float, list[int]]  # log probability, or score once ended; token ids after BEGIN
 
 
 @dataclass(frozen=True)
@@ -77,55 +78,8 @@ class Case:
 
     def alone(self, images: int) -> list[tuple[int, ...]]:
         """Captions of the first images, one at a time."""
-        features = torch.split(self.features[:images], 1)
-        return [search_one_image(self.decoder, one, self.search) for one in features]
-
-
-@torch.inference_mode()
-def search_one_image(decoder: Any, features: Tensor, search: BeamSearch) -> tuple[int, ...]:
-    """The words of the best caption of ``features`` (1, ...): the batch is its beams.
-
-    As tutorials write it: after every word the host reads the best continuations and sorts them
-    out, in lists.
-    """
-    size = search.beam_size
-    state = decoder.start(features).select(torch.zeros(size, dtype=torch.long))
-    live: list[Caption] = [(0.0, [BEGIN]), *[(-torch.inf, [BEGIN])] * (size - 1)]
-    ended: list[Caption] = []
-    for words in range(search.max_length + 1):
-        scores, state = decoder.step(torch.tensor([tokens[-1] for _, tokens in live]), state)
-        log_probs = torch.log_softmax(scores, dim=1)
-        log_probs[:, forbidden(search, words)] = -torch.inf
-        totals = torch.tensor([log_prob for log_prob, _ in live]).unsqueeze(1) + log_probs
-        best, flat = totals.flatten().topk(2 * size)
-        tokens, parents = (
-            (flat % log_probs.shape[1]).tolist(),
-            (flat // log_probs.shape[1]).tolist(),
-        )
-        ranked = list(zip(best.tolist(), parents, tokens, strict=True))
-        norm = (words + 1) ** search.length_penalty
-        ended += [(p / norm, live[i][1]) for p, i, token in ranked[:size] if token == END]
-        ended = sorted(ended, reverse=True)[:size]
-        going_on = [each for each in ranked if each[2] != END][:size]
-        live = [(p, [*live[i][1], token]) for p, i, token in going_on]
-        if is_decided(ended, live, search):
-            break
-        state = state.select(torch.tensor([i for _, i, _ in going_on]))
-    return tuple(ended[0][1][1:])
-
-
-def is_decided(ended: Sequence[Caption], live: Sequence[Caption], search: BeamSearch) -> bool:
-    """Whether enough have ended, or none left can become better than the best of them."""
-    bound = max(log_prob for log_prob, _ in live) / (search.max_length + 1) ** search.length_penalty
-    return len(ended) == search.beam_size or (bool(ended) and ended[0][0] >= bound)
-
-
-def forbidden(search: BeamSearch, words: int) -> list[int]:
-    """What may not follow so many words."""
-    if words == search.max_length:
-        return [i for i in range(VOCABULARY) if i != END]
-    never = [PAD, BEGIN] if search.allow_unknown else [PAD, BEGIN, UNKNOWN]
-    return [*never, END] if words < search.min_length else never
+        each = torch.split(self.features[:images], 1)
+        return [search_one_image(self.decoder, features, self.search) for features in each]
 
 
 class Generate:
@@ -167,9 +121,9 @@ class Generate:
         return min(GENERATE_BATCHES, key=self._seconds_per_image)
 
     @torch.inference_mode()
-    def __call__(self, beam_size: int, batch_size: int | None = None) -> None:
-        """Caption all images with so many beams."""
-        for batch in torch.split(self._features, batch_size or self.batch_size):
+    def __call__(self, beam_size: int, batch_size: int) -> None:
+        """Caption all images, so many at a time."""
+        for batch in torch.split(self._features, batch_size):
             self._model.generate(
                 encoder_outputs=BaseModelOutput(batch),
                 num_beams=beam_size,
@@ -216,9 +170,10 @@ def trained_case(folder: Path, images: int) -> Case:
 
 
 def made_features(decoder: Any, images: int) -> Tensor:
-    """Features of the kind that the decoder reads."""
-    pooled = decoder.feature_kind == "pooled"
-    return torch.rand((images, FEATURE_SIZE) if pooled else (images, REGIONS, FEATURE_SIZE))
+    """Features of the kind that the decoder reads; grids of fewer images, 415 KB each."""
+    if decoder.feature_kind == "pooled":
+        return torch.rand(images, FEATURE_SIZE)
+    return torch.rand(max(1, images // 4), REGIONS, FEATURE_SIZE)
 
 
 def works_of(case: Case) -> dict[str, Work]:
@@ -283,7 +238,7 @@ def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, An
     kinds = {case.decoder.feature_kind: case.features for case in cases}
     for kind, features in kinds.items():
         generate = Generate(features[:GENERATE_IMAGES])
-        call = partial(generate, BEAMS[0])
+        call = partial(generate, BEAMS[0], generate.batch_size)
         units = {"images": len(features[:GENERATE_IMAGES]), "FLOP": products_of(call).flop}
         works[f"{GENERATE}, {kind}"] = Work(call, units)
         facts[f"{GENERATE}, {kind}"] = {
@@ -302,7 +257,7 @@ def agreement(case: Case) -> float:
 def main() -> None:
     """Measure, print and write ``decoding.json``."""
     options = parser(__doc__)
-    options.add_argument("--models", nargs="+", default=["lstm_glove"], help="names in conf/model")
+    options.add_argument("--models", nargs="+", default=MODELS, help="names in conf/model")
     options.add_argument("--run", type=Path, help="a trained run with pooled features as well")
     options.add_argument("--images", type=int, default=1000, help="(%(default)s)")
     chosen = options.parse_args()
