@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,9 @@ from lightning.pytorch import LightningDataModule
 from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions, FeatureSource
 from showtell.text.vocabulary import Vocabulary
 from showtell.types import CaptionedImage, Split
+
+# Images decoded at a time in validation: a search of three beams fills a CPU's products with them.
+VALIDATION_BATCH = 128
 
 
 class CaptionDataModule(LightningDataModule):
@@ -41,15 +45,22 @@ class CaptionDataModule(LightningDataModule):
     @cached_property
     def train_batches(self) -> CaptionBatches:
         """The training split, shuffled anew every epoch."""
-        return self._batches("train", shuffle_seed=self._seed)
+        return self._batches(
+            self._images["train"], batch_size=self._batch_size, shuffle_seed=self._seed
+        )
 
     def train_dataloader(self) -> CaptionBatches:
         """The same object at every call: it carries the position in the epoch."""
         return self.train_batches
 
     def val_dataloader(self) -> CaptionBatches:
-        """The validation split in file order."""
-        return self._batches("val", shuffle_seed=None)
+        """The validation split in file order, each image with the first of its captions.
+
+        They are there for the loss alone. That of all five references would cost more than to
+        write captions for the images, and tells little more: they speak of the same images.
+        """
+        images = [replace(image, captions=image.captions[:1]) for image in self._images["val"]]
+        return self._batches(images, batch_size=VALIDATION_BATCH, shuffle_seed=None)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -69,12 +80,13 @@ class CaptionDataModule(LightningDataModule):
         """Continue at a saved position."""
         self.train_batches.load_state_dict(state_dict)
 
-    def _batches(self, split: Split, *, shuffle_seed: int | None) -> CaptionBatches:
-        captions = EncodedCaptions(self._images[split], self._vocabulary)
+    def _batches(
+        self, images: Sequence[CaptionedImage], *, batch_size: int, shuffle_seed: int | None
+    ) -> CaptionBatches:
         return CaptionBatches(
-            captions,
+            EncodedCaptions(images, self._vocabulary),
             self._features,
-            batch_size=self._batch_size,
+            batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             limit_batches=self._limit_batches,
         )

@@ -104,7 +104,7 @@ class CaptioningModule(LightningModule):
         self.generated.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss of the references, and one caption per image."""
+        """Loss of a reference of each image, and one caption per image."""
         loss = cross_entropy(self._teacher_forced(batch), batch.targets, label_smoothing=0.0)
         self.val_loss.update(loss, weight=batch.targets.numel())
         hypotheses = self._search(self.typed_decoder, batch.features)
