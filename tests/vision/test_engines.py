@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,9 +38,14 @@ def lite0(folder: Path) -> Encoder:
 
 
 def random_network(name: str, size: int, folder: Path) -> Encoder:
-    with torch.random.fork_rng(devices=[]):
+    """Random weights; the batch statistics of noise keep its values in float16's range."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(5)
         model = torchvision.models.get_model(name, weights=None)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        model.train()(torch.randn(2, 3, size, size))
     file = folder / f"{name}.pth"
     torch.save(model.state_dict(), file)
     return torchvision_encoder(network=name, weights=str(file), preprocessing=rule(size))
@@ -91,6 +98,18 @@ def test_few_pictures_do_not_wait_for_a_conversion_but_use_one_that_was_made(cap
     assert choose(encoder, 1) is engine
     assert choose(tiny_encoder(), MANY) is not engine
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_an_engine_does_not_keep_its_encoder_in_memory(monkeypatch, works: bool) -> None:
+    if not works:
+        monkeypatch.setattr(engines, "_compiled_by_openvino", None)
+    encoder = tiny_encoder()
+    choose(encoder)
+    gone = weakref.ref(encoder)
+    del encoder
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_failed_conversion_is_named_once_and_the_eager_encoder_used(monkeypatch, capsys) -> None:

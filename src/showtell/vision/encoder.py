@@ -117,7 +117,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> EncoderOutput:
         """Features of preprocessed images (B, 3, S, S): (B, D) and (B, R, D), both float32."""
         feature_map = self.body(images.contiguous(memory_format=torch.channels_last))
-        grid = feature_map.float().flatten(2).transpose(1, 2).contiguous()  # (B, R, D)
+        # Channels last in memory already: nothing is moved.
+        grid = feature_map.float().permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, R, D)
         return EncoderOutput(pooled=grid.mean(dim=1), grid=grid)
 
 

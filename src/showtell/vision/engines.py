@@ -52,6 +52,7 @@ class OpenVINOEngine:
 
     def __init__(self, encoder: Encoder, *, threads: int) -> None:
         self.threads = threads
+        self._tensor = _openvino().Tensor
         compiled = _compiled_by_openvino(encoder, threads)
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads):
@@ -61,24 +62,30 @@ class OpenVINOEngine:
         """Features of one preprocessed picture (3, S, S); any thread may call."""
         request = self._requests.get()
         try:
-            request.infer([image[None].numpy()], share_inputs=True)
-            # The request owns its outputs and will overwrite them: astype copies.
+            # ``infer`` is the same, with a millisecond of dictionaries and copies around it.
+            request.set_input_tensor(self._tensor(image[None].numpy(), shared_memory=True))
+            request.start_async()
+            request.wait()
+            # The request owns its outputs and will overwrite them.
             return {
-                kind: request.output_tensors[EncoderOutput._fields.index(kind)]
-                .data[0]
-                .astype(np.float16)
+                kind: request.get_output_tensor(EncoderOutput._fields.index(kind)).data[0].copy()
                 for kind in kinds
             }
         finally:
             self._requests.put(request)
 
 
-def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
-    # Importing openvino reports to its makers over the network, unless the package that sends is
-    # not there: then a stub of its own does nothing.
+def _openvino() -> Any:
+    """The library, silenced: importing it reports to its makers over the network."""
+    # Where the package that sends cannot be imported, a stub of OpenVINO's own does nothing.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino  # type: ignore[import-untyped]
 
+    return openvino
+
+
+def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
+    openvino = _openvino()
     shape = (1, 3, encoder.preprocessing.size, encoder.preprocessing.size)
     example = torch.zeros(shape)
     with warnings.catch_warnings(), torch.no_grad():
@@ -87,7 +94,10 @@ def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
         # The weights that a function closes over become constants at once; a module would be
         # scripted as a whole, and checking the trace runs it thrice: four times the work together.
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            lambda images: tuple(encoder(images)), example, check_trace=False, strict=False
+            lambda images: tuple(features.half() for features in encoder(images)),
+            example,
+            check_trace=False,
+            strict=False,
         )
         model = openvino.convert_model(traced, example_input=example, input=list(shape))
     properties = {
@@ -145,8 +155,8 @@ class TorchEngine:
 Engine = OpenVINOEngine | TorchEngine
 
 # By encoder, because new pictures come in parts and one conversion should do for all; and by
-# process, because an engine's threads do not survive a fork.
-_BUILT: WeakKeyDictionary[Encoder, dict[Hashable, Engine]] = WeakKeyDictionary()
+# process, because an engine's threads do not survive a fork. None is an engine that failed.
+_BUILT: WeakKeyDictionary[Encoder, dict[Hashable, Engine | None]] = WeakKeyDictionary()
 
 
 def engine_for(
@@ -174,7 +184,7 @@ def engine_for(
         build, tolerance = partial(OpenVINOEngine, encoder, threads=threads), SINGLE_TOLERANCE
     if key not in built:
         built[key] = _checked(build, eager, example, tolerance)
-    return built[key]
+    return built[key] or eager
 
 
 def _half(eager: TorchEngine, encoder: Encoder, *, compiled: bool) -> TorchEngine:
@@ -187,19 +197,20 @@ def _half(eager: TorchEngine, encoder: Encoder, *, compiled: bool) -> TorchEngin
 
 def _checked(
     build: Callable[[], Engine], eager: TorchEngine, example: Tensor, tolerance: float
-) -> Engine:
-    """The built engine if it gives the features of the eager one, else the eager one."""
+) -> Engine | None:
+    """The built engine if it gives the features of the eager one."""
     try:
         engine = build()
-        difference = _difference(engine(example, FEATURE_KINDS), eager(example, FEATURE_KINDS))
+        alone = replace(eager, batch_size=1)  # a full batch would take seconds on a CPU
+        difference = _difference(engine(example, FEATURE_KINDS), alone(example, FEATURE_KINDS))
         if difference <= tolerance:
             return engine
         problem = f"features differ by {difference:.1e} of their norm, more than {tolerance:.0e}"
     except Exception as error:
         # A compiler may fail in any way of its own, and the work can be done without it.
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
-    print(f"note: encoding without a compiled network, so slowly ({problem})", file=sys.stderr)
-    return eager
+    print(f"note: encoding with the eager network, which is slower ({problem})", file=sys.stderr)
+    return None
 
 
 def _difference(ours: EncodedImages, reference: EncodedImages) -> float:

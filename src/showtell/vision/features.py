@@ -220,24 +220,24 @@ class FeatureStore:
             raise _damaged(shard.array, f"it holds {dtype}{shape}, not {expected}")
         return stream.tell()
 
-    def add(self, image_ids: Sequence[str], contents: Sequence[str], features: Features) -> None:
+    def add(
+        self, image_ids: Sequence[str], contents: Sequence[str], features: Iterable[Features]
+    ) -> None:
         """Commit a shard and know of it: ``write``, then ``refresh``."""
         self.write(image_ids, contents, features)
         self.refresh()
 
-    def write(self, image_ids: Sequence[str], contents: Sequence[str], features: Features) -> None:
-        """Commit a shard: ``features`` (n, D) or (n, R, D) of these images, or nothing at all.
+    def write(
+        self, image_ids: Sequence[str], contents: Sequence[str], features: Iterable[Features]
+    ) -> None:
+        """Commit a shard: the features (D,) or (R, D) of each of these images, or nothing at all.
 
         Any thread may write while others use the store, which knows the shard at ``refresh``.
 
         Raises:
             UserError: values that float16 cannot hold, or a disk that cannot take them.
         """
-        assert features.shape == (len(image_ids), *self.shape) and features.dtype == np.float16
-        self._refuse_non_finite(image_ids, features)
-        buffer = io.BytesIO()
-        np.save(buffer, features, allow_pickle=False)
-        payload = buffer.getbuffer()
+        payload = self._npy(image_ids, features)
         checksum = hashlib.sha256(payload).hexdigest()
         # The ids are in the name too: equal arrays of different images must not share a manifest.
         named = json.dumps([list(image_ids), list(contents)]).encode()
@@ -245,7 +245,7 @@ class FeatureStore:
         manifest = {
             "image_ids": list(image_ids),
             "contents": list(contents),
-            "shape": list(features.shape),
+            "shape": [len(image_ids), *self.shape],
             "dtype": "float16",
             "bytes": len(payload),
             "checksum": checksum,
@@ -253,13 +253,24 @@ class FeatureStore:
         write_atomically(self.folder / f"{stem}.npy", payload)
         write_atomically(self.folder / f"{stem}.json", json.dumps(manifest).encode())
 
-    def _refuse_non_finite(self, image_ids: Sequence[str], features: Features) -> None:
-        finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
-        if not finite.all():
-            raise UserError(
-                f"image {image_ids[int(np.argmin(finite))]}: the encoder gives values that are not "
-                "finite in float16; check encoder.weights and encoder.preprocessing"
-            )
+    def _npy(self, image_ids: Sequence[str], features: Iterable[Features]) -> bytes:
+        """The rows as a ``.npy`` file, put together once: a shard is large."""
+        rows: list[memoryview] = []
+        for image_id, row in zip(image_ids, features, strict=True):
+            assert row.shape == self.shape and row.dtype == np.float16
+            row = np.ascontiguousarray(row)
+            # All exponent bits set is infinity or nan.
+            if ((row.view(np.uint16) & 0x7FFF) >= 0x7C00).any():
+                raise UserError(
+                    f"image {image_id}: the encoder gives values that are not finite in float16; "
+                    "check encoder.weights and encoder.preprocessing"
+                )
+            rows.append(row.data)
+        head = io.BytesIO()
+        shape = (len(rows), *self.shape)
+        fields = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(head, fields)
+        return b"".join([head.getvalue(), *rows])
 
     def verify(self) -> None:
         """Read every shard and compare it with its checksum.

@@ -142,11 +142,16 @@ class Preprocessing:
             # gigabytes. It is the same map, up to half a pixel.
             box=self.view(image.width, image.height),
         )
-        # numpy, not torch: this runs in many threads, and each would start torch's own team.
-        values = np.asarray(pixels, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-        mean = np.array(self.mean, dtype=np.float32)[:, None, None]
-        std = np.array(self.std, dtype=np.float32)[:, None, None]
-        return torch.from_numpy(np.ascontiguousarray((values - mean) / std))
+        # numpy, not torch: this runs in many threads, and each would start torch's own team. In
+        # place and channel by channel: whole-array arithmetic on the transposed view takes eight
+        # times as long, a tenth of a small network.
+        channels = np.asarray(pixels).transpose(2, 0, 1)
+        tensor = np.empty(channels.shape, dtype=np.float32)
+        for out, values, mean, std in zip(tensor, channels, self.mean, self.std, strict=True):
+            np.divide(values, np.float32(255), out=out)
+            out -= np.float32(mean)
+            out /= np.float32(std)
+        return torch.from_numpy(tensor)
 
     def view(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a picture that the network sees: left, top, right, bottom in pixels."""
