@@ -79,6 +79,9 @@ class TrainerSettings:
             UserError: when this machine lacks the accelerator, or it lacks the precision.
         """
         _silence_hints()
+        # Deterministic PyTorch fills all new memory with nan, a hundredth of a step: nothing here
+        # reads what it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             return self._trainer(run_folder, callbacks, loggers, gradient_clip)
         except (MisconfigurationException, ValueError) as error:
