@@ -1,0 +1,244 @@
+"""Pictures to stored features, beside the eager loop and the compiled network alone.
+
+    python benchmarks/extraction.py [FOLDER] [--images 512] [--encoder efficientnet_lite2]
+
+Without a folder the pictures are built-in scenes. The eager loops are what is usually written:
+decode, preprocess, forward, keep, one after the other with PyTorch's own threads, nothing written
+to disk. "ours" is ``ensure_features`` into a new store each time, its encoder converted before, as
+for all but the first images of a data set; the conversion has a line of its own. The limit is
+the network alone on pictures in memory: on a CPU as OpenVINO's manual says, converted from the
+module, with the throughput hint and its asynchronous queue; on a GPU our half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import Report, Timing, Work, parser, prepare, rate, ratio, time_in_turns
+from PIL import Image
+
+from showtell.config import build, compose
+from showtell.data.image_folders import is_image_name
+from showtell.data.scenes.files import scenes
+from showtell.vision.encoder import Encoder
+from showtell.vision.engines import OpenVINOEngine, TorchEngine, engine_for
+from showtell.vision.extract import IMAGES_PER_SHARD, ensure_features
+from showtell.vision.features import Features, FeatureStore
+from showtell.vision.images import load_image
+
+BATCH_SIZE = 32
+# The eager loops are timed on these many, the decoders too: their rate is steady.
+FEW = 64
+SIDES = (224, 500)
+
+
+def main() -> None:
+    """Measure, print and write ``extraction.json``."""
+    options = parser(__doc__)
+    options.add_argument("folder", type=Path, nargs="?", help="pictures (default: scenes)")
+    options.add_argument("--images", type=int, default=512, help="how many (%(default)s)")
+    options.add_argument("--encoder", default="efficientnet_lite2", help="of conf/encoder")
+    options.add_argument("--kind", choices=("pooled", "grid"), default="grid")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = options.parse_args()
+    prepare(chosen)
+    encoder: Encoder = build("encoder", compose([f"encoder={chosen.encoder}"])["encoder"])
+    with tempfile.TemporaryDirectory() as made:
+        pictures = find(chosen.folder, 32 if chosen.quick else chosen.images, Path(made))
+        timings = time_in_turns(works(encoder, pictures, chosen, Path(made)), turns=chosen.turns)
+    report = Report("extraction", timings, figures(timings), facts(encoder, pictures, chosen))
+    report.show()
+    report.save(chosen.output)
+
+
+def find(folder: Path | None, count: int, made: Path) -> list[Path]:
+    """The first ``count`` pictures of the folder, or so many scenes."""
+    if folder is None:
+        sizes = {"train_images": count, "val_images": 1, "test_images": 1}
+        data = scenes(root=str(made), seed=0, skip_rejected=False, **sizes)
+        return [image.path for image in data.images][:count]
+    return sorted(path for path in folder.iterdir() if is_image_name(path.name))[:count]
+
+
+def works(
+    encoder: Encoder, pictures: Sequence[Path], chosen: argparse.Namespace, made: Path
+) -> dict[str, Work]:
+    """What is timed, in this order within a turn."""
+    device = torch.device(chosen.device)
+    few = pictures[: 4 if chosen.quick else FEW]
+    in_memory = torch.stack([encoder.preprocessing(load_image(path)) for path in few])
+    ours = partial(extract, encoder, pictures, chosen.kind, device, made)
+    ours()  # converts the encoder, and keeps OpenVINO's reports at home
+    network = on_gpu if device.type == "cuda" else on_cpu
+    found = {
+        "eager, one image at a time": (partial(eager, encoder, few, 1, device), len(few)),
+        f"eager, batches of {BATCH_SIZE}": (
+            partial(eager, encoder, few, BATCH_SIZE, device),
+            len(few),
+        ),
+        "ours": (ours, len(pictures)),
+        "network alone": (network(encoder, in_memory, len(pictures)), len(pictures)),
+        "writing alone": (partial(write, encoder, chosen.kind, made), IMAGES_PER_SHARD),
+    }
+    for side in SIDES:
+        files = resized(few, side, made / str(side))
+        for name, decode in {"Pillow": with_pillow, "torchvision": with_torchvision}.items():
+            work = partial(decode, encoder, files)
+            found[f"{name}, {side} px, one thread"] = (work, len(files))
+    named = {name: Work(work, {"images": count}) for name, (work, count) in found.items()}
+    if device.type == "cpu":
+        convert = partial(OpenVINOEngine, encoder, threads=torch.get_num_threads())
+        named["conversion"] = Work(convert, {"encoders": 1})
+    return named
+
+
+def eager(
+    encoder: Encoder, pictures: Sequence[Path], size: int, device: torch.device
+) -> dict[Path, Features]:
+    """The plain loop: decode, forward, keep. The grids (R, D) by picture."""
+    features: dict[Path, Features] = {}
+    encoder.to(device)
+    for start in range(0, len(pictures), size):
+        batch = pictures[start : start + size]
+        images = torch.stack([encoder.preprocessing(load_image(path)) for path in batch])
+        grid = encoder(images.to(device)).grid.cpu().numpy().astype(np.float16)
+        features.update(zip(batch, grid, strict=True))
+    return features
+
+
+def extract(
+    encoder: Encoder, pictures: Sequence[Path], kind: Any, device: torch.device, made: Path
+) -> None:
+    """Our way, from files to a new store on disk."""
+    with tempfile.TemporaryDirectory(dir=made) as root:
+        ensure_features(
+            [(path.name, path) for path in pictures],
+            encoder,
+            [kind],
+            root=Path(root),
+            batch_size=BATCH_SIZE,
+            device=device,
+            progress=False,
+        )
+
+
+def on_cpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], None]:
+    """OpenVINO by its manual, on ``count`` pictures in memory."""
+    import openvino
+
+    shape = [1, *images.shape[1:]]
+    model = openvino.convert_model(encoder, example_input=images[:1], input=shape)
+    threads = torch.get_num_threads()
+    properties = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.Core().compile_model(model, "CPU", properties)
+    queue = openvino.AsyncInferQueue(compiled)
+    inputs = images[:, None].numpy()
+
+    def run() -> None:
+        for number in range(count):
+            queue.start_async([inputs[number % len(inputs)]], share_inputs=True)
+        queue.wait_all()
+
+    return run
+
+
+def on_gpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], None]:
+    """Our network in half precision, on ``count`` pictures in the GPU's memory."""
+    device = torch.device("cuda")
+    engine = engine_for(encoder, images[0], images=count, batch_size=BATCH_SIZE, device=device)
+    assert isinstance(engine, TorchEngine)
+    batch = images[:BATCH_SIZE].to(device, engine.dtype)
+
+    def run() -> None:
+        for _ in range(0, count, BATCH_SIZE):
+            engine.network(batch)
+
+    return run
+
+
+def write(encoder: Encoder, kind: Any, made: Path) -> None:
+    """One shard, flushed to disk."""
+    shape = getattr(encoder.identity, f"{kind}_shape")
+    rows = np.ones((IMAGES_PER_SHARD, *shape), dtype=np.float16)
+    names = [str(number) for number in range(IMAGES_PER_SHARD)]
+    with tempfile.TemporaryDirectory(dir=made) as root:
+        FeatureStore.open(Path(root), encoder.identity, kind).add(names, names, rows)
+
+
+def resized(pictures: Sequence[Path], side: int, folder: Path) -> list[Path]:
+    """The pictures as JPEG files with a longer side of ``side`` pixels."""
+    folder.mkdir()
+    files = []
+    for path in pictures:
+        image = load_image(path)
+        scale = side / max(image.size)
+        width, height = (max(1, round(edge * scale)) for edge in image.size)
+        files.append(folder / f"{path.stem}.jpg")
+        image.resize((width, height), Image.Resampling.LANCZOS).save(files[-1], quality=90)
+    return files
+
+
+def with_pillow(encoder: Encoder, files: Sequence[Path]) -> None:
+    """The project's own path from a file to the network's input."""
+    for file in files:
+        encoder.preprocessing(load_image(file))
+
+
+def with_torchvision(encoder: Encoder, files: Sequence[Path]) -> None:
+    """torchvision's decoder and resizing, which give nearly the same pixels."""
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as F
+
+    rule = encoder.preprocessing
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for file in files:
+        pixels = decode_image(str(file), mode=ImageReadMode.RGB)
+        pixels = F.resize(pixels, [rule.size] * 2, InterpolationMode(rule.interpolation))
+        F.normalize(pixels / 255, list(rule.mean), list(rule.std))
+    torch.set_num_threads(threads)
+
+
+def figures(timings: dict[str, Timing]) -> list[Any]:
+    """Ours over what people do, as a share of the limit, and what decoding could gain."""
+    ours, batches = timings["ours"], timings[f"eager, batches of {BATCH_SIZE}"]
+    single, alone = timings["eager, one image at a time"], timings["network alone"]
+    found = [
+        ratio("ours over eager, one image at a time", ours, single, "images", target=4),
+        ratio(f"ours over eager, batches of {BATCH_SIZE}", ours, batches, "images", target=4),
+        ratio("ours, share of the network alone", ours, alone, "images", target=0.9),
+        rate("ours", ours, "images"),
+    ]
+    for side in SIDES:
+        pillow = timings[f"Pillow, {side} px, one thread"]
+        other = timings[f"torchvision, {side} px, one thread"]
+        found.append(ratio(f"torchvision over Pillow, {side} px", other, pillow, "images"))
+        found.append(ratio(f"one thread of Pillow, {side} px, over ours", pillow, ours, "images"))
+    return found
+
+
+def facts(encoder: Encoder, pictures: Sequence[Path], chosen: argparse.Namespace) -> dict[str, Any]:
+    """What was encoded, into what, and the memory it took."""
+    megapixels = [np.prod(load_image(path).size) / 1e6 for path in itertools.islice(pictures, 64)]
+    return {
+        "network": encoder.identity.network,
+        "images": len(pictures),
+        "megapixels": round(float(np.median(megapixels)), 3),
+        "kind": chosen.kind,
+        "device": chosen.device,
+        "peak_memory_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()
