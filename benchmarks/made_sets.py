@@ -31,7 +31,7 @@ SYLLABLES = (
 )
 WORDS = ["".join(parts) for parts in itertools.product(SYLLABLES.split(), repeat=3)]  # 27,000
 # p(rank) ~ (rank + shift) ** -exponent: of COCO's 27,000 words a third occurs five times and more.
-ZIPF_EXPONENT, ZIPF_SHIFT = 1.4, 4.0
+ZIPF_EXPONENT, ZIPF_SHIFT = 1.55, 4.0
 MEAN_WORDS, WORDS_SPREAD, FEWEST_WORDS, MOST_WORDS = 10.5, 2.4, 5, 49
 CAPTIONS_PER_IMAGE = 5
 FOLDER = "val2014"
@@ -68,12 +68,12 @@ def image_name(number: int) -> str:
 def write_captions(folder: Path, size: Size) -> None:
     """``dataset_coco.json`` and an empty file for every image."""
     (folder / FOLDER).mkdir(parents=True)
-    sentences = _sentences(size.captions)
+    captions = sentences(size.captions)
     with (folder / "dataset_coco.json").open("w") as file:
         file.write('{"images": [')
         for number in range(size.images):
             extra = number < size.captions - CAPTIONS_PER_IMAGE * size.images
-            own = itertools.islice(sentences, CAPTIONS_PER_IMAGE + extra)
+            own = itertools.islice(captions, CAPTIONS_PER_IMAGE + extra)
             entry = _entry(number, _split(number / size.images), list(own))
             file.write((", " if number else "") + json.dumps(entry))
             (folder / FOLDER / image_name(number)).touch()
@@ -113,7 +113,8 @@ def _entry(number: int, split: str, sentences: list[list[str]]) -> dict[str, obj
     }
 
 
-def _sentences(count: int) -> Iterator[list[str]]:
+def sentences(count: int) -> Iterator[list[str]]:
+    """So many captions, as words."""
     random = np.random.default_rng(0)
     lengths = random.normal(MEAN_WORDS, WORDS_SPREAD, count).round().astype(int)
     lengths = lengths.clip(FEWEST_WORDS, MOST_WORDS)
