@@ -7,8 +7,8 @@ up: as many as Flickr8k has, with captions of random words. ``--run`` takes the 
 run of the same model, whose captions end where they should; an untrained one writes up to
 ``decoding.max_length`` words and makes the validation dearer.
 
-Validation is everything that `CaptioningModule` and its callbacks do then: the loss of a reference
-and a caption of each picture, its scores, the alarms. Training steps are sampled.
+Validation is everything that `CaptioningModule` and its callbacks do then: the loss of some
+references, a caption of each picture, the scores, the alarms. Training steps are sampled.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from showtell.parts import prepare as prepare_parts
 from showtell.text.vocabulary import Vocabulary
 from showtell.training.alarms import CollapseAlarms
 from showtell.training.loss import cross_entropy
+from showtell.training.module import BATCHES_PER_LOSS
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import CaptionedImage, Split
 
@@ -143,7 +144,9 @@ def works(case: Case, folder: Path) -> dict[str, Work]:
         "training steps": Work(
             lambda: [next(steps) for _ in range(SAMPLED_STEPS)], {"steps": SAMPLED_STEPS}
         ),
-        "loss": Work(lambda: loss(decoder, validation), {"captions": len(references)}),
+        "loss": Work(
+            lambda: loss(decoder, validation[::BATCHES_PER_LOSS]), {"captions": len(references) / 2}
+        ),
         "captions": Work(
             lambda: decode(decoder, settings.search, validation, generated),
             {"images": len(references)},
@@ -176,7 +179,7 @@ def training_steps(case: Case, batches: CaptionBatches) -> Iterator[None]:
 
 @torch.inference_mode()
 def loss(decoder: nn.Module, batches: Sequence[Batch]) -> None:
-    """The cross-entropy of a reference of each image."""
+    """The cross-entropy of one reference of each image."""
     decoder.eval()
     for batch in batches:
         scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)

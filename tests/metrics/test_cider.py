@@ -99,4 +99,4 @@ def test_document_frequencies_count_an_image_once() -> None:
     frequencies = DocumentFrequencies.of([[["a", "a"], ["a"]], [["b"]]])
     assert frequencies.images == 2
     assert frequencies.counts[("a",)] == 1 and frequencies.counts[("a", "a")] == 1
-    assert frequencies.weight(("a",)) == frequencies.weight(("never",)) == math.log(2)
+    assert frequencies.idf(1) == frequencies.idf(0) == math.log(2)

@@ -31,9 +31,9 @@ class DocumentFrequencies:
         documents = [{gram for t in sentences for gram in ngrams(t)} for sentences in references]
         return cls(Counter(gram for grams in documents for gram in grams), len(documents))
 
-    def weight(self, gram: Ngram) -> float:
+    def idf(self, documents: int) -> float:
         """Inverse document frequency: log(images / documents), an unseen n-gram counting as 1."""
-        return math.log(max(1, self.images)) - math.log(max(1, self.counts.get(gram, 0)))
+        return math.log(max(1, self.images)) - math.log(max(1, documents))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,15 @@ class CiderD:
         if end is not None:
             references = {i: [[*t, end] for t in sentences] for i, sentences in references.items()}
         self.frequencies = frequencies or DocumentFrequencies.of(references.values())
+        most = max(self.frequencies.counts.values(), default=0)
+        # Inverse document frequencies by count: a caption asks for dozens.
+        self._idf = [self.frequencies.idf(count) for count in range(most + 1)]
         self._references = {i: self._weigh(sentences) for i, sentences in references.items()}
 
     def score(self, tokens: Sequence[str], image_id: str) -> float:
         """CIDEr-D of one tokenized caption against the references of ``image_id``."""
         references = self._references[image_id]
-        counts = ngrams(tokens)
-        vector = {gram: count * self.frequencies.weight(gram) for gram, count in counts.items()}
+        vector = self._vector(tokens)
         norms = _norms(vector)
         dots = [[0.0] * _LONGEST for _ in references.lengths]
         for gram, weight in vector.items():
@@ -85,12 +87,16 @@ class CiderD:
         )
         return _SCALE * total / (_LONGEST * len(references.lengths))
 
+    def _vector(self, tokens: Sequence[str]) -> dict[Ngram, float]:
+        """The tf-idf of each n-gram."""
+        documents, idf = self.frequencies.counts, self._idf
+        return {gram: count * idf[documents.get(gram, 0)] for gram, count in ngrams(tokens).items()}
+
     def _weigh(self, sentences: Sequence[Sequence[str]]) -> _References:
         weights: dict[Ngram, list[tuple[int, float]]] = {}
         norms = []
         for reference, tokens in enumerate(sentences):
-            counts = ngrams(tokens)
-            vector = {g: count * self.frequencies.weight(g) for g, count in counts.items()}
+            vector = self._vector(tokens)
             norms.append(_norms(vector))
             for gram, weight in vector.items():
                 weights.setdefault(gram, []).append((reference, weight))
