@@ -3,9 +3,9 @@
     python benchmarks/validation.py [--run RUN] [data=flickr8k data.root=DIR features.root=DIR ...]
 
 Overrides are those of `train.py`; features are taken from the store. Without any, pictures are made
-up: as many as Flickr8k has, with captions of random words. ``--run`` takes the weights of a trained
-run of the same model, whose captions end where they should; an untrained one writes up to
-``decoding.max_length`` words and makes the validation dearer.
+up: as many as Flickr8k has. ``--run`` takes the weights of a trained run of the same model, whose
+captions end where they should; an untrained one writes up to ``decoding.max_length`` words of real
+pictures and makes the validation dearer.
 
 Validation is everything that `CaptioningModule` and its callbacks do then: the loss of some
 references, a caption of each picture, the scores, the alarms. Training steps are sampled.
@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from measure import Figure, Report, Timing, Work, parser, prepare, time_in_turns
 from torch import nn
+from training import FEATURE_SIZE, WORDS, Features, made_images
 
 from showtell import runs
 from showtell.config import build, compose
@@ -44,9 +43,9 @@ from showtell.types import CaptionedImage, Split
 
 SHARE = 0.05  # of the epoch, at most
 SAMPLED_STEPS = 8  # their order is random, lengths differ
-WORDS, FEATURE_SIZE = 2535, 1280
-SIZES: dict[Split, int] = {"train": 6000, "val": 1000}
-QUICK_SIZES: dict[Split, int] = {"train": 64, "val": 40}
+WRITTEN = 11  # words of a caption, where an untrained model would write ever on
+FLICKR8K = {"training": 6000, "validation": 1000}
+QUICK = {"training": 64, "validation": 40}
 
 
 @dataclass(frozen=True)
@@ -60,41 +59,16 @@ class Case:
     features: FeatureSource
 
 
-class MadeFeatures:
-    """Random vectors (D,) that stand in memory."""
-
-    def __init__(self, images: int) -> None:
-        generator = np.random.default_rng(0)
-        self._rows = generator.exponential(0.4, (images, FEATURE_SIZE)).astype(np.float16)
-
-    def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The number that the name of each image is."""
-        return np.array([int(image_id) for image_id in image_ids])
-
-    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-        """Features (n, D) of the images at ``positions``."""
-        return self._rows[positions]
-
-
-def made_case(config: Config, sizes: dict[Split, int]) -> Case:
-    """Pictures with five captions each, of 11 words on average, as frequent as Zipf's law says."""
-    generator = np.random.default_rng(0)
-    chances = 1 / np.arange(1, WORDS + 1)
-    words = np.array([f"w{i}" for i in range(WORDS)])
-
-    def caption() -> str:
-        length = max(4, int(generator.normal(11, 3.5)))
-        return " ".join(generator.choice(words, size=length, p=chances / chances.sum()))
-
-    images: dict[Split, tuple[CaptionedImage, ...]] = {}
-    for split, count in sizes.items():
-        first = sum(map(len, images.values()))
-        images[split] = tuple(
-            CaptionedImage(str(i), Path(), tuple(caption() for _ in range(5)), split)
-            for i in range(first, first + count)
-        )
-    vocabulary = Vocabulary(list(words), min_count=1, counts=[1] * WORDS)
+def made_case(config: Config, *, training: int, validation: int) -> Case:
+    """So many images with five captions each; every caption that is written has 11 words."""
+    made = made_images(training + validation)
+    images: dict[Split, tuple[CaptionedImage, ...]] = {
+        "train": tuple(made[:training]),
+        "val": tuple(made[training:]),
+    }
+    vocabulary = Vocabulary([f"w{i}" for i in range(WORDS)], min_count=5, counts=[5] * WORDS)
     settings = Settings.of(config)
+    search = replace(settings.search, min_length=WRITTEN, max_length=WRITTEN)
     decoder = build(
         "model",
         config["model"],
@@ -102,7 +76,8 @@ def made_case(config: Config, sizes: dict[Split, int]) -> Case:
         feature_size=FEATURE_SIZE,
         vector_width=settings.text.vector_width,
     )
-    return Case(settings, decoder, vocabulary, images, MadeFeatures(sum(sizes.values())))
+    features = Features(decoder.feature_kind)
+    return Case(replace(settings, search=search), decoder, vocabulary, images, features)
 
 
 def real_case(config: Config) -> Case:
@@ -217,8 +192,8 @@ def main() -> None:
     chosen = options.parse_args()
     prepare(chosen)
     config = compose(["tracking=disabled", *chosen.overrides])
-    sizes = QUICK_SIZES if chosen.quick else SIZES
-    case = real_case(config) if chosen.overrides else made_case(config, sizes)
+    sizes = QUICK if chosen.quick else FLICKR8K
+    case = real_case(config) if chosen.overrides else made_case(config, **sizes)
     if chosen.run:
         runs.load_weights(chosen.run, case.decoder)
     with TemporaryDirectory() as folder:
