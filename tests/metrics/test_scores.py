@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -245,6 +247,17 @@ def test_the_numbers_coco_gives_its_images_are_ids() -> None:
     assert list(scores.per_image) == [7, 8]
 
 
+@pytest.mark.parametrize("row_id", [7, "7", np.int64(7)])
+@pytest.mark.parametrize("reference_id", [7, "7", np.int64(7)])
+def test_the_ids_of_a_results_file_may_be_numbers_or_text(
+    row_id: object, reference_id: Any
+) -> None:
+    rows = [{"image_id": row_id, "caption": "a dog"}]
+    scores = score_captions(rows, {reference_id: ["a dog"]}, ["ROUGE-L"])
+    assert scores.per_image[reference_id] == {"ROUGE-L": 1.0}
+    assert scores.statistics.image_ids == ("7",)
+
+
 @pytest.mark.parametrize(
     ("captions", "references", "error", "words"),
     [
@@ -260,6 +273,9 @@ def test_the_numbers_coco_gives_its_images_are_ids() -> None:
         ({1: "x", "1": "y"}, {1: ["x"], "1": ["y"]}, DuplicateCaptionError, "1 image (1)"),
         ({}, {}, ScoringError, "no captions"),
         ([{"image_id": 1, "caption": "x"}] * 2, {"1": ["x"]}, DuplicateCaptionError, "(1)"),
+        ({True: "x"}, {True: ["x"]}, NotTextError, "True"),
+        ([{"image_id": True, "caption": "x"}], {"True": ["x"]}, NotTextError, "True"),
+        ([{"image_id": None, "caption": "x"}], {"None": ["x"]}, NotTextError, "None"),
         ([{"image": 1}], {"1": ["x"]}, ScoringError, "COCO"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class UnknownMetricError(ScoringError):
 def check_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
     """Refuse anything that would score a caption wrongly or against the wrong image.
 
-    An image id is a file name; the numbers COCO gives its images pass too.
+    An image id is a file name; the numbers COCO gives its images pass too. Ids are the same when
+    their text is: a results file may give as text what the references give as numbers.
 
     Raises:
         NotTextError: a caption or reference is not a string, or the references of an image are
@@ -47,16 +49,19 @@ def check_captions(captions: Mapping[str, str], references: Mapping[str, Sequenc
         MissingCaptionError, MissingReferencesError: the ids differ, or an image has no references.
         ScoringError: there is nothing to score.
     """
-    _check_text(captions, references)
+    _check_captions_text(captions)
+    check_references(references)
     if repeated := _repeated(map(str, captions)) or _repeated(map(str, references)):
         raise DuplicateCaptionError(
             f"{_named(repeated)} given as a number and as text: keep one of the two"
         )
-    if missing := [i for i in references if i not in captions]:
+    captioned = set(map(str, captions))
+    if missing := [i for i in references if str(i) not in captioned]:
         raise MissingCaptionError(
             f"{_named(missing)} without a caption: caption them, or leave their references out"
         )
-    if missing := [i for i in captions if not references.get(i)]:
+    described = {str(i) for i, sentences in references.items() if sentences}
+    if missing := [i for i in captions if str(i) not in described]:
         raise MissingReferencesError(
             f"{_named(missing)} without a reference: give at least one, or leave the caption out"
         )
@@ -64,13 +69,13 @@ def check_captions(captions: Mapping[str, str], references: Mapping[str, Sequenc
         raise ScoringError("there are no captions to score: give at least one image")
 
 
-def _check_text(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
-    for image_id in (*captions, *references):
-        if not isinstance(image_id, str | int):
-            raise NotTextError(f"the image id {image_id!r} is no id: use the name of the file")
-    for image_id, caption in captions.items():
-        if not isinstance(caption, str):
-            raise NotTextError(f"the caption of {image_id} is {_kind(caption)}: give one string")
+def check_references(references: Mapping[str, Sequence[str]]) -> None:
+    """Refuse references that are not strings in sequences, under ids.
+
+    Raises:
+        NotTextError: one of them is something else.
+    """
+    _check_ids(references)
     for image_id, sentences in references.items():
         if isinstance(sentences, str) or not isinstance(sentences, Sequence):
             raise NotTextError(
@@ -81,6 +86,20 @@ def _check_text(captions: Mapping[str, str], references: Mapping[str, Sequence[s
                 raise NotTextError(
                     f"a reference of {image_id} is {_kind(sentence)}: give strings only"
                 )
+
+
+def _check_captions_text(captions: Mapping[str, str]) -> None:
+    _check_ids(captions)
+    for image_id, caption in captions.items():
+        if not isinstance(caption, str):
+            raise NotTextError(f"the caption of {image_id} is {_kind(caption)}: give one string")
+
+
+def _check_ids(image_ids: Iterable[object]) -> None:
+    for image_id in image_ids:
+        # NumPy's integers are Integral too, and so is bool, which is never meant.
+        if not isinstance(image_id, str | Integral) or isinstance(image_id, bool):
+            raise NotTextError(f"the image id {image_id!r} is no id: use the name of the file")
 
 
 def read_captions(path: Path) -> dict[str, str]:
@@ -106,6 +125,7 @@ def captions_of(rows: Any, *, source: str) -> dict[str, str]:
             f'{source} is not a list of {{"image_id": ..., "caption": ...}}: use the COCO '
             "results format"
         )
+    _check_ids(row["image_id"] for row in rows)
     image_ids = [str(row["image_id"]) for row in rows]
     if repeated := _repeated(image_ids):
         raise DuplicateCaptionError(

@@ -50,9 +50,10 @@ class CaptionScores:
 
     ``scores`` maps BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr and SPICE, as far as they were asked
     for and could run, to the score of the whole set: fractions, but CIDEr on its own scale of 0
-    to 10. ``per_image`` has the same names for each image; BLEU is smoothed there as the COCO
-    evaluation does. ``skipped`` names each metric that could not run with the remedy, ``notes``
-    what a reader must know about those that did. ``signature`` says how the numbers came about.
+    to 10. ``per_image`` has the same names for each image, under the id its references have; BLEU
+    is smoothed there as the COCO evaluation does. ``skipped`` names each metric that could not
+    run with the remedy, ``notes`` what a reader must know about those that did. ``signature``
+    says how the numbers came about.
     ``statistics`` are what the corpus scores are computed from, one row for each image;
     `showtell.metrics.intervals` resamples them.
     """
@@ -99,7 +100,8 @@ def score_captions(
         captions = captions_of(captions, source="the captions")
     _check_metrics(metrics)
     check_captions(captions, references)
-    weighed = _weigh(tuple((image_id, tuple(references[image_id])) for image_id in captions))
+    named = {str(image_id): image_id for image_id in references}
+    weighed = _weigh(tuple((str(i), tuple(references[named[str(i)]])) for i in captions))
     hypotheses = [" ".join(tokenize(caption)) for caption in captions.values()]
     results: dict[str, _Scored] = {}
     skipped: dict[str, str] = {}
@@ -113,8 +115,8 @@ def score_captions(
     return CaptionScores(
         scores={n: float(x) for scored in results.values() for n, x in scored.corpus.items()},
         per_image={
-            image_id: {name: float(values[row]) for name, values in each.items()}
-            for row, image_id in enumerate(captions)
+            named[image_id]: {name: float(values[row]) for name, values in each.items()}
+            for row, image_id in enumerate(weighed.image_ids)
         },
         skipped=skipped,
         notes=tuple(_notes(results, len(captions))),
@@ -122,7 +124,7 @@ def score_captions(
         images=len(captions),
         references=weighed.count,
         statistics=CaptionStatistics(
-            image_ids=tuple(map(str, captions)),
+            image_ids=weighed.image_ids,
             arrays={metric: scored.statistics for metric, scored in results.items()},
             references_sha256=weighed.digest,
             signature=signature,
@@ -165,12 +167,12 @@ class _WeighedReferences:
     @cached_property
     def split_digest(self) -> str:
         """The start of the SHA-256 of the ids: which images are scored, whatever their words."""
-        return _digest(sorted(map(str, self.image_ids)))
+        return _digest(sorted(self.image_ids))
 
     @cached_property
     def digest(self) -> str:
         """The start of the SHA-256 of ids and words."""
-        rows = zip(map(str, self.image_ids), self.sentences, strict=True)
+        rows = zip(self.image_ids, self.sentences, strict=True)
         return _digest("\t".join([image_id, *each]) for image_id, each in sorted(rows))
 
 
