@@ -32,7 +32,7 @@ class Comparison:
     """Second minus first, its interval, and how easily chance alone would bring as much.
 
     ``p_value`` is two-sided: twice the share of draws in which the difference has the other sign,
-    never below 1 / (samples + 1).
+    never below 2 / (samples + 1).
     """
 
     difference: float
