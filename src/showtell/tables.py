@@ -41,6 +41,8 @@ def print_scores(
     for landmark in landmarks:
         table.add_row(landmark.name, *_cells(scores.scores, landmark.scores), style="dim")
     console.print(table)
+    for note in scores.notes:
+        console.print(f"note: {note}")
     for name, remedy in scores.skipped.items():
         console.print(f"{name} was skipped: {remedy}", markup=False)  # it holds brackets
 

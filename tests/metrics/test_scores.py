@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,64 @@ def test_cider_of_a_single_image_is_zero_and_said_so() -> None:
     scores = score_captions({"a": "a dog"}, {"a": ["a dog"]}, ["CIDEr"])
     assert scores.scores["CIDEr"] == 0
     assert "by definition" in scores.notes[0]
+    assert scores.to_json()["notes"] == scores.notes[0]
+
+
+def test_parts_of_a_set_score_as_the_whole_where_the_documents_are_the_same() -> None:
+    whole = score_captions(CAPTIONS, REFERENCES, ["CIDEr"])
+    assert whole.scores["CIDEr"] > 0
+    for image_id, caption in CAPTIONS.items():
+        part = score_captions(
+            {image_id: caption},
+            {image_id: REFERENCES[image_id]},
+            ["CIDEr"],
+            document_references=REFERENCES,
+        )
+        assert part.per_image[image_id] == whole.per_image[image_id]
+        assert part.notes == ()
+
+
+def test_several_captions_of_an_image_score_as_each_would_alone() -> None:
+    candidates = {"1.jpg": ["a dog runs outside", "a brown dog"], "3.jpg": ["a ball", "red"]}
+    rated = {f"{i}#{n}": text for i, texts in candidates.items() for n, text in enumerate(texts)}
+    references = {i: REFERENCES[i.rpartition("#")[0]] for i in rated}
+    scores = score_captions(rated, references, ["CIDEr"], document_references=REFERENCES)
+    for name, caption in rated.items():
+        image_id = name.rpartition("#")[0]
+        alone = score_captions({**CAPTIONS, image_id: caption}, REFERENCES, ["CIDEr"])
+        assert scores.per_image[name] == alone.per_image[image_id]
+
+
+def test_cider_with_documents_by_hand() -> None:
+    # Of the two documents only this image's holds "red", "dog" and "red dog": each weighs log 2.
+    # Both caption and reference are (1, 1) in words, (1) in pairs, and have no more: cosines of
+    # 1 and 1 of four orders, times 10. "dog" alone: 1 / sqrt 2 in words, and one word shorter.
+    documents = {"a": ["red dog"], "b": ["cat"]}
+    captions, references = {"x": "red dog", "y": "dog"}, {"x": ["red dog"], "y": ["red dog"]}
+    scores = score_captions(captions, references, ["CIDEr"], document_references=documents)
+    assert scores.per_image["x"]["CIDEr"] == pytest.approx(10 * 2 / 4)
+    shorter = math.exp(-1 / (2 * 6**2))
+    assert scores.per_image["y"]["CIDEr"] == pytest.approx(10 * shorter / math.sqrt(2) / 4)
+
+
+def test_other_documents_are_another_measure() -> None:
+    others = {**REFERENCES, "4.jpg": ["A cat."]}
+    usual = score_captions(CAPTIONS, REFERENCES, ["CIDEr"])
+    other = score_captions(CAPTIONS, REFERENCES, ["CIDEr"], document_references=others)
+    assert "idf-of-documents-" in other.signature and "idf-of-references" in usual.signature
+    assert not other.statistics.is_comparable(usual.statistics)
+
+
+def test_documents_of_a_single_image_leave_cider_at_zero_and_are_told() -> None:
+    one = {"1.jpg": REFERENCES["1.jpg"]}
+    scores = score_captions(CAPTIONS, REFERENCES, ["CIDEr"], document_references=one)
+    assert "by definition" in scores.notes[0]
+
+
+@pytest.mark.parametrize("documents", [{}, {"1.jpg": "a dog"}, {True: ["a dog"]}])
+def test_documents_that_cannot_be_counted_are_refused(documents: Any) -> None:
+    with pytest.raises(ScoringError):
+        score_captions(CAPTIONS, REFERENCES, ["CIDEr"], document_references=documents)
 
 
 def test_without_java_the_rest_is_scored_and_the_remedy_named(

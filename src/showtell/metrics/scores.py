@@ -17,13 +17,21 @@ from typing import Any
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer, cook_refs, cook_test
 from pycocoevalcap.rouge.rouge import Rouge
 
-from showtell.metrics.cider import CiderD
-from showtell.metrics.inputs import UnknownMetricError, captions_of, check_captions
+from showtell.metrics.cider import CiderD, DocumentFrequencies
+from showtell.metrics.inputs import (
+    ScoringError,
+    UnknownMetricError,
+    captions_of,
+    check_captions,
+    check_references,
+)
 from showtell.metrics.java import INSTALL_JAVA
 from showtell.metrics.meteor import MeteorError, shared_meteor
 from showtell.metrics.spice import SpiceError, spice, spice_obstacle
 from showtell.metrics.statistics import (
     BLEU_ORDER,
+    METRICS,
+    SCORE_NAMES,
     Array,
     CaptionStatistics,
     bleu_statistics,
@@ -31,7 +39,6 @@ from showtell.metrics.statistics import (
 )
 from showtell.text.tokenizer import tokenize
 
-METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 DEFAULT_METRICS = METRICS[:4]  # SPICE needs a large download
 
 
@@ -53,9 +60,8 @@ class CaptionScores:
     to 10. ``per_image`` has the same names for each image, under the id its references have; BLEU
     is smoothed there as the COCO evaluation does. ``skipped`` names each metric that could not
     run with the remedy, ``notes`` what a reader must know about those that did. ``signature``
-    says how the numbers came about.
-    ``statistics`` are what the corpus scores are computed from, one row for each image;
-    `showtell.metrics.intervals` resamples them.
+    says how the numbers came about. ``statistics`` are what the corpus scores are computed from,
+    one row for each image; `showtell.metrics.intervals` resamples them.
     """
 
     scores: dict[str, float]
@@ -71,7 +77,8 @@ class CaptionScores:
         """The flat form of ``scores-*.json``."""
         counts = {"images": self.images, "references": self.references}
         skipped = {f"skipped/{name}": remedy for name, remedy in self.skipped.items()}
-        return {**self.scores, **counts, "signature": self.signature, **skipped}
+        notes = {"notes": "; ".join(self.notes)} if self.notes else {}
+        return {**self.scores, **counts, "signature": self.signature, **skipped, **notes}
 
 
 def score_captions(
@@ -79,6 +86,7 @@ def score_captions(
     references: Mapping[str, Sequence[str]],
     metrics: Sequence[str] = DEFAULT_METRICS,
     *,
+    document_references: Mapping[str, Sequence[str]] | None = None,
     context: Mapping[str, object] | None = None,
 ) -> CaptionScores:
     """Score one raw caption per image against its raw references.
@@ -90,6 +98,10 @@ def score_captions(
         captions: image id -> caption, or the rows of a COCO results file.
         references: image id -> its references, as many as there are.
         metrics: names out of BLEU, METEOR, ROUGE-L, CIDEr and SPICE.
+        document_references: image id -> references of the images whose words CIDEr's document
+            frequencies count; those of ``references`` where none are given, which is what the
+            COCO evaluation does. The same here for every part of a set makes the parts' CIDEr
+            that of the whole.
         context: what else the signature should say, such as the split or the beam size.
 
     Raises:
@@ -101,15 +113,12 @@ def score_captions(
     _check_metrics(metrics)
     check_captions(captions, references)
     named = {str(image_id): image_id for image_id in references}
-    weighed = _weigh(tuple((str(i), tuple(references[named[str(i)]])) for i in captions))
+    weighed = _weigh(
+        tuple((str(i), tuple(references[named[str(i)]])) for i in captions),
+        None if document_references is None else _documents_of(document_references),
+    )
     hypotheses = [" ".join(tokenize(caption)) for caption in captions.values()]
-    results: dict[str, _Scored] = {}
-    skipped: dict[str, str] = {}
-    for metric in (name for name in METRICS if name in metrics):
-        try:
-            results[metric] = _SCORERS[metric](hypotheses, weighed)
-        except (MeteorError, SpiceError) as error:
-            skipped[metric] = str(error)
+    results, skipped = _score([name for name in METRICS if name in metrics], hypotheses, weighed)
     each = {name: values for scored in results.values() for name, values in scored.each.items()}
     signature = _signature(results, weighed, context or {})
     return CaptionScores(
@@ -119,14 +128,14 @@ def score_captions(
             for row, image_id in enumerate(weighed.image_ids)
         },
         skipped=skipped,
-        notes=tuple(_notes(results, len(captions))),
+        notes=tuple(_notes(results, weighed)),
         signature=signature,
         images=len(captions),
         references=weighed.count,
         statistics=CaptionStatistics(
             image_ids=weighed.image_ids,
             arrays={metric: scored.statistics for metric, scored in results.items()},
-            references_sha256=weighed.digest,
+            references_sha256=weighed.comparable_digest,
             signature=signature,
         ),
     )
@@ -139,15 +148,52 @@ def _check_metrics(metrics: Sequence[str]) -> None:
         )
 
 
-def _notes(results: Mapping[str, _Scored], images: int) -> Iterator[str]:
-    if "CIDEr" in results and images == 1:
-        yield "CIDEr of a single image is 0 by definition: every word is in every document"
+def _documents_of(references: Mapping[str, Sequence[str]]) -> _Documents:
+    check_references(references)
+    if not references:
+        raise ScoringError("document_references are empty: give the images to count words in")
+    return _count(tuple((str(i), tuple(sentences)) for i, sentences in references.items()))
+
+
+def _score(
+    metrics: Sequence[str], hypotheses: Sequence[str], references: _WeighedReferences
+) -> tuple[dict[str, _Scored], dict[str, str]]:
+    """The results of the metrics that can run, and the remedies of those that cannot."""
+    results: dict[str, _Scored] = {}
+    skipped: dict[str, str] = {}
+    for metric in metrics:
+        try:
+            results[metric] = _SCORERS[metric](hypotheses, references)
+        except (MeteorError, SpiceError) as error:
+            skipped[metric] = str(error)
+    return results, skipped
+
+
+def _notes(results: Mapping[str, _Scored], references: _WeighedReferences) -> Iterator[str]:
+    if "CIDEr" in results and references.cider.frequencies.images == 1:
+        yield (
+            "CIDEr is 0 by definition where words are counted in a single image: give more as "
+            "document_references"
+        )
+
+
+_Raw = tuple[tuple[str, tuple[str, ...]], ...]  # image id and its references, ...
+
+
+class _Documents:
+    """The images whose words CIDEr counts."""
+
+    def __init__(self, references: _Raw) -> None:
+        sentences = [[" ".join(tokenize(s)) for s in each] for _, each in references]
+        self.frequencies = DocumentFrequencies.of([[s.split() for s in e] for e in sentences])
+        self.digest = _references_digest([i for i, _ in references], sentences)
 
 
 class _WeighedReferences:
     """The references of some images, with everything a metric can compute from them alone."""
 
-    def __init__(self, references: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+    def __init__(self, references: _Raw, documents: _Documents | None) -> None:
+        self.documents = documents
         self.image_ids = tuple(image_id for image_id, _ in references)
         self.sentences = [[" ".join(tokenize(s)) for s in each] for _, each in references]
         self.count = sum(map(len, self.sentences))
@@ -159,10 +205,11 @@ class _WeighedReferences:
 
     @cached_property
     def cider(self) -> CiderD:
-        """CIDEr-D whose document frequencies come from these references."""
+        """CIDEr-D whose document frequencies come from the documents, or these references."""
         # Like pycocoevalcap, split at any white space: a token may hold a non-breaking space.
         tokens = [[sentence.split() for sentence in each] for each in self.sentences]
-        return CiderD(dict(zip(self.image_ids, tokens, strict=True)))
+        frequencies = self.documents.frequencies if self.documents else None
+        return CiderD(dict(zip(self.image_ids, tokens, strict=True)), frequencies=frequencies)
 
     @cached_property
     def split_digest(self) -> str:
@@ -172,8 +219,17 @@ class _WeighedReferences:
     @cached_property
     def digest(self) -> str:
         """The start of the SHA-256 of ids and words."""
-        rows = zip(self.image_ids, self.sentences, strict=True)
-        return _digest("\t".join([image_id, *each]) for image_id, each in sorted(rows))
+        return _references_digest(self.image_ids, self.sentences)
+
+    @property
+    def comparable_digest(self) -> str:
+        """Of all that must agree before two CIDErs may be compared."""
+        return _digest([self.digest, self.documents.digest]) if self.documents else self.digest
+
+
+def _references_digest(image_ids: Sequence[str], sentences: Sequence[Sequence[str]]) -> str:
+    rows = zip(image_ids, sentences, strict=True)
+    return _digest("\t".join([image_id, *each]) for image_id, each in sorted(rows))
 
 
 def _digest(lines: Iterable[str]) -> str:
@@ -181,8 +237,10 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:12]
 
 
-# Two sets: those of validation and of the split it is a part of.
+# Two sets: those of validation and of the split it is a part of. They stay in memory for the
+# life of the process, with all that was computed from them: the price of cheap validations.
 _weigh = lru_cache(maxsize=2)(_WeighedReferences)
+_count = lru_cache(maxsize=1)(_Documents)  # a study scored in parts counts the same in each
 
 
 def _bleu(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
@@ -190,7 +248,7 @@ def _bleu(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
     scorer.crefs = references.bleu
     scorer.ctest = list(map(cook_test, hypotheses, references.bleu))
     corpus, each = scorer.compute_score(option="closest", verbose=0)
-    names = [f"BLEU-{n + 1}" for n in range(BLEU_ORDER)]
+    names = SCORE_NAMES[:BLEU_ORDER]
     return _Scored(
         dict(zip(names, corpus, strict=True)),
         dict(zip(names, each, strict=True)),
@@ -235,11 +293,13 @@ def _signature(
 ) -> str:
     """``name:value`` pairs that must agree before two results may be compared."""
     per_image = [len(sentences) for sentences in references.sentences]
+    documents = references.documents
+    idf = f"idf-of-documents-{documents.digest}" if documents else "idf-of-references"
     facts: dict[str, object] = {
         "metrics": ",".join(results),
         "scorers": f"pycocoevalcap-{version('pycocoevalcap')}",
         "bleu": "closest-length",
-        "cider": "cider-d,idf-of-references",
+        "cider": f"cider-d,{idf}",
         "tokenizer": "ptb-3.4.1-lower-no-punctuation",
         "end-token": "not-scored",
         "images": len(references.image_ids),

@@ -18,6 +18,9 @@ Array = NDArray[np.float64]
 
 BLEU_ORDER = 4
 
+METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE")  # what may be asked for
+SCORE_NAMES = (*(f"BLEU-{n + 1}" for n in range(BLEU_ORDER)), *METRICS[1:])  # what they give
+
 # METEOR 1.5 for English (Denkowski & Lavie 2014, section 3): weights of exact, stem, synonym and
 # paraphrase matches; balance of recall, strength and exponent of the penalty, weight of content.
 _MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
