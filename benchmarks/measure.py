@@ -186,11 +186,15 @@ class Products(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        name = str(func.overloadpacket)
-        if name in PRODUCTS:
+        kwargs = kwargs or {}
+        if str(func.overloadpacket) in PRODUCTS:
             left, right = args[-2:]
             self.sizes.append((left.numel() // left.shape[-1], *right.shape[-2:]))
-        return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        # In inference mode what is made of other operations, as nn.Linear is, arrives whole.
+        with self:
+            made = func.decompose(*args, **kwargs)
+        return func(*args, **kwargs) if made is NotImplemented else made
 
     @property
     def flop(self) -> float:

@@ -65,6 +65,11 @@ def test_products_are_seen_inside_an_autograd_function() -> None:
     assert batched.flop == 2 * 6 * 4 * 5
 
 
+def test_products_are_seen_inside_a_layer_in_inference_mode() -> None:
+    with torch.inference_mode():
+        assert products_of(nn.Linear(7, 5), torch.ones(2, 3, 7)).sizes == [(6, 7, 5)]
+
+
 def test_rates_and_ratios_are_medians_over_turns() -> None:
     ours = Timing((1.0, 2.0, 4.0), {"tokens": 100.0})
     theirs = Timing((3.0, 4.0, 20.0), {"tokens": 50.0})
