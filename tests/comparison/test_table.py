@@ -19,8 +19,7 @@ from showtell.config import build
 from showtell.errors import UserError
 from showtell.experiment import resume, train
 from showtell.metrics.intervals import Comparison
-from showtell.metrics.statistics import CaptionStatistics
-from showtell.report.results import METRICS
+from showtell.metrics.statistics import SCORE_NAMES, CaptionStatistics
 
 MERGE = "model=merge_glove"
 
@@ -201,9 +200,9 @@ def everything(*names: tuple[str, ...]) -> RunTable:
         Row(
             name=name,
             trainings=[training] * 3,
-            means=dict.fromkeys(METRICS, 0.623),
-            spreads=dict.fromkeys(METRICS, 0.1234),
-            comparisons=dict.fromkeys(METRICS, change),
+            means=dict.fromkeys(SCORE_NAMES, 0.623),
+            spreads=dict.fromkeys(SCORE_NAMES, 0.1234),
+            comparisons=dict.fromkeys(SCORE_NAMES, change),
         )
         for name in names
     ]
@@ -218,7 +217,7 @@ def test_all_metrics_and_the_longest_name_fit_eighty_columns(
     print_table(everything(("model=lstm_glove",), long))
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    for name in METRICS:
+    for name in SCORE_NAMES:
         assert name in shown
     assert all(override in shown for override in long)
     assert "note: a note [of brackets]" in shown
@@ -242,7 +241,7 @@ def test_two_seeds_of_a_training_are_one_row_with_their_cost(smoke: Smoke, tmp_p
     table = tabulate([first, second], "val")
     (row,) = table.rows
     assert [training.record["seed"] for training in row.trainings] == [1, 2]
-    assert (table.images, set(row.means)) == (4, set(METRICS) - {"METEOR", "SPICE"})
+    assert (table.images, set(row.means)) == (4, set(SCORE_NAMES) - {"METEOR", "SPICE"})
     assert row.minutes and row.minutes > 0
     assert row.best_epoch in (1, 1.5, 2)
     assert set(_SCORED_WITH) <= _signature(row.trainings[0]).keys()

@@ -9,8 +9,7 @@ from statistics import fmean, stdev
 from showtell.comparison.settings import key_of, names_of
 from showtell.comparison.trainings import Training
 from showtell.metrics.intervals import Comparison, compare
-from showtell.metrics.statistics import CaptionStatistics
-from showtell.report.results import METRICS
+from showtell.metrics.statistics import SCORE_NAMES, CaptionStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,7 @@ def _row(
     each = [statistics.scores for statistics in _statistics(trainings)]
     scores = {
         metric: [one[metric] for one in each]
-        for metric in METRICS
+        for metric in SCORE_NAMES
         if all(metric in one for one in each)
     }
     return Row(

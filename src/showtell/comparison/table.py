@@ -19,7 +19,7 @@ from showtell.comparison.trainings import (
     read_training,
     without_repeats,
 )
-from showtell.report.results import METRICS
+from showtell.metrics.statistics import SCORE_NAMES
 from showtell.types import Split
 
 console = Console(highlight=False, markup=False)
@@ -39,7 +39,7 @@ class RunTable:
     @property
     def metrics(self) -> list[str]:
         """The scores that at least one row has."""
-        return [name for name in METRICS if any(name in row.means for row in self.rows)]
+        return [name for name in SCORE_NAMES if any(name in row.means for row in self.rows)]
 
     @property
     def title(self) -> str:

@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from showtell.errors import UserError
+from showtell.metrics.statistics import SCORE_NAMES
 from showtell.report.page import score_text
 from showtell.types import Split
-
-METRICS = (
-    *("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
-    *("METEOR", "ROUGE-L", "CIDEr", "SPICE"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,7 @@ def read_scores(run_folder: Path, split: Split) -> SplitScores | None:
     leaves = [leaf for leaf in _leaves(content) if not _is_word_figure(leaf)]
     scores = tuple(
         Score(name, _value_text(content[name], name), _beside(leaves, name))
-        for name in METRICS
+        for name in SCORE_NAMES
         if name in content
     )
     shown = {score.name for score in scores}
@@ -88,7 +84,7 @@ Leaf = tuple[tuple[str, ...], Any]
 def _is_word_figure(leaf: Leaf) -> bool:
     """Whether it is about words, which have a section of their own."""
     path, _ = leaf
-    return len(path) > 1 and path[0] in ("captions", "people") and path[-1] not in METRICS
+    return len(path) > 1 and path[0] in ("captions", "people") and path[-1] not in SCORE_NAMES
 
 
 def _leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[Leaf]:
