@@ -266,32 +266,6 @@ def test_without_java_the_rest_is_scored_and_the_remedy_named(
     assert {"skipped/METEOR", "skipped/SPICE"} <= scores.to_json().keys()
 
 
-def test_spice_without_its_models_names_the_download(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("showtell.metrics.spice.find_java", lambda: Path("java"))
-    monkeypatch.setattr("showtell.metrics.spice._LIBRARY", tmp_path)
-    scores = score_captions(CAPTIONS, REFERENCES, ["BLEU", "SPICE"])
-    assert "get_stanford_models" in scores.skipped["SPICE"]
-
-
-def test_spice_scores_reach_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    class FakeSpice:
-        def compute_score(
-            self, references: dict[str, list[str]], captions: dict[str, list[str]]
-        ) -> tuple[float, list[dict[str, dict[str, float]]]]:
-            lengths = [len(captions[image_id][0]) for image_id in sorted(captions)]
-            return 0.0, [{"All": {"f": float(length)}} for length in lengths]
-
-    monkeypatch.setattr("showtell.metrics.scores.spice_obstacle", lambda: None)
-    monkeypatch.setattr("showtell.metrics.spice.Spice", FakeSpice)
-    monkeypatch.setattr("showtell.metrics.spice.find_java", lambda: Path("java"))
-    captions = {str(number): "a" * (number + 1) for number in range(12)}
-    scores = score_captions(captions, {i: ["b"] for i in captions}, ["SPICE"])
-    assert [scores.per_image[str(n)]["SPICE"] for n in range(12)] == list(range(1, 13))
-    assert scores.scores["SPICE"] == 6.5
-
-
 def test_the_rows_of_a_results_file_are_captions() -> None:
     rows = [{"image_id": image_id, "caption": text} for image_id, text in CAPTIONS.items()]
     assert score_captions(rows, REFERENCES, ["BLEU"]) == score_captions(

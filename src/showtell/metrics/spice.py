@@ -1,21 +1,26 @@
-"""SPICE (Anderson et al. 2016) through pycocoevalcap, where its jars have been downloaded."""
+"""SPICE (Anderson et al. 2016): the Java program of pycocoevalcap, where its models are there."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
+import json
 import subprocess
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pycocoevalcap.spice import get_stanford_models
-from pycocoevalcap.spice.spice import Spice
+from pycocoevalcap.spice import spice as pycocoevalcap_spice
 
 from showtell.errors import UserError
-from showtell.metrics.java import INSTALL_JAVA, find_java
+from showtell.metrics.java import INSTALL_JAVA, LOCALE_OPTIONS, find_java
 
-_LIBRARY = Path(get_stanford_models.__file__).with_name(get_stanford_models.SPICELIB)
+LIMIT_SECONDS = 300.0
+_SECONDS_PER_SENTENCE = 0.5  # a sentence is parsed, which takes some tenths of a second
+
+_FOLDER = Path(pycocoevalcap_spice.__file__).parent
+_LIBRARY = _FOLDER / get_stanford_models.SPICELIB
+_MODELS = (f"{get_stanford_models.JAR}.jar", f"{get_stanford_models.JAR}-models.jar")
 
 
 class SpiceError(UserError):
@@ -26,41 +31,74 @@ def spice_obstacle() -> str | None:
     """What SPICE lacks and the remedy, or None when it can run."""
     if find_java() is None:
         return f"SPICE needs a Java runtime: {INSTALL_JAVA}"
-    if not (_LIBRARY / f"{get_stanford_models.JAR}.jar").exists():
+    if not all((_LIBRARY / name).exists() for name in _MODELS):
         return (
-            "SPICE needs the Stanford CoreNLP models, a download of about 400 MB: run "
-            'python -c "from pycocoevalcap.spice.get_stanford_models import *; '
-            'get_stanford_models()" once, with network'
+            "SPICE needs Stanford CoreNLP, about 400 MB: python -m "
+            "pycocoevalcap.spice.get_stanford_models (offline: docs/metrics.md)"
         )
     return None
 
 
-def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def spice(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    limit_seconds: float = LIMIT_SECONDS,
+) -> list[float]:
     """SPICE of each caption, 0 to 1; that of a set is their mean.
 
+    Args:
+        captions: words separated by spaces, like the references.
+        references: as many as there are of each image.
+        limit_seconds: how long the Java program may take before it is killed; each sentence adds
+            0.5 s.
+
     Raises:
-        SpiceError: its Java program failed.
+        SpiceError: its Java program failed, or did not end in time.
     """
-    # pycocoevalcap sorts the images by their ids: numbers of one width keep their order.
-    numbers = [f"{number:09d}" for number in range(len(captions))]
+    pairs = zip(captions, references, strict=True)
+    rows = [
+        {"image_id": number, "test": caption, "refs": list(sentences)}
+        for number, (caption, sentences) in enumerate(pairs)
+    ]
+    sentences = len(captions) + sum(map(len, references))
+    allowed = limit_seconds + _SECONDS_PER_SENTENCE * sentences
     try:
-        with _java_on_path(), contextlib.redirect_stdout(io.StringIO()):
-            _, parts = Spice().compute_score(
-                {number: list(r) for number, r in zip(numbers, references, strict=True)},
-                {number: [caption] for number, caption in zip(numbers, captions, strict=True)},
-            )
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        raise SpiceError(f"SPICE failed ({error}): it is known to run on Java 8") from error
-    return [float(part["All"]["f"]) for part in parts]
+        results = _run(rows, allowed)
+        scores = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in results}
+        return [scores[number] for number in range(len(rows))]
+    except subprocess.TimeoutExpired as error:
+        raise SpiceError(
+            f"SPICE did not end within {allowed:.0f} s and was stopped: score fewer images, or "
+            "leave it out"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines() or ["nothing"]
+        raise SpiceError(
+            f"SPICE failed (Java said: {said[0]}): it is known to run on Java 8 with 8 GB"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SpiceError(f"SPICE failed ({error!r}): it is known to run on Java 8") from error
 
 
-@contextlib.contextmanager
-def _java_on_path() -> Iterator[None]:
-    """pycocoevalcap calls ``java`` by name, wherever the runtime was found."""
-    java, before = find_java(), os.environ.get("PATH", "")
+def _run(rows: Sequence[dict[str, Any]], limit_seconds: float) -> list[dict[str, Any]]:
+    """The program's answer to ``rows``, called as pycocoevalcap does, but not without end."""
+    java = find_java()
     assert java is not None
-    os.environ["PATH"] = f"{java.parent}{os.pathsep}{before}"
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
+    with tempfile.TemporaryDirectory() as folder:
+        question, answer = Path(folder, "captions.json"), Path(folder, "scores.json")
+        question.write_text(json.dumps(rows), encoding="utf-8")
+        program = [str(java), *LOCALE_OPTIONS, "-Xmx8G", "-jar", pycocoevalcap_spice.SPICE_JAR]
+        subprocess.run(
+            [*program, str(question), "-out", str(answer), "-subset", "-silent"],
+            cwd=_FOLDER,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=limit_seconds,
+            check=True,
+        )
+        results: list[dict[str, Any]] = json.loads(answer.read_text("utf-8"))
+        return results
