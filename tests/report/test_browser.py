@@ -47,7 +47,7 @@ def test_the_page_opens(tmp_path: Path, width: int, dark: bool) -> None:
         pytest.skip("no Chromium or Chrome on the PATH: the page is not looked at")
     page = write_report(make_small_run(tmp_path).folder)
     found, complaints = look_at(page, width, dark)
-    assert len(found["widths"]) == 9
+    assert len(found["widths"]) == 15
     assert min(found["widths"]) > 0
     assert found["width"] == width
     assert found["overflow"] <= 0

@@ -31,7 +31,7 @@ def test_a_page_of_pictures_with_captions(tmp_path: Path, photograph: Path) -> N
     assert written == tmp_path / "new" / "index.html"
     assert [image["alt"] for image in page.all("img")] == ["A wall .", "photo.jpg"]
     assert "Pictures never seen" in page.words
-    assert "a grey wall CIDEr 1.500 A wall . grey noise noise" in page.words
+    assert "a grey wall CIDEr 150.0 A wall . grey noise noise" in page.words
 
 
 def test_pictures_are_embedded_small(tmp_path: Path, photograph: Path) -> None:

@@ -21,13 +21,13 @@ def test_a_finished_run_shows_everything(run: SmallRun) -> None:
     page = Page(written)
     page.check_self_contained()
     assert written == run.folder / "report.html"
-    assert len(page.all("img")) == 9
+    assert len(page.all("img")) == 15  # three best, all nine drawn, three worst
     assert len(page.all("svg")) == 4  # loss, BLEU, CIDEr, lengths
     for text in (
         "LSTMDecoder on captions",
         "trained on 9 pictures with 18 captions, from seed 0. Its best epoch is 2.",
         "finished",
-        "BLEU-1 63.1 BLEU-4 20.0 CIDEr 0.553",
+        "BLEU-1 BLEU-4 CIDEr this run 63.1 20.0 55.3",
         "skipped METEOR METEOR needs Java",
         "The weights kept are those of epoch 2, where val/BLEU-4 was highest, at 20.0.",
         "share copied from training 77.8 % 100.0 %",
@@ -61,16 +61,29 @@ def test_what_the_data_says_is_shown_and_does_nothing(run: SmallRun) -> None:
 
 
 def test_best_pictures_come_first_and_the_worst_last(run: SmallRun) -> None:
-    page = Page(write_report(run.folder))
-    worst = page.words.partition(" Worst ")[2]
-    assert "nothing of the kind CIDEr 0.000" in worst
-    assert "nothing of the kind CIDEr" not in page.words.partition(" Worst ")[0]
-    scores = [
-        float(part.split()[0]) for part in page.words.split(" CIDEr ")[1:] if part[0].isdigit()
-    ]
-    best = scores[-9:-6]
-    assert best == sorted(best, reverse=True)
-    assert min(best) >= max(scores[-3:])
+    words = Page(write_report(run.folder)).words
+    best, drawn, worst = (
+        part.partition(f" {end} ")[0]
+        for start, end in (
+            ("Best", "Drawn at random"),
+            ("Drawn at random", "Worst"),
+            ("Worst", "Words"),
+        )
+        for part in [words.partition(f" {start} ")[2]]
+    )
+    assert "nothing of the kind CIDEr" not in best
+    assert "nothing of the kind CIDEr 0.0" in worst
+    assert len(ciders(best)) == len(ciders(worst)) == 3
+    assert ciders(best) == sorted(ciders(best), reverse=True)
+    assert ciders(worst) == sorted(ciders(worst))
+    # Drawn from all pictures, the best and the worst among them.
+    assert {*ciders(best), *ciders(worst)} <= {*ciders(drawn)}
+    assert len(ciders(drawn)) == 9
+
+
+def ciders(words: str) -> list[float]:
+    """The CIDEr of each card."""
+    return [float(part.split()[0]) for part in words.split(" CIDEr ")[1:]]
 
 
 def test_the_same_run_gives_the_same_page(run: SmallRun) -> None:
@@ -105,7 +118,7 @@ def test_another_data_set_under_the_same_name_is_doubted(run: SmallRun) -> None:
     with run.table.open("a") as file:
         file.write("val-red.png,one more caption,val\n")
     page = Page(write_report(run.folder))
-    assert len(page.all("img")) == 9
+    assert len(page.all("img")) == 15
     assert "its text files are not those the run was trained on" in page.words
 
 

@@ -51,9 +51,10 @@ class Curves:
             charts.append(line_chart(title, loss, x_name=self.x_name, from_zero=False, mark=mark))
         bleu_names = {f"val/BLEU-{n}": f"BLEU-{n}" for n in BLEU_ORDERS}
         if bleu := self._lines(bleu_names, factor=100):
-            charts.append(line_chart("Validation BLEU, %", bleu, x_name=self.x_name, mark=mark))
-        if cider := self._lines({"val/CIDEr": "CIDEr"}):
-            charts.append(line_chart("Validation CIDEr", cider, x_name=self.x_name, mark=mark))
+            charts.append(line_chart("Validation BLEU x 100", bleu, x_name=self.x_name, mark=mark))
+        if cider := self._lines({"val/CIDEr": "CIDEr"}, factor=100):
+            title = "Validation CIDEr x 100"
+            charts.append(line_chart(title, cider, x_name=self.x_name, mark=mark))
         return charts
 
     def _lines(self, names: dict[str, str], factor: float = 1) -> list[Line]:

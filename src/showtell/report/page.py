@@ -17,8 +17,6 @@ from showtell.errors import UserError
 from showtell.files import write_atomically
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-# CIDEr-D is printed on its own scale; these are fractions, printed in per cent as in papers.
-PER_CENT = ("BLEU", "METEOR", "ROUGE-L", "SPICE")
 
 
 def write_page(output: Path, template: str, **content: Any) -> Path:
@@ -38,9 +36,9 @@ def write_page(output: Path, template: str, **content: Any) -> Path:
     return output
 
 
-def score_text(value: float, name: str) -> str:
-    """A score as people print it: BLEU, METEOR, ROUGE-L and SPICE in per cent, CIDEr as it is."""
-    return f"{100 * value:.1f}" if name.startswith(PER_CENT) else f"{value:.3f}"
+def score_text(value: float) -> str:
+    """A score times 100, as papers, the terminal and comparisons print it."""
+    return f"{100 * value:.1f}"
 
 
 def count_text(value: int) -> str:

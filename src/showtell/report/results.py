@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,28 @@ from showtell.metrics.statistics import SCORE_NAMES
 from showtell.report.page import score_text
 from showtell.types import Split
 
+THIS_RUN = "this run"
+INTERVAL, INTERVAL_BOUNDS = "95 % interval", ("95 % low", "95 % high")
+
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """One metric, and what stands beside it: floors, ceiling, interval."""
+class ScoreRow:
+    """Scores of one kind: the run's own, an interval, a floor, the ceiling.
+
+    ``cells`` has a text for each metric of the split, empty where this row has none.
+    """
 
     name: str
-    text: str
-    beside: tuple[tuple[str, str], ...]
+    cells: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitScores:
-    """The scores of one split; ``remarks`` are the entries of the file that are no scores."""
+    """The table of one split, this run first; ``remarks`` are the entries that are no scores."""
 
     split: Split
-    scores: tuple[Score, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[ScoreRow, ...]
     remarks: tuple[tuple[str, str], ...]
 
 
@@ -36,7 +42,8 @@ def read_scores(run_folder: Path, split: Split) -> SplitScores | None:
     """What ``scores-<split>.json`` holds; None when the split was not evaluated.
 
     An entry named ``BLEU-4`` is that score. One whose path has the name in it, nested or with
-    slashes as ``floor/BLEU-4`` or ``interval: {BLEU-4: [low, high]}``, stands beside that score.
+    slashes as ``floor/BLEU-4`` or ``interval: {BLEU-4: [low, high]}``, stands in a row of its own
+    below that score.
 
     Raises:
         UserError: the file is no JSON object.
@@ -45,14 +52,9 @@ def read_scores(run_folder: Path, split: Split) -> SplitScores | None:
     if content is None:
         return None
     leaves = [leaf for leaf in _leaves(content) if not _is_word_figure(leaf)]
-    scores = tuple(
-        Score(name, _value_text(content[name], name), _beside(leaves, name))
-        for name in SCORE_NAMES
-        if name in content
-    )
-    shown = {score.name for score in scores}
-    remarks = [(_label(path), _value_text(v)) for path, v in leaves if shown.isdisjoint(path)]
-    return SplitScores(split, scores, tuple(remarks))
+    metrics = tuple(name for name in SCORE_NAMES if name in content)
+    remarks = [(_label(path), _value_text(v)) for path, v in leaves if not {*metrics} & {*path}]
+    return SplitScores(split, metrics, tuple(_rows(leaves, metrics)), tuple(remarks))
 
 
 def unfinished_share(run_folder: Path, split: Split) -> float | None:
@@ -96,29 +98,41 @@ def _leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator
             yield path, value
 
 
-def _beside(leaves: list[Leaf], name: str) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (_label(part for part in path if part != name), _value_text(value, name))
-        for path, value in leaves
-        if name in path and len(path) > 1
-    )
+def _rows(leaves: list[Leaf], metrics: Sequence[str]) -> Iterator[ScoreRow]:
+    """A row for each name that scores stand under, the run's own first, then its interval."""
+    named: dict[str, dict[str, Any]] = {THIS_RUN: {}}
+    for path, value in leaves:
+        if metric := next((part for part in path if part in metrics), None):
+            name = _label(part for part in path if part != metric) or THIS_RUN
+            named.setdefault(name, {})[metric] = value
+    own, ranges = named.pop(THIS_RUN), _ranges(named)
+    for name, values in {THIS_RUN: own, INTERVAL: ranges, **named}.items():
+        if values:
+            cells = (_value_text(values[m], is_score=True) if m in values else "" for m in metrics)
+            yield ScoreRow(name, tuple(cells))
+
+
+def _ranges(named: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
+    """Metric -> [low, high]; their rows are taken out of ``named``."""
+    low, high = (named.pop(bound, {}) for bound in INTERVAL_BOUNDS)
+    return {metric: [low[metric], high[metric]] for metric in low if metric in high}
 
 
 def _label(path: Any) -> str:
     return " ".join(path).replace("_", " ")
 
 
-def _value_text(value: Any, name: str = "") -> str:
-    """A value for people: scores by their metric's rule, a pair as a range."""
+def _value_text(value: Any, *, is_score: bool = False) -> str:
+    """A value for people: a score times 100, a pair as a range."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    if isinstance(value, int | float) and name:
-        return score_text(value, name)
+    if isinstance(value, int | float) and is_score:
+        return score_text(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
         separator = "–" if len(value) == 2 else ", "  # noqa: RUF001  a range has an en dash
-        return separator.join(_value_text(item, name) for item in value)
+        return separator.join(_value_text(item, is_score=is_score) for item in value)
     return str(value)
 
 

@@ -122,7 +122,7 @@ def _captions(run_folder: Path) -> tuple[Split, dict[str, str]]:
 
 
 def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Gallery], str | None]:
-    """Best, random and worst pictures, and what is to be said of their data set."""
+    """Best, random (of all) and worst pictures, and what is to be said of their data set."""
     if at_hand.data is None or not captions:
         return [], at_hand.problem
     images = _captioned(captions, at_hand.data)
@@ -130,10 +130,9 @@ def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Galle
         return [], "it holds none of the captioned pictures"
     pictures = _ranked(captions, images)
     count = min(SHOWN_BEST, len(pictures) // 3)
-    best, rest, worst = pictures[:count], pictures[count:], []
-    if count:
-        rest, worst = rest[:-count], rest[: -count - 1 : -1]
-    drawn = random.Random(0).sample(rest, min(SHOWN_RANDOM, len(rest)))
+    best, worst = pictures[:count], pictures[len(pictures) - count :][::-1]
+    # Out of all: what a reader takes for a sample must be one, extremes too.
+    drawn = random.Random(0).sample(pictures, min(SHOWN_RANDOM, len(pictures)))
     parts = {"Best": best, "Drawn at random": drawn, "Worst": worst}
     return [Gallery(t, cards(chosen)) for t, chosen in parts.items() if chosen], at_hand.problem
 
