@@ -33,6 +33,7 @@ callbacks=default`
 - one seed only: model=merge_glove; how much another seed changes the scores is not known
 - changes are against the first row; p and intervals allow for other images and other seeds
 - CIDEr is left out where a run has none: run_02; `showtell evaluate` says what it needs
+- METEOR is left out: no run has it; `showtell evaluate` says what it needs
 """
 HEADER = (
     "split,configuration,metric,n,mean,spread,difference,low,high,p_value,training_minutes,"

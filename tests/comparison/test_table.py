@@ -184,6 +184,12 @@ def test_a_score_that_some_lack_is_left_out_there_and_told(tmp_path: Path) -> No
     assert noted(table, "CIDEr is left out where a run has none: run_01;")
 
 
+def test_a_column_that_no_run_fills_does_not_vanish_unsaid(tmp_path: Path) -> None:
+    made_up_run(tmp_path, scores=steady(0.2))
+    said = "METEOR is left out: no run has it; `showtell evaluate` says what it needs"
+    assert noted(tabulate([tmp_path], "val"), said)
+
+
 def test_more_than_one_look_at_the_test_split_is_told(tmp_path: Path) -> None:
     made_up_run(tmp_path, scores=steady(0.2), split="test", test_looks=["then"])
     assert not noted(tabulate([tmp_path], "test"), "looks")

@@ -45,9 +45,12 @@ def _on_seeds(rows: Sequence[Row]) -> Iterator[str]:
 
 def _on_missing_scores(trainings: Sequence[Training]) -> Iterator[str]:
     scores = [training.statistics.scores for training in trainings]
-    for name in dict.fromkeys(name for each in scores for name in each):
+    # METEOR is always asked for; without Java no run has it, and its column is not there.
+    for name in dict.fromkeys([name for each in scores for name in each] + ["METEOR"]):
         without = [t for t, each in zip(trainings, scores, strict=True) if name not in each]
-        if without:
+        if len(without) == len(trainings):
+            yield f"{name} is left out: no run has it; `showtell evaluate` says what it needs"
+        elif without:
             yield (
                 f"{name} is left out where a run has none: {_named(without)}; `showtell evaluate` "
                 "says what it needs"
