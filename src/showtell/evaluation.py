@@ -28,6 +28,7 @@ from showtell.metrics.inputs import ScoringError
 from showtell.metrics.intervals import Interval, bootstrap
 from showtell.metrics.language import WordStatistics, caption_words, reference_words
 from showtell.metrics.scores import CaptionScores, score_captions
+from showtell.metrics.statistics import METRICS
 from showtell.parts import Config, features_of
 from showtell.runs import TRAINING
 from showtell.tables import print_alarms, print_scores, print_words
@@ -90,7 +91,9 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
     store = features_of(images, run.encoder, run.feature_kind, config)
     if split == "test":
         _note_look(run)
-    found = score_split(run, images, split, store, data.split("train"), with_landmarks=True)
+    found = score_split(
+        run, images, split, store, data.split("train"), metrics=METRICS, with_landmarks=True
+    )
     title = f"{data.name} {split}, {len(images)} images"
     print_scores(title, found.scores, found.landmarks, found.intervals)
     print_words(found.written, found.people)
@@ -107,17 +110,19 @@ def score_split(
     store: FeatureStore,
     training: Sequence[CaptionedImage],
     *,
+    metrics: Sequence[str],
     with_landmarks: bool,
 ) -> Evaluation:
     """Caption every image of a split once, score all, and write it into the run folder.
 
     Args:
         training: the images of the training, whose captions may have been copied.
+        metrics: see `score_captions`.
         with_landmarks: whether floors, ceiling and intervals are worth their seconds.
     """
     captions, unfinished = _write_captions(run, images, store)
     references, known = _captions_of(images), _captions_of(training)
-    scores = score_captions(captions, references, context=_context(run.search, split))
+    scores = score_captions(captions, references, metrics, context=_context(run.search, split))
     language = {
         "training": [caption for each in known.values() for caption in each],
         "vocabulary": run.vocabulary.words,

@@ -25,6 +25,7 @@ from showtell.metrics.alarms import (
     feature_alarms,
     shared_images_alarms,
 )
+from showtell.metrics.scores import final_metrics
 from showtell.parts import Config, Parts, prepare
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
@@ -116,6 +117,7 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
             split,
             parts.store,
             images["train"],
+            metrics=final_metrics(),
             with_landmarks=False,
         )
         tracker.log_captions(step, _rows(images["val"], found))

@@ -26,6 +26,7 @@ from showtell.metrics.inputs import (
     ScoringError,
     UnknownMetricError,
 )
+from showtell.metrics.scores import final_metrics
 from showtell.text.tokenizer import tokenize
 
 WITHOUT_JAVA = ["BLEU", "ROUGE-L", "CIDEr"]
@@ -264,6 +265,15 @@ def test_without_java_the_rest_is_scored_and_the_remedy_named(
     assert set(scores.skipped) == {"METEOR", "SPICE"}
     assert all("showtell[java]" in remedy for remedy in scores.skipped.values())
     assert {"skipped/METEOR", "skipped/SPICE"} <= scores.to_json().keys()
+
+
+@pytest.mark.parametrize(("obstacle", "has_spice"), [("no Java", False), (None, True)])
+def test_a_training_ends_with_spice_where_it_can_run(
+    obstacle: str | None, has_spice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("showtell.metrics.scores.spice_obstacle", lambda: obstacle)
+    assert ("SPICE" in final_metrics()) == has_spice
+    assert {"BLEU", "METEOR", "ROUGE-L", "CIDEr"} <= set(final_metrics())
 
 
 def test_the_rows_of_a_results_file_are_captions() -> None:

@@ -141,6 +141,14 @@ def score_captions(
     )
 
 
+def final_metrics() -> Sequence[str]:
+    """What the end of a training scores: SPICE only where it can run.
+
+    `showtell evaluate` asks for all five, and tells what those need that could not run.
+    """
+    return DEFAULT_METRICS if spice_obstacle() else METRICS
+
+
 def _check_metrics(metrics: Sequence[str]) -> None:
     if isinstance(metrics, str) or not metrics or set(metrics) - set(METRICS):
         raise UnknownMetricError(
