@@ -42,7 +42,7 @@ from showtell.data.batches import Batch
 from showtell.data.datamodule import CaptionDataModule
 from showtell.data.flickr8k import read_flickr8k
 from showtell.text.tokenizer import tokenize
-from showtell.text.vocabulary import BEGIN, Vocabulary
+from showtell.text.vocabulary import BEGIN, UNKNOWN, Vocabulary
 from showtell.types import CaptionedImage, Split
 from showtell.vision.features import FeatureStore
 
@@ -218,7 +218,7 @@ def measure_memory(case: Case) -> dict[str, Any]:
 def model_alone(case: Case, threads: int, vocabulary_size: int) -> dict[str, float]:
     """Memory of a decoder that learns from batches which no data set is behind."""
     torch.set_num_threads(threads)
-    case.learner(vocabulary_size).learn(batches_in_memory(case), MEMORY_STEPS)
+    case.learner(vocabulary_size).learn(batches_in_memory(case, vocabulary_size), MEMORY_STEPS)
     return resident()
 
 
@@ -256,13 +256,13 @@ class Stages:
         return result
 
 
-def batches_in_memory(case: Case) -> Iterator[Batch]:
+def batches_in_memory(case: Case, vocabulary_size: int) -> Iterator[Batch]:
     """Batches of random features and words, as large as those of the set."""
     kind = target_of("model", case.node).feature_kind
     shape = IDENTITY.grid_shape if kind == "grid" else IDENTITY.pooled_shape
     rows = BATCH_SIZE * CAPTIONS_PER_IMAGE
     while True:
-        words = torch.randint(4, 500, (rows, WORDS_IN_MEMORY))
+        words = torch.randint(UNKNOWN + 1, vocabulary_size, (rows, WORDS_IN_MEMORY))
         tokens = torch.cat([torch.full((rows, 1), BEGIN), words[:, :-1]], dim=1)
         yield Batch(
             image_ids=tuple(map(str, range(BATCH_SIZE))),
