@@ -14,7 +14,7 @@ from showtell.vision.extract import ensure_features
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from extraction import eager, find, resized
+from extraction import PlainEncoder, eager, find, resized
 
 
 def test_the_plain_loop_gives_the_features_that_are_stored(tmp_path: Path) -> None:
@@ -32,8 +32,8 @@ def test_the_plain_loop_gives_the_features_that_are_stored(tmp_path: Path) -> No
         progress=False,
     )
     stored = stores["grid"].gather(stores["grid"].index([path.name for path in pictures[:5]]))
-    for size in (1, 3):
-        plain = eager(encoder, pictures[:5], size, device)
+    for network, size in ((PlainEncoder(encoder), 1), (PlainEncoder(encoder), 3), (encoder, 3)):
+        plain = eager(network, pictures[:5], size, device)
         assert list(plain) == pictures[:5]
         difference = np.stack(list(plain.values())).astype(np.float32) - stored
         assert np.linalg.norm(difference) < 1e-3 * np.linalg.norm(stored.astype(np.float32))
