@@ -236,6 +236,20 @@ def test_the_signature_says_what_was_scored_and_how_it_was_written(
     assert [of_val[name] for name in names] == ["3", "0.7", "1", "8", "no", "not-scored"]
 
 
+def test_every_look_at_the_test_split_is_written_down(
+    smoke: Smoke, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "test_looks" not in record_of(copied)
+    evaluate(copied, "val", smoke.config())
+    assert "test_looks" not in record_of(copied)
+    evaluate(copied, "test", smoke.config())
+    (first,) = record_of(copied)["test_looks"]
+    evaluate(copied, "test", smoke.config())
+    assert record_of(copied)["test_looks"][0] == first
+    assert len(record_of(copied)["test_looks"]) == 2
+    assert "looked at 1 times before" in capsys.readouterr().out
+
+
 def test_alarms_are_said_kept_and_lifted(
     smoke: Smoke,
     copied: Path,

@@ -15,7 +15,13 @@ from showtell import runs
 from showtell.caption import Run, load_run
 from showtell.decoding.beam import BeamSearch, Hypothesis
 from showtell.errors import UserError
-from showtell.metrics.alarms import Alarm, caption_alarms, leak_alarms, shared_images_alarms
+from showtell.metrics.alarms import (
+    Alarm,
+    caption_alarms,
+    feature_alarms,
+    leak_alarms,
+    shared_images_alarms,
+)
 from showtell.metrics.floors import (
     PEOPLE,
     Landmark,
@@ -27,7 +33,7 @@ from showtell.metrics.floors import (
 from showtell.metrics.inputs import ScoringError
 from showtell.metrics.intervals import Interval, bootstrap
 from showtell.metrics.language import WordStatistics, caption_words, reference_words
-from showtell.metrics.scores import CaptionScores, score_captions
+from showtell.metrics.scores import DEFAULT_METRICS, CaptionScores, score_captions
 from showtell.metrics.statistics import METRICS
 from showtell.parts import Config, features_of
 from showtell.runs import TRAINING
@@ -36,8 +42,10 @@ from showtell.types import CaptionData, CaptionedImage, Split
 from showtell.vision.features import FeatureStore
 
 DECODING_BATCH = 250
-# Landmarks need no Java, and METEOR of a whole training set would take minutes.
-LANDMARK_METRICS = ("BLEU", "ROUGE-L", "CIDEr")
+# METEOR of every reference against the others takes five times as long as that of the captions.
+PEOPLE_METRICS = ("BLEU", "ROUGE-L", "CIDEr")
+# Features that are enough to see that something is wrong with them.
+SAMPLED_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,12 @@ def score_split(
         landmarks=tuple(_landmarks(known, references, captions)) if with_landmarks else (),
         intervals=bootstrap(scores.statistics) if with_landmarks else {},
     )
-    found = replace(found, alarms=tuple(_alarms(found, known, references, run.search.max_length)))
+    contents = store.stored_contents([*references, *known])
+    alarms = (
+        *_feature_alarms(images, store),
+        *_alarms(found, known, references, contents, run.search.max_length),
+    )
+    found = replace(found, alarms=alarms)
     _write(run, found)
     return found
 
@@ -180,10 +193,16 @@ def _write_captions(
     return captions, {image_id for image_id, hypothesis in found.items() if not hypothesis.ended}
 
 
+def _feature_alarms(images: Sequence[CaptionedImage], store: FeatureStore) -> Iterator[Alarm]:
+    sample = images[:: max(1, len(images) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
+    yield from feature_alarms(store.gather(store.index([image.image_id for image in sample])))
+
+
 def _alarms(
     found: Evaluation,
     training: Mapping[str, Sequence[str]],
     references: Mapping[str, Sequence[str]],
+    contents: Mapping[str, str],
     max_length: int,
 ) -> Iterator[Alarm]:
     yield from caption_alarms(
@@ -197,7 +216,7 @@ def _alarms(
         return
     ceiling = next((each.scores for each in found.landmarks if each.name == PEOPLE), {})
     yield from leak_alarms(found.written, found.people, scores=found.scores.scores, ceiling=ceiling)
-    yield from shared_images_alarms(training, references)
+    yield from shared_images_alarms(training, references, contents=contents)
 
 
 def _landmarks(
@@ -207,12 +226,12 @@ def _landmarks(
 ) -> Iterator[Landmark]:
     """The floors and the ceiling that this data set allows."""
     if training:
-        yield constant_caption(training, references)
+        yield constant_caption(training, references, DEFAULT_METRICS)
     # A single image cannot be shuffled, a single reference has nothing to agree with.
     with suppress(ScoringError):
-        yield shuffled_captions(captions, references, LANDMARK_METRICS, seed=0)
+        yield shuffled_captions(captions, references, DEFAULT_METRICS, seed=0)
     with suppress(ScoringError):
-        yield human_ceiling(references, LANDMARK_METRICS)
+        yield human_ceiling(references, PEOPLE_METRICS)
 
 
 def _write(run: Run, found: Evaluation) -> None:

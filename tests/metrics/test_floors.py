@@ -48,14 +48,25 @@ def test_the_order_of_the_training_set_does_not_matter() -> None:
 
 def test_the_constant_caption_is_the_best_candidate() -> None:
     references = {"x": ["a cat sits on a chair"], "y": ["a cat sits on a mat"]}
-    floor = constant_caption(TRAINING, references)
+    floor = constant_caption(TRAINING, references, ["BLEU", "CIDEr"])
     assert "'a cat sits on a chair'" in floor.rule
     assert floor.scores["BLEU-4"] == bleu4_as_constant("a cat sits on a chair", references)
 
 
+def test_each_metric_counts_its_best_constant() -> None:
+    floor = constant_caption(TRAINING, TRAINING, ["BLEU", "ROUGE-L", "CIDEr"])
+    candidates = consensus_captions(TRAINING, count=10)
+    for name in ("BLEU-4", "CIDEr"):
+        assert floor.scores[name] == max(
+            score_captions(dict.fromkeys(TRAINING, c), TRAINING, ["BLEU", "CIDEr"]).scores[name]
+            for c in candidates
+        )
+    assert floor.scores["ROUGE-L"] > 0
+
+
 def test_captions_too_short_for_bleu_are_refused() -> None:
     with pytest.raises(ScoringError, match="four words"):
-        constant_caption({"1": ["a dog"]}, {"x": ["a dog"]})
+        constant_caption({"1": ["a dog"]}, {"x": ["a dog"]}, ["BLEU"])
 
 
 def test_shuffling_gives_every_image_another_caption() -> None:
@@ -106,7 +117,7 @@ def test_the_known_floors_and_ceiling_of_flickr8k(shared: Path) -> None:
     references = flickr8k(shared, "Flickr_8k.devImages.txt")
     training = flickr8k(shared, "Flickr_8k.trainImages.txt")
     first = {image_id: each[0] for image_id, each in references.items()}
-    constant = constant_caption(training, references)
+    constant = constant_caption(training, references, ["BLEU", "CIDEr"])
     others = shuffled_captions(first, references, ["BLEU", "CIDEr"], seed=0)
     people = human_ceiling(references, ["BLEU", "CIDEr"])
     assert constant.scores["BLEU-4"] == pytest.approx(0.09, abs=0.005)

@@ -168,12 +168,12 @@ def shared_images_alarms(
     Args:
         training: image id -> captions.
         scored: image id -> captions.
-        contents: image id -> checksum of the file, of both.
+        contents: image id -> checksum of the file, of both as far as it is known.
     """
     shared = set(_same_captions(training, scored))
     if contents is not None:
-        seen = {contents[image_id] for image_id in training}
-        shared |= {image_id for image_id in scored if contents[image_id] in seen}
+        seen = {contents[image_id] for image_id in training if image_id in contents}
+        shared |= {image_id for image_id in scored if contents.get(image_id) in seen}
     if len(shared) <= SHARED_IMAGES * len(scored):
         return
     yield Alarm(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from showtell.metrics.cider import DocumentFrequencies, ngrams
 from showtell.metrics.inputs import ScoringError
@@ -13,6 +15,8 @@ from showtell.metrics.scores import score_captions
 from showtell.text.tokenizer import tokenize
 
 PEOPLE = "people"  # what the ceiling is called
+
+Tokens = tuple[str, ...]
 
 _CANDIDATES = 10
 _ORDERS = range(1, 5)
@@ -30,44 +34,90 @@ class Landmark:
 def constant_caption(
     training: Mapping[str, Sequence[str]],
     references: Mapping[str, Sequence[str]],
-    *,
-    metric: str = "BLEU-4",
+    metrics: Sequence[str],
 ) -> Landmark:
-    """The best score of one and the same caption for every image.
+    """The best scores of one and the same caption for every image.
 
-    Candidates are the ten captions of the training set that would get the highest BLEU-4 if each
-    were given to every training image; the one that scores best on ``references`` by ``metric``
-    (BLEU-1 to BLEU-4 or CIDEr) is taken. That choice looks at the references, so the floor is, if
-    anything, too high.
+    Two captions are chosen: of those of `consensus_captions`, the one that scores best on
+    ``references`` by BLEU-4 and the one that does by CIDEr. Both are scored, and for each metric
+    the better counts. The choice looks at the references, so the floor is, if anything, too high.
 
     Args:
         training: image id -> captions of the training set.
         references: image id -> references of the split that is scored.
+        metrics: names as for `showtell.metrics.scores.score_captions`.
     """
-    tried = (
-        (caption, score_captions(dict.fromkeys(references, caption), references, ["BLEU", "CIDEr"]))
-        for caption in consensus_captions(training, count=_CANDIDATES)
-    )
-    caption, scores = max(tried, key=lambda pair: pair[1].scores[metric])
-    return Landmark("constant caption", f"every image gets {caption!r}", scores.scores)
+
+    def score(caption: str, names: Sequence[str]) -> dict[str, float]:
+        return score_captions(dict.fromkeys(references, caption), references, names).scores
+
+    candidates = consensus_captions(training, count=_CANDIDATES)
+    tried = {caption: score(caption, ["BLEU", "CIDEr"]) for caption in candidates}
+    best = [max(tried, key=lambda c: tried[c][name]) for name in ("BLEU-4", "CIDEr")]
+    chosen = [score(caption, metrics) for caption in dict.fromkeys(best)]
+    shared = [name for name in chosen[0] if all(name in each for each in chosen)]
+    captions = ", or for the better score ".join(map(repr, dict.fromkeys(best)))
+    scores = {name: max(each[name] for each in chosen) for name in shared}
+    return Landmark("constant caption", f"every image gets {captions}", scores)
 
 
 def consensus_captions(training: Mapping[str, Sequence[str]], *, count: int) -> list[str]:
-    """The ``count`` captions that agree most with all the others, as lower-case words.
+    """The captions that agree most with all the others, as lower-case words.
 
-    Agreement is the BLEU-4 of giving the caption to every training image: the mean share of
-    images that hold its n-grams, for n = 1 to 4, with the brevity penalty of that image's closest
-    reference. An n-gram that a caption repeats counts once.
+    The first ``count`` agree by BLEU-4, as each would score when given to every training image:
+    the mean share of images that hold its n-grams, for n = 1 to 4, with the brevity penalty of
+    that image's closest reference. An n-gram that a caption repeats counts once. Up to ``count``
+    further ones agree by CIDEr, without the clipping and the length penalty of CIDEr-D: the mean
+    cosine of their tf-idf vectors with those of all the captions.
     """
     tokenized = [[tuple(tokenize(caption)) for caption in each] for each in training.values()]
     frequencies = DocumentFrequencies.of(tokenized)
     lengths = _expected_closest_lengths(tokenized)
+    mean = _mean_vector(tokenized, frequencies)
     captions = {tokens for each in tokenized for tokens in each if len(tokens) >= max(_ORDERS)}
-    # Words break ties, so that the order of the training set does not matter.
-    best = sorted(captions, key=lambda t: (-_expected_bleu(t, frequencies, lengths), t))[:count]
-    if not best:
+    if not captions:
         raise ScoringError("no training caption has four words: give the captions of a data set")
-    return [" ".join(tokens) for tokens in best]
+    agreements: list[dict[Tokens, float]] = [
+        {tokens: _expected_bleu(tokens, frequencies, lengths) for tokens in captions},
+        {tokens: _expected_cider(tokens, frequencies, mean) for tokens in captions},
+    ]
+    # Words break ties, so that the order of the training set does not matter.
+    best = (sorted(captions, key=lambda t: (-each[t], t))[:count] for each in agreements)
+    return list(dict.fromkeys(" ".join(tokens) for tokens in chain.from_iterable(best)))
+
+
+def _mean_vector(
+    tokenized: Sequence[Sequence[Tokens]], frequencies: DocumentFrequencies
+) -> dict[Tokens, float]:
+    """The mean over images of the mean unit vector of their captions."""
+    mean: dict[Tokens, float] = defaultdict(float)
+    for sentences in tokenized:
+        for tokens in sentences:
+            for gram, weight in _unit_vector(tokens, frequencies).items():
+                mean[gram] += weight / len(sentences) / len(tokenized)
+    return mean
+
+
+def _expected_cider(
+    tokens: Tokens, frequencies: DocumentFrequencies, mean: Mapping[Tokens, float]
+) -> float:
+    # The mean of cosines is the cosine with the mean: no pair of captions need be looked at.
+    vector = _unit_vector(tokens, frequencies)
+    return sum(weight * mean.get(gram, 0.0) for gram, weight in vector.items()) / len(_ORDERS)
+
+
+def _unit_vector(tokens: Tokens, frequencies: DocumentFrequencies) -> dict[Tokens, float]:
+    """The tf-idf of each n-gram, those of one n at length 1."""
+    vector = {
+        gram: n * frequencies.idf(frequencies.counts[gram]) for gram, n in ngrams(tokens).items()
+    }
+    squares = dict.fromkeys(_ORDERS, 0.0)
+    for gram, weight in vector.items():
+        squares[len(gram)] += weight * weight
+    # An n-gram that every image has weighs nothing.
+    return {
+        gram: weight / math.sqrt(squares[len(gram)]) for gram, weight in vector.items() if weight
+    }
 
 
 def _expected_bleu(

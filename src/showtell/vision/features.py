@@ -144,6 +144,15 @@ class FeatureStore:
         view.images_sha256 = hashlib.sha256(named).hexdigest()
         return view
 
+    def stored_contents(self, image_ids: Iterable[str]) -> dict[str, str]:
+        """Image id -> SHA-256 of its file, of those that are selected or stored only once."""
+        known: dict[str, set[str]] = {}
+        for image_id, sha in self._positions:
+            known.setdefault(image_id, set()).add(sha)
+        once = {image_id: next(iter(each)) for image_id, each in known.items() if len(each) == 1}
+        once |= self.contents
+        return {image_id: once[image_id] for image_id in image_ids if image_id in once}
+
     def index(self, image_ids: Iterable[str]) -> NDArray[np.int64]:
         """The positions of these images, int64 (n,), for ``gather``.
 
