@@ -44,14 +44,20 @@ def run_lstm(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: State | No
 
 
 def _run_packed(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: State) -> Tensor:
-    """The same by PyTorch's LSTM."""
+    """The same by PyTorch's LSTM, in float32.
+
+    Autocast would run it in float16 whatever type it was asked for, and nothing here scales the
+    loss for that type.
+    """
     packed = PackedSequence(
-        inputs.index_select(0, order.from_rows),
+        inputs.float().index_select(0, order.from_rows),
         torch.tensor(order.sizes),
         order.longest_first,
         order.longest_first.argsort(),
     )
-    outputs, _ = lstm(packed, (initial[0].unsqueeze(0), initial[1].unsqueeze(0)))
+    state = (initial[0].float().unsqueeze(0), initial[1].float().unsqueeze(0))
+    with torch.autocast(inputs.device.type, enabled=False):
+        outputs, _ = lstm(packed, state)
     outputs_PH: Tensor = outputs.data.index_select(0, order.to_rows)
     return outputs_PH
 

@@ -136,7 +136,7 @@ class TorchEngine:
         # Waiting for the device would wait for the next batch too.
         copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         if copied:
-            copied.record()
+            copied.record(torch.cuda.current_stream(self.device))
 
         def finish() -> EncodedImages:
             if copied:
