@@ -35,7 +35,7 @@ from made_sets import (
     fill_store,
     write_captions,
 )
-from measure import RESULTS, Figure, Report, Work, parser, prepare, ratio, time_in_turns
+from measure import RESULTS, Figure, Report, Timing, Work, parser, prepare, ratio, time_in_turns
 
 from showtell.config import build, compose, target_of
 from showtell.data.batches import Batch
@@ -138,7 +138,7 @@ def main() -> None:
         cases = {name: Case(Path(made, name), s, chosen.model) for name, s in sizes.items()}
         for case in cases.values():
             case.make(chosen.distinct)
-        memory = measure_memory(cases["COCO"])
+        memory = measure_memory(cases["COCO"], 1 if chosen.quick else MEMORY_STEPS)
         report = throughput(cases, memory, chosen)
     report.show()
     report.save(chosen.output)
@@ -149,23 +149,37 @@ def throughput(cases: dict[str, Case], memory: dict[str, Any], chosen: Any) -> R
     images = {name: case.images() for name, case in cases.items()}
     vocabulary = count_words(images["COCO"])
     learner = cases["COCO"].learner(len(vocabulary))
+    steps = 1 if chosen.quick else STEPS
     works = {}
     for name, case in cases.items():
         loader = case.batches(images[name], vocabulary).train_dataloader()
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
         for doing, work, count in (
-            ("train", partial(learner.learn, batches, STEPS), STEPS),
+            ("train", partial(learner.learn, batches, steps), steps),
             ("read", partial(exhaust, batches, READINGS), READINGS),
         ):
             works[f"{doing}, {name}'s size"] = Work(work, {"images": count * BATCH_SIZE})
     timings = time_in_turns(works, turns=chosen.turns)
+    facts = {
+        "model": chosen.model,
+        "images": {name: case.size.images for name, case in cases.items()},
+        "captions": {name: case.size.captions for name, case in cases.items()},
+        "vocabulary": len(vocabulary),
+        "shards_on_disk": chosen.distinct or "all",
+        "memory": memory,
+    }
+    return Report("scale", timings, figures(timings, memory), facts)
+
+
+def figures(timings: dict[str, Timing], memory: dict[str, Any]) -> list[Figure]:
+    """COCO's size beside Flickr8k's, and what it holds and takes before the first step."""
     train, read = (
         [timings[f"{doing}, {name}'s size"] for name in ("COCO", "Flickr8k")]
         for doing in ("train", "read")
     )
     beyond, held = memory["beyond_model_GB"], memory["held_GB"]
     stages = memory["whole"]["seconds"].items()
-    figures = [
+    return [
         ratio("training rate, COCO's size over Flickr8k's", *train, "images", target=0.9),
         ratio("reading rate, COCO's size over Flickr8k's", *read, "images"),
         Figure(
@@ -177,15 +191,6 @@ def throughput(cases: dict[str, Case], memory: dict[str, Any], chosen: Any) -> R
             for name, seconds in stages
         ),
     ]
-    facts = {
-        "model": chosen.model,
-        "images": {name: case.size.images for name, case in cases.items()},
-        "captions": {name: case.size.captions for name, case in cases.items()},
-        "vocabulary": len(vocabulary),
-        "shards_on_disk": chosen.distinct or "all",
-        "memory": memory,
-    }
-    return Report("scale", timings, figures, facts)
 
 
 def exhaust(batches: Iterator[Batch], count: int) -> None:
@@ -200,12 +205,12 @@ def count_words(images: Images) -> Vocabulary:
     return Vocabulary.from_captions(captions, min_count=MIN_COUNT)
 
 
-def measure_memory(case: Case) -> dict[str, Any]:
+def measure_memory(case: Case, steps: int) -> dict[str, Any]:
     """Memory of a training with and without the data, each in a process of its own."""
     threads, fresh = torch.get_num_threads(), get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as process:
-        whole = process.submit(whole_training, case, threads).result()
-        model = process.submit(model_alone, case, threads, whole["vocabulary"]).result()
+        whole = process.submit(whole_training, case, threads, steps).result()
+        model = process.submit(model_alone, case, threads, steps, whole["vocabulary"]).result()
     beyond, held = (whole["memory"][kind] - model[kind] for kind in ("peak_GB", "own_GB"))
     return {
         "whole": whole,
@@ -215,14 +220,14 @@ def measure_memory(case: Case) -> dict[str, Any]:
     }
 
 
-def model_alone(case: Case, threads: int, vocabulary_size: int) -> dict[str, float]:
+def model_alone(case: Case, threads: int, steps: int, vocabulary_size: int) -> dict[str, float]:
     """Memory of a decoder that learns from batches which no data set is behind."""
     torch.set_num_threads(threads)
-    case.learner(vocabulary_size).learn(batches_in_memory(case, vocabulary_size), MEMORY_STEPS)
+    case.learner(vocabulary_size).learn(batches_in_memory(case, vocabulary_size), steps)
     return resident()
 
 
-def whole_training(case: Case, threads: int) -> dict[str, Any]:
+def whole_training(case: Case, threads: int, steps: int) -> dict[str, Any]:
     """Memory and seconds of the stages of a training, in the order of any training."""
     torch.set_num_threads(threads)
     stages = Stages()
@@ -231,12 +236,12 @@ def whole_training(case: Case, threads: int) -> dict[str, Any]:
     data = stages.time("open the store", lambda: case.batches(images, vocabulary))
     loader = stages.time("number the words", data.train_dataloader)
     learner = case.learner(len(vocabulary))
-    learner.learn(iter(loader), MEMORY_STEPS)
+    learner.learn(iter(loader), steps)
     stages.time("the rest of an epoch, only read", lambda: exhaust(iter(loader), len(loader)))
     return {
         "memory": resident(),
         "seconds": stages.seconds,
-        "steps": MEMORY_STEPS,
+        "steps": steps,
         "batches": len(loader),
         "vocabulary": len(vocabulary),
     }
