@@ -174,14 +174,16 @@ def throughput(cases: dict[str, Case], memory: dict[str, Any], chosen: Any) -> R
 def figures(timings: dict[str, Timing], memory: dict[str, Any]) -> list[Figure]:
     """COCO's size beside Flickr8k's, and what it holds and takes before the first step."""
     train, read = (
-        [timings[f"{doing}, {name}'s size"] for name in ("COCO", "Flickr8k")]
+        partial(
+            ratio, over=timings[f"{doing}, COCO's size"], under=timings[f"{doing}, Flickr8k's size"]
+        )
         for doing in ("train", "read")
     )
     beyond, held = memory["beyond_model_GB"], memory["held_GB"]
     stages = memory["whole"]["seconds"].items()
     return [
-        ratio("training rate, COCO's size over Flickr8k's", *train, "images", target=0.9),
-        ratio("reading rate, COCO's size over Flickr8k's", *read, "images"),
+        train("training rate, COCO's size over Flickr8k's", unit="images", target=0.9),
+        read("reading rate, COCO's size over Flickr8k's", unit="images"),
         Figure(
             "peak memory beyond the model", beyond, beyond, beyond, "GB", MEMORY_TARGET_GB, True
         ),
