@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -49,6 +50,7 @@ def train(
     handler = signal.getsignal(signal.SIGTERM)
     yield run
     signal.signal(signal.SIGTERM, handler)
+    gc.enable()
 
 
 def statuses(root: Path) -> list[str]:
