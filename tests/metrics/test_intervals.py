@@ -8,7 +8,7 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
 from showtell.metrics import score_captions
 from showtell.metrics.inputs import ScoringError
-from showtell.metrics.intervals import bootstrap, compare
+from showtell.metrics.intervals import bootstrap, compare, compare_each
 from showtell.metrics.scores import CaptionScores
 from showtell.metrics.statistics import (
     Array,
@@ -155,6 +155,13 @@ def made_up(scores: Array) -> CaptionStatistics:
     """A training whose ROUGE-L of each image is given."""
     image_ids = tuple(map(str, range(len(scores))))
     return CaptionStatistics(image_ids, {"ROUGE-L": mean_statistics(scores)}, "same", "made:up")
+
+
+def test_several_captioners_are_compared_with_the_first_as_each_alone_would_be() -> None:
+    first, second, third = (scored(sentences(80, seed)).statistics for seed in (3, 4, 5))
+    groups = [[second], [third, second]]
+    each = [compare([first], group, samples=50) for group in groups]
+    assert compare_each([first], groups, samples=50) == each
 
 
 def test_the_difference_is_that_of_the_means_over_trainings() -> None:

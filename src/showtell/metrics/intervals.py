@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +42,20 @@ class Comparison:
     p_value: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Resampled:
+    """The corpus scores of one training, and on each resampled set: name -> [samples]."""
+
+    scores: dict[str, float]
+    draws: dict[str, Array]
+
+
 def bootstrap(
     statistics: CaptionStatistics, *, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
     """The interval of each corpus score under resampling of the images."""
-    draws = _resampled([statistics], samples=samples, seed=seed)
-    return {name: Interval(*_central(values, level)) for name, values in draws.items()}
+    (resampled,) = _resampled([statistics], samples=samples, seed=seed)
+    return {name: Interval(*_central(values, level)) for name, values in resampled.draws.items()}
 
 
 def compare(
@@ -69,18 +78,56 @@ def compare(
     Raises:
         ScoringError: they were not scored on the same images against the same references.
     """
-    trainings = _aligned([*first, *second])
-    n, freedom = len(first), len(trainings) - 2
+    (comparisons,) = compare_each(first, [second], samples=samples, seed=seed, level=level)
+    return comparisons
+
+
+def compare_each(
+    first: Sequence[CaptionStatistics],
+    others: Sequence[Sequence[CaptionStatistics]],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[dict[str, Comparison]]:
+    """``compare`` of the first captioner with each of the others, on the same draws of images.
+
+    Every training is resampled once, however many it is compared with.
+    """
+    resampled = _resampled(
+        _aligned([*first, *chain.from_iterable(others)]), samples=samples, seed=seed
+    )
+    base, rest = resampled[: len(first)], iter(resampled[len(first) :])
+    return [
+        _compare(base, list(islice(rest, len(other))), samples=samples, seed=seed, level=level)
+        for other in others
+    ]
+
+
+def _compare(
+    first: Sequence[_Resampled],
+    second: Sequence[_Resampled],
+    *,
+    samples: int,
+    seed: int,
+    level: float,
+) -> dict[str, Comparison]:
+    n, freedom = len(first), len(first) + len(second) - 2
     # Not the stream that draws the images.
     generator = np.random.default_rng([seed, 1])
     luck = generator.standard_t(freedom, size=samples) if freedom else np.zeros(samples)
-    scores = [training.scores for training in trainings]
+    trainings = [*first, *second]
     comparisons = {}
-    for name, values in _resampled(trainings, samples=samples, seed=seed).items():
-        whole = np.array([each[name] for each in scores])
+    for name in _common_names(trainings):
+        whole = np.array([each.scores[name] for each in trainings])
+        values = np.column_stack([each.draws[name] for each in trainings])
         draws = _difference(values, n) + luck * _seed_error(whole[:n], whole[n:])
         comparisons[name] = _comparison(float(_difference(whole, n)), draws, level)
     return comparisons
+
+
+def _common_names(trainings: Sequence[_Resampled]) -> list[str]:
+    return [n for n in trainings[0].scores if all(n in each.scores for each in trainings)]
 
 
 def _aligned(trainings: Sequence[CaptionStatistics]) -> list[CaptionStatistics]:
@@ -119,14 +166,19 @@ def _central(values: Array, level: float) -> tuple[float, float]:
 
 def _resampled(
     trainings: Sequence[CaptionStatistics], *, samples: int, seed: int
-) -> dict[str, Array]:
-    """Name of a common score -> the scores of resampled sets [samples, trainings]."""
-    parts = []
+) -> list[_Resampled]:
+    """Each training scored as it is and on the same resampled sets."""
+    blocks: list[list[dict[str, Array]]] = [[] for _ in trainings]
     for counts in _draws(len(trainings[0].image_ids), samples=samples, seed=seed):
-        each = [training.scores_of(counts) for training in trainings]
-        common = [name for name in each[0] if all(name in scores for scores in each)]
-        parts.append({name: np.column_stack([scores[name] for scores in each]) for name in common})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for scored, training in zip(blocks, trainings, strict=True):
+            scored.append(training.scores_of(counts))
+    return [
+        _Resampled(
+            training.scores,
+            {name: np.concatenate([block[name] for block in scored]) for name in scored[0]},
+        )
+        for training, scored in zip(trainings, blocks, strict=True)
+    ]
 
 
 def _draws(images: int, *, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
