@@ -14,6 +14,7 @@ from showtell.decoding.beam import BeamSearch
 from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import AttentiveDecoder
 from showtell.models.lstm import LSTMDecoder
+from showtell.models.transformer import TransformerDecoder
 from showtell.models.updown import UpDownDecoder
 from showtell.text.vocabulary import BEGIN
 
@@ -25,7 +26,8 @@ SEARCH = BeamSearch(
 
 # Scores and attention, word by word.
 Plain = Iterator[tuple[Tensor, Tensor]]
-Attentive = AttentionDecoder | UpDownDecoder
+Attentive = AttentionDecoder | UpDownDecoder | TransformerDecoder
+AfterRegions = AttentionDecoder | UpDownDecoder  # with a RegionAttention
 
 
 def sizes(**more: int) -> dict[str, Any]:
@@ -60,7 +62,15 @@ def updown(seed: int = 0) -> UpDownDecoder:
     return decoder
 
 
-ATTENTIVE = pytest.mark.parametrize("build", [attention, updown])
+def transformer(seed: int = 0) -> TransformerDecoder:
+    torch.manual_seed(seed)
+    decoder: TransformerDecoder = choosy(
+        TransformerDecoder(**sizes(dense_size=9, layers=2, heads=2))
+    )
+    return decoder
+
+
+ATTENTIVE = pytest.mark.parametrize("build", [attention, updown, transformer])
 Build = Callable[..., Attentive]
 
 
@@ -74,7 +84,7 @@ def word_of(decoder: Attentive, token: int) -> Tensor:
     return torch.cat([embedding.weight[token] for embedding in both])
 
 
-def seen(decoder: Attentive, asking: Tensor, regions: list[Tensor]) -> tuple[Tensor, Tensor]:
+def seen(decoder: AfterRegions, asking: Tensor, regions: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Attention (R,) and context (H,) of what asks (H,)."""
     asked = decoder.attention.query.weight @ asking
     heard = torch.stack([torch.exp(asked @ v / math.sqrt(H)) for v in regions])

@@ -14,6 +14,7 @@ from showtell.models.embedding import WordEmbedding
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
 from showtell.models.recurrence import fold_lstm, step_lstm
+from showtell.models.transformer import TransformerDecoder
 from showtell.models.updown import UpDownDecoder
 from showtell.text.vocabulary import BEGIN, PAD, SPECIALS
 
@@ -69,8 +70,16 @@ def updown(**changes: float) -> UpDownDecoder:
     )
 
 
-DECODERS = pytest.mark.parametrize("build", [lstm, merge, attention, tied, extended, updown])
-Decoder = LSTMDecoder | MergeDecoder | AttentionDecoder | UpDownDecoder
+def transformer(**changes: float) -> TransformerDecoder:
+    sizes = {"embedding_width": 7, "hidden_size": 8, "dense_size": 12, "layers": 2, "heads": 2}
+    return TransformerDecoder(
+        vocabulary_size=V, feature_size=D, vector_width=5, **WIDE | sizes | NO_DROPOUT | changes
+    )
+
+
+BUILDERS = [lstm, merge, attention, tied, extended, updown, transformer]
+DECODERS = pytest.mark.parametrize("build", BUILDERS)
+Decoder = LSTMDecoder | MergeDecoder | AttentionDecoder | UpDownDecoder | TransformerDecoder
 Build = Callable[..., Decoder]
 
 
