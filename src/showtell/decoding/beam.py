@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from showtell.models.decoder import Decoder, State
+from showtell.models.decoder import State, StepDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 
 
@@ -74,13 +74,15 @@ class BeamSearch:
             raise ValueError("a negative length_penalty would make longer captions ever worse")
 
     @torch.inference_mode()
-    def __call__(self, decoder: Decoder, features: Tensor) -> list[Hypothesis]:
+    def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
         pace = CPU_PACE if features.device.type == "cpu" else GPU_PACE
         groups = torch.split(features, max(1, pace.rows // self.beam_size))
         return [h for group in groups for h in self._search(decoder, group, pace.words)]
 
-    def _search(self, decoder: Decoder, features: Tensor, words_between: int) -> list[Hypothesis]:
+    def _search(
+        self, decoder: StepDecoder, features: Tensor, words_between: int
+    ) -> list[Hypothesis]:
         """Decode all images of ``features`` together."""
         beams = _Beams(decoder.start(features), len(features), self.beam_size)
         ended = _Ended(len(features), self.beam_size, self.max_length, features.device)
@@ -128,7 +130,7 @@ class _Beams:
         self.log_probs = torch.zeros((images, 1), device=device)  # (L, K)
         self.last = torch.full((images,), BEGIN, device=device)  # (N,)
 
-    def step(self, decoder: Decoder) -> Tensor:
+    def step(self, decoder: StepDecoder) -> Tensor:
         """Advance all rows by their last word; log probabilities (L, K, V) of the next."""
         scores_NV, self.state = decoder.step(self.last, self.state)
         # Contiguous: a decoder's scores may have gaps between the rows, which softmax is slow with.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from showtell.decoding.beam import CPU_PACE, GPU_PACE
-from showtell.models.decoder import Decoder, State
+from showtell.models.decoder import State, StepDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 
 
@@ -27,7 +27,12 @@ class Samples(NamedTuple):
 
 @torch.no_grad()
 def sample(
-    decoder: Decoder, features: Tensor, *, samples: int, max_length: int, generator: torch.Generator
+    decoder: StepDecoder,
+    features: Tensor,
+    *,
+    samples: int,
+    max_length: int,
+    generator: torch.Generator,
 ) -> Samples:
     """Draw captions of each image word by word from softmax(scores).
 

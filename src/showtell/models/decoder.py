@@ -39,11 +39,10 @@ class State(NamedTuple):
         return self.select(rows)._replace(images=kept)
 
 
-class Decoder(Protocol):
-    """A model that turns image features into scores of the next word."""
+class StepDecoder(Protocol):
+    """What writes word by word: all that a search sees of a model, or of several together."""
 
     feature_kind: FeatureKind
-    embedding: WordEmbedding
 
     def start(self, features: Tensor) -> State:
         """State before the first word, from features (B, D) pooled or (B, R, D) grid; N = B."""
@@ -52,6 +51,12 @@ class Decoder(Protocol):
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token per row (N,), and return unnormalized scores (N, V) of the next."""
         ...
+
+
+class Decoder(StepDecoder, Protocol):
+    """A model that turns image features into scores of the next word."""
+
+    embedding: WordEmbedding
 
     def __call__(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
