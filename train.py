@@ -26,6 +26,7 @@ def run(composed: DictConfig) -> Path:
         if composed.output.folder is not None:
             raise UserError("output.folder is one folder: a sweep (-m) makes one for each run")
         composed.output.root = job.sweep.dir
+        composed.tracking.group = composed.tracking.group or Path(job.sweep.dir).name
     # Whatever is wrong with the configuration or the data set is told before torch is imported,
     # which takes seconds.
     if composed.resume is None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import struct
 import subprocess
 import threading
 import warnings
@@ -21,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from wandb_reading import Recorded, wandb_file
 
 from showtell import tracking
 from showtell.errors import UserError
@@ -28,6 +28,7 @@ from showtell.tracking import CaptionRow, CsvCurves, Tracker
 
 CLOSED_PORT = "http://127.0.0.1:9"
 KEY = "0123456789" * 4
+ROW = CaptionRow(Path("gone.jpg"), "a cat", ["a cat"], {})
 
 
 @pytest.fixture(autouse=True)
@@ -69,65 +70,6 @@ def csv_lines(folder: Path) -> list[str]:
     return (folder / "metrics.csv").read_text().splitlines()
 
 
-# --- reading what W&B wrote: LevelDB's log format, blocks of 32 KiB with fragments of records
-
-
-def read_records(path: Path) -> list[Any]:
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, position, fragments, records = path.read_bytes(), 7, b"", []
-    assert data.startswith(b":W&B")
-    while position < len(data):
-        left_in_block = 32768 - position % 32768
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        _checksum, length, kind = struct.unpack_from("<IHB", data, position)
-        fragments += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # the whole record, or its last fragment
-            records.append(Record.FromString(fragments))
-            fragments = b""
-    return records
-
-
-def wandb_file(folder: Path) -> Path:
-    """The file of the latest W&B run in a run folder."""
-    files = sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
-    return files[-1]
-
-
-def values(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-class Recorded:
-    """The content of one W&B run, as its own file tells it."""
-
-    def __init__(self, folder: Path) -> None:
-        tracking._abandon_service()  # which closes the file
-        records = read_records(wandb_file(folder))
-
-        def of_kind(kind: str) -> list[Any]:
-            return [getattr(r, kind) for r in records if r.WhichOneof("record_type") == kind]
-
-        self.run = of_kind("run")[0]
-        self.config = values(self.run.config.update)
-        self.points = [values(record.item) for record in of_kind("history")]
-        self.summary: dict[str, Any] = {}
-        for record in of_kind("summary"):
-            self.summary |= values(record.update)
-        self.exit_codes = {record.exit_code for record in of_kind("exit")}
-        self.artifact_files = {
-            content.path: Path(content.local_path)
-            for record in of_kind("artifact")
-            for content in record.manifest.contents
-        }
-
-    def curve(self, name: str) -> list[tuple[int, Any]]:
-        return [(point["step"], point[name]) for point in self.points if name in point]
-
-
 # --- a W&B run as a whole, without network
 
 
@@ -142,7 +84,7 @@ def test_offline_run_holds_everything_and_its_failure(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), make_tracker(folder) as tracker:
         log(tracker, 9, **{"train/loss": 2.5})
         log(tracker, 19, **{"train/loss": 1.5, "val/BLEU-4": 0.25})
-        tracker.log_captions(19, rows)
+        tracker.log_captions("val/captions", rows, step=19, epoch=1)
         tracker.summarize({"best/BLEU-4": 0.25})
         raise ZeroDivisionError
 
@@ -150,6 +92,7 @@ def test_offline_run_holds_everything_and_its_failure(tmp_path: Path) -> None:
     assert recorded.run.project == "captions"
     assert recorded.run.display_name == "my-run"
     assert recorded.run.run_group == "a-sweep"
+    assert recorded.run.job_type == "train"
     assert list(recorded.run.tags) == ["fast"]
     assert recorded.run.git.commit == "c0ffee"
     assert recorded.config["optim"] == {"lr": 0.001}
@@ -168,14 +111,66 @@ def test_offline_run_holds_everything_and_its_failure(tmp_path: Path) -> None:
         ["Image", "a red dog", "a dog\nsome dog", 0.5],
         [None, "a cat", "a cat", None],
     ]
-    (shown,) = [file for name, file in recorded.artifact_files.items() if name.endswith(".jpg")]
+    (files,) = recorded.artifacts.values()
+    (shown,) = [file for name, file in files.items() if name.endswith(".jpg")]
     assert shown.is_relative_to(folder)
-    assert shown.read_bytes() == picture.read_bytes()
+    with Image.open(shown) as small:
+        assert small.size == (8, 8)
+        assert small.getpixel((4, 4))[0] > 250  # type: ignore[index]
     assert csv_lines(folder) == [
         "epoch,step,train/loss,val/BLEU-4",
         "0,9,2.5,",
         "0,19,1.5,0.25",
     ]
+
+
+def test_curves_have_the_axis_they_are_measured_on(tmp_path: Path) -> None:
+    with make_tracker(tmp_path / "run") as tracker:
+        log(tracker, 9, **{"train/step_loss": 2.5})
+    axes = Recorded(tmp_path / "run").axes
+    assert axes["*"] == "step"
+    assert axes["val/*"] == axes["train/loss"] == "epoch"
+
+
+def test_pictures_of_a_table_are_small_and_upright(tmp_path: Path) -> None:
+    sideways = Image.new("RGB", (1200, 600), "blue")
+    exif = sideways.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    sideways.save(tmp_path / "dog.jpg", exif=exif)
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "dog.jpg").read_bytes()[:300])
+    rows = [CaptionRow(tmp_path / name, "a", ["b"], {}) for name in ("dog.jpg", "torn.jpg")]
+    with make_tracker(tmp_path / "run") as tracker:
+        for epoch in range(3):
+            tracker.log_captions("val/captions", rows, step=10 * epoch + 9, epoch=epoch)
+    recorded = Recorded(tmp_path / "run")
+    assert [step for step, _ in recorded.curve("val/captions/path")] == [9, 19, 29]
+    assert [point["epoch"] for point in recorded.points] == [0, 1, 2]
+    (files,) = recorded.artifacts.values()
+    (shown,) = [file for name, file in files.items() if name.endswith(".jpg")]
+    with Image.open(shown) as small:
+        assert small.size == (112, 224)
+
+
+def test_captioner_is_an_artifact_of_copies(tmp_path: Path) -> None:
+    weights, record = tmp_path / "best.safetensors", tmp_path / "run.json"
+    weights.write_bytes(b"weights")
+    record.write_text("running")
+    with make_tracker(tmp_path / "run") as tracker:
+        tracker.log_captioner({"checkpoints/best.safetensors": weights, "run.json": record})
+        record.write_text("finished")
+    recorded = Recorded(tmp_path / "run")
+    (name,) = recorded.artifacts
+    assert name == f"captioner-{recorded.run.run_id}"
+    assert set(recorded.aliases[name]) == {"latest", "best"}
+    contents = {path: file.read_bytes() for path, file in recorded.artifacts[name].items()}
+    assert contents == {"checkpoints/best.safetensors": b"weights", "run.json": b"running"}
+    assert all(file.is_relative_to(tmp_path / "run") for file in recorded.artifacts[name].values())
+
+
+def test_the_machine_is_measured(tmp_path: Path) -> None:
+    with make_tracker(tmp_path / "run") as tracker:
+        log(tracker, 0, **{"train/loss": 1.0})
+    assert {"memory_percent", "proc.memory.rssMB"} <= Recorded(tmp_path / "run").measured
 
 
 def test_finished_run_is_marked_so_once(tmp_path: Path) -> None:
@@ -214,7 +209,9 @@ def test_everything_stays_in_the_run_folder(
     Image.new("L", (4, 4)).save(picture)
     try:
         with make_tracker(tmp_path / "run") as tracker:
-            tracker.log_captions(0, [CaptionRow(picture, "a", ["b"], {})])
+            rows = [CaptionRow(picture, "a", ["b"], {})]
+            tracker.log_captions("val/captions", rows, step=0, epoch=0)
+            tracker.log_captioner({"picture": picture})
     finally:
         os.environ.pop("WANDB_CACHE_DIR")
     assert list((tmp_path / "home").iterdir()) == []
@@ -226,7 +223,8 @@ def test_disabled_and_other_ranks_write_no_wandb(
 ) -> None:
     with make_tracker(tmp_path / "disabled", mode="disabled") as tracker:
         log(tracker, 0, **{"train/loss": 1.0})
-        tracker.log_captions(0, [])
+        tracker.log_captions("val/captions", [ROW], step=0, epoch=0)
+        tracker.log_captioner({"run.json": tmp_path / "none"})
         tracker.summarize({"best/BLEU-4": 1.0})
     assert csv_lines(tmp_path / "disabled")[1:] == ["0,0,1.0"]
     assert [path.name for path in (tmp_path / "disabled").iterdir()] == ["metrics.csv"]
@@ -291,7 +289,7 @@ def one_warning(match: str) -> Iterator[None]:
 def train_and_finish(tracker: Tracker, folder: Path) -> None:
     for step in range(3):
         log(tracker, step, **{"train/loss": 1.0 / (step + 1)})
-    tracker.log_captions(2, [])
+    tracker.log_captions("val/captions", [ROW], step=2, epoch=0)
     tracker.summarize({"best/BLEU-4": 0.5})
     tracker.finish(exit_code=0)
     assert len(csv_lines(folder)) == 4

@@ -29,9 +29,10 @@ from showtell.metrics.scores import final_metrics
 from showtell.parts import Config, Parts, prepare
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
-from showtell.tracking import CaptionRow, Tracker
+from showtell.tracking import BEST_CAPTIONS, CaptionRow, Tracker
 from showtell.training.alarms import CollapseAlarms, raise_alarms
 from showtell.training.checkpoints import AtomicCheckpointIO
+from showtell.training.examples import EpochExamples, evenly_spaced
 from showtell.training.module import CaptioningModule
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
@@ -39,6 +40,8 @@ from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
 SHOWN_IMAGES = 32
+# What `showtell caption` needs of a run folder.
+CAPTIONER = (runs.BEST_WEIGHTS, Path(runs.VOCABULARY), Path(runs.RECORD))
 # Enough to see that features are unusual; 53 MB of the grid of EfficientNet-Lite2.
 SAMPLED_IMAGES = 256
 
@@ -109,7 +112,7 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
     split: Split = "train" if parts.settings.trainer.validate_on_train else "val"
     with _recorded(config, folder) as tracker:
         with _timed(folder):
-            step = _fit(config, parts, folder, tracker, checkpoint)
+            trainer = _fit(config, parts, folder, tracker, checkpoint)
         images = parts.images
         found = score_split(
             load_run(folder),
@@ -120,8 +123,14 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
             metrics=final_metrics(),
             with_landmarks=False,
         )
-        tracker.log_captions(step, _rows(images["val"], found))
+        tracker.log_captions(
+            BEST_CAPTIONS,
+            _rows(images["val"], found),
+            step=trainer.global_step - 1,
+            epoch=trainer.current_epoch - 1,
+        )
         tracker.summarize({f"best/{name}": value for name, value in found.scores.scores.items()})
+        tracker.log_captioner({file.as_posix(): folder / file for file in CAPTIONER})
         print_scores(f"{parts.data.name} {split}, {len(found.captions)} images", found.scores)
         print_alarms(found.alarms)
 
@@ -162,7 +171,6 @@ def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
 
 def _rows(images: Sequence[CaptionedImage], found: Evaluation) -> list[CaptionRow]:
     """A table of evenly spaced images: the same ones for every run on this split."""
-    shown = images[:: max(1, len(images) // SHOWN_IMAGES)][:SHOWN_IMAGES]
     return [
         CaptionRow(
             image=image.path,
@@ -170,14 +178,14 @@ def _rows(images: Sequence[CaptionedImage], found: Evaluation) -> list[CaptionRo
             references=image.captions,
             scores=found.scores.per_image[image.image_id],
         )
-        for image in shown
+        for image in evenly_spaced(images, SHOWN_IMAGES)
     ]
 
 
 def _fit(
     config: Config, parts: Parts, folder: Path, tracker: Tracker, checkpoint: Path | None
-) -> int:
-    """Train to the end, or on from ``checkpoint``; return the number of optimizer steps."""
+) -> Trainer:
+    """Train to the end, or on from ``checkpoint``; return the trainer, which knows how far."""
     settings = parts.settings
     datamodule = CaptionDataModule(
         parts.images,
@@ -211,14 +219,18 @@ def _fit(
     )
     trainer: Trainer = settings.trainer.build(
         folder,
-        callbacks=[alarms, *settings.callbacks.build(folder)],
+        callbacks=[
+            alarms,
+            EpochExamples(tracker, parts.images["val"]),
+            *settings.callbacks.build(folder),
+        ],
         loggers=tracker.loggers,
         gradient_clip=settings.optimization.gradient_clip,
     )
     if checkpoint is not None:
         tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-    return trainer.global_step
+    return trainer
 
 
 def _check_same_input(folder: Path, record: Mapping[str, Any], parts: Parts) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image, ImageOps
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
@@ -29,11 +30,19 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 METRICS_FILE = "metrics.csv"
+EPOCH_CAPTIONS = "val/captions"
+BEST_CAPTIONS = "best/captions"
 _WANDB_FOLDER = "wandb"
+# Curves with a point an epoch; all others have one every few steps.
+_EPOCH_CURVES = ("val/*", "train/loss", "best/*")
+# Longest side of a picture in a table, in pixels: some 10 kB each, and a table comes every epoch.
+_PICTURE_SIDE = 224
 
 # W&B's own limits are 90 s for a server that does not answer and none at all for the last upload.
-_INIT_SECONDS = 15.0
+_INIT_SECONDS = 5.0
 _FINISH_SECONDS = 60.0
+# Set by `wandb agent` for the programs it starts.
+_SWEEP_AGENT = "WANDB_SWEEP_ID"
 # How much an offline run may lose to a SIGKILL; W&B's own limit is 15 s.
 _FLUSH_SECONDS = 2.0
 
@@ -105,10 +114,23 @@ class Tracker:
         """
         self._csv.rewind(steps)
 
-    def log_captions(self, step: int, rows: Sequence[CaptionRow]) -> None:
-        """Show photographs with their captions and references as the W&B table ``val/captions``."""
+    def log_captions(
+        self, table: str, rows: Sequence[CaptionRow], *, step: int, epoch: int
+    ) -> None:
+        """Show small photographs with their captions and references as a W&B table.
+
+        ``table`` is `EPOCH_CAPTIONS` or `BEST_CAPTIONS`; ``step`` and ``epoch`` count from 0.
+        """
+        if self._wandb is not None and rows:
+            self._wandb.log_captions(table, rows, {"step": step, "epoch": epoch})
+
+    def log_captioner(self, files: Mapping[str, Path]) -> None:
+        """Keep name -> file as the W&B artifact ``captioner-<run id>`` of type ``model``.
+
+        The files are copied: some of them change when the run ends or goes on.
+        """
         if self._wandb is not None:
-            self._wandb.log_captions(step, rows)
+            self._wandb.log_captioner(files)
 
     def summarize(self, results: Mapping[str, float | str]) -> None:
         """Set figures of the run as a whole, such as the score of its best checkpoint."""
@@ -245,9 +267,8 @@ class _WandbCurves(Logger):
         super().__init__()
         self._run: wandb.Run | None = run
         self._folder = folder
-        # Curves are drawn over the training's own steps, not over the number of calls.
-        self._send(lambda run: run.define_metric("step"))
-        self._send(lambda run: run.define_metric("*", step_metric="step", step_sync=True))
+        self._takes_tables = True
+        self._send(_define_axes)
 
     @property
     def name(self) -> str:
@@ -267,19 +288,39 @@ class _WandbCurves(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the run has its configuration from the start."""
 
-    def log_captions(self, step: int, rows: Sequence[CaptionRow]) -> None:
-        """Log a table with a column for each score that any row has; without network, none."""
+    def log_captions(self, table: str, rows: Sequence[CaptionRow], axes: Mapping[str, int]) -> None:
+        """Log a table with a column for each score that any row has; without network, none.
+
+        After one that the server did not take, the tables of epochs are left out: each would wait
+        for it again.
+        """
+        if self._takes_tables or table == BEST_CAPTIONS:
+            self._takes_tables = self._send_data(
+                f"the captions of step {axes['step']}",
+                lambda run: run.log({table: _caption_table(rows), **axes}),
+            )
+
+    def log_captioner(self, files: Mapping[str, Path]) -> None:
+        """Log files as one artifact, marked ``best``."""
+        self._send_data("the captioner", lambda run: _log_artifact(run, files))
+
+    def _send_data(self, what: str, action: Callable[[wandb.Run], object]) -> bool:
+        """Send what W&B stages in files; unlike curves, it needs the server at once."""
+        taken = False
 
         def send(run: wandb.Run) -> None:
+            nonlocal taken
             try:
                 with _staged_in(self._folder / "data"):
-                    run.log({"val/captions": _caption_table(rows), "step": step})
+                    action(run)
+                taken = True
             except ConnectionError:  # to W&B's helper process, without which nothing works
                 raise
-            except Exception as error:  # unlike curves, tables need the server when they are logged
-                rank_zero_warn(f"W&B did not take the captions of step {step} ({_reason(error)})")
+            except Exception as error:
+                rank_zero_warn(f"W&B did not take {what} ({_reason(error)})")
 
         self._send(send)
+        return taken
 
     def summarize(self, results: Mapping[str, float | str]) -> None:
         """Set entries of the run's summary."""
@@ -366,10 +407,11 @@ def _init(mode: Literal["online", "offline"], folder: Path, **described: Any) ->
     import wandb
 
     run_id, is_known = _run_id(folder)
+    fixed_by_sweep = {"project": None, "id": None} if _SWEEP_AGENT in os.environ else {}
     return wandb.init(
         mode=mode,
-        id=run_id,
         resume="allow" if is_known else None,
+        job_type="train",
         dir=folder.parent,
         reinit="create_new",
         save_code=False,
@@ -382,7 +424,7 @@ def _init(mode: Literal["online", "offline"], folder: Path, **described: Any) ->
             console="off",  # progress bars would fill the log with their every state
             quiet=True,
         ),
-        **described,
+        **{"id": run_id, **described, **fixed_by_sweep},
     )
 
 
@@ -392,7 +434,8 @@ def _run_id(folder: Path) -> tuple[str, bool]:
     if path.exists():
         return path.read_text(encoding="utf-8"), True
     folder.mkdir(parents=True, exist_ok=True)
-    run_id = secrets.token_hex(8)
+    # The agent of a W&B sweep has named the run already.
+    run_id = os.environ["WANDB_RUN_ID"] if _SWEEP_AGENT in os.environ else secrets.token_hex(8)
     path.write_text(run_id, encoding="utf-8")
     return run_id, False
 
@@ -403,11 +446,41 @@ def _caption_table(rows: Sequence[CaptionRow]) -> wandb.Table:
     scores = list(dict.fromkeys(name for row in rows for name in row.scores))
     table = wandb.Table(columns=["image", "caption", "references", *scores])
     for row in rows:
-        # Features are cached, so a photograph may be gone by the time it is shown.
-        image = wandb.Image(str(row.image)) if row.image.is_file() else None
+        picture = _small_picture(row.image)
+        image = None if picture is None else wandb.Image(picture, file_type="jpg")
         references = "\n".join(row.references)
         table.add_data(image, row.caption, references, *(row.scores.get(name) for name in scores))
     return table
+
+
+def _small_picture(file: Path) -> Image.Image | None:
+    """A photograph as people hold it; None for one that is gone, as features are cached."""
+    try:
+        with Image.open(file) as photograph:
+            photograph.draft("RGB", (2 * _PICTURE_SIDE, 2 * _PICTURE_SIDE))
+            upright = ImageOps.exif_transpose(photograph).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    upright.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    return upright
+
+
+def _define_axes(run: wandb.Run) -> None:
+    """Draw curves over the training's own steps or epochs, not over the number of calls."""
+    run.define_metric("step")
+    run.define_metric("epoch")
+    run.define_metric("*", step_metric="step", step_sync=True)
+    for curve in _EPOCH_CURVES:
+        run.define_metric(curve, step_metric="epoch", step_sync=True)
+
+
+def _log_artifact(run: wandb.Run, files: Mapping[str, Path]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(f"captioner-{run.id}", type="model")
+    for name, file in files.items():
+        artifact.add_file(str(file), name=name)
+    run.log_artifact(artifact, aliases=["best"])
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""The same few pictures after every epoch, with what the model says of them by then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from showtell.tracking import EPOCH_CAPTIONS, CaptionRow, Tracker
+from showtell.training.module import CaptioningModule
+from showtell.types import CaptionedImage
+
+T = TypeVar("T")
+
+# Enough to see what is learned; an epoch's table takes some 150 kB.
+IMAGES_PER_EPOCH = 16
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of the items, or all where there are fewer, at equal distances from the first."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
+
+
+class EpochExamples(Callback):
+    """Hands the tracker a table of captions after every validation.
+
+    Args:
+        tracker: where the tables go.
+        images: the validation images, of which always the same ones are shown.
+    """
+
+    def __init__(self, tracker: Tracker, images: Sequence[CaptionedImage]) -> None:
+        self._tracker = tracker
+        self._shown = evenly_spaced(images, IMAGES_PER_EPOCH)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what the last validation wrote, on rank zero."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        captions = cast(CaptioningModule, pl_module).generated.captions()
+        rows = [
+            CaptionRow(image.path, captions[image.image_id], image.captions, scores={})
+            for image in self._shown
+            if image.image_id in captions
+        ]
+        self._tracker.log_captions(
+            EPOCH_CAPTIONS, rows, step=trainer.global_step - 1, epoch=trainer.current_epoch
+        )
