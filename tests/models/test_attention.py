@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from showtell.decoding.beam import BeamSearch
+from showtell.models.adaptive import AdaptiveDecoder
 from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import AttentiveDecoder
 from showtell.models.lstm import LSTMDecoder
@@ -26,8 +27,8 @@ SEARCH = BeamSearch(
 
 # Scores and attention, word by word.
 Plain = Iterator[tuple[Tensor, Tensor]]
-Attentive = AttentionDecoder | UpDownDecoder | TransformerDecoder
-AfterRegions = AttentionDecoder | UpDownDecoder  # with a RegionAttention
+AfterRegions = AttentionDecoder | UpDownDecoder | AdaptiveDecoder  # with a RegionAttention
+Attentive = AfterRegions | TransformerDecoder
 
 
 def sizes(**more: int) -> dict[str, Any]:
@@ -62,6 +63,12 @@ def updown(seed: int = 0) -> UpDownDecoder:
     return decoder
 
 
+def adaptive(seed: int = 0) -> AdaptiveDecoder:
+    torch.manual_seed(seed)
+    decoder: AdaptiveDecoder = choosy(AdaptiveDecoder(**sizes()))
+    return decoder
+
+
 def transformer(seed: int = 0) -> TransformerDecoder:
     torch.manual_seed(seed)
     decoder: TransformerDecoder = choosy(
@@ -70,7 +77,7 @@ def transformer(seed: int = 0) -> TransformerDecoder:
     return decoder
 
 
-ATTENTIVE = pytest.mark.parametrize("build", [attention, updown, transformer])
+ATTENTIVE = pytest.mark.parametrize("build", [attention, updown, adaptive, transformer])
 Build = Callable[..., Attentive]
 
 
@@ -137,13 +144,37 @@ def plain_updown(decoder: UpDownDecoder, image: Tensor, caption: list[int]) -> P
         yield said(decoder, saying[0]), share
 
 
+def plain_adaptive(decoder: AdaptiveDecoder, image: Tensor, caption: list[int]) -> Plain:
+    """The same by equations 9 to 13 of Lu et al. 2017, and a product as the score."""
+    cell, regions = nn.LSTMCell(5, H), regions_of(decoder, image)
+    weights = {name.removesuffix("_l0"): p for name, p in decoder.lstm.state_dict().items()}
+    cell.load_state_dict(weights)
+    first = decoder.initial(torch.stack(regions).mean(dim=0))
+    hidden, memory = torch.tanh(first[:H]), first[H:]
+    for token in caption:
+        word, before = word_of(decoder, token), hidden
+        hidden, memory = cell(word, (hidden, memory))
+        gate = decoder.word_gate.weight @ word + decoder.word_gate.bias
+        gate = torch.sigmoid(gate + decoder.hidden_gate.weight @ before)
+        sentinel = gate * torch.tanh(memory)
+        asked = decoder.attention.query.weight @ hidden
+        keys = [*regions, decoder.sentinel_key.weight @ sentinel]
+        heard = torch.stack([torch.exp(asked @ key / math.sqrt(H)) for key in keys])
+        alpha = heard / heard.sum()
+        beta = alpha[-1]
+        picture = heard[:-1] / heard[:-1].sum() @ torch.stack(regions)
+        context = beta * sentinel + (1 - beta) * picture
+        yield said(decoder, context + hidden), alpha[:-1]
+
+
 PLAIN: list[tuple[Attentive, Callable[..., Plain]]] = [
     (attention(), plain_attention),
     (updown(), plain_updown),
+    (adaptive(), plain_adaptive),
 ]
 
 
-@pytest.mark.parametrize(("decoder", "plain"), PLAIN, ids=["attention", "updown"])
+@pytest.mark.parametrize(("decoder", "plain"), PLAIN, ids=["attention", "updown", "adaptive"])
 @torch.no_grad()
 def test_it_is_the_plain_decoder(decoder: Attentive, plain: Callable[..., Plain]) -> None:
     torch.manual_seed(1)
@@ -166,7 +197,11 @@ def test_attention_is_shares_and_knows_no_later_word(build: Build) -> None:
     shares = decoder.attend(image, tokens)
     assert shares.shape == (5, R)
     assert shares.min() >= 0
-    torch.testing.assert_close(shares.sum(dim=1), torch.ones(5))
+    looked = shares.sum(dim=1)
+    if isinstance(decoder, AdaptiveDecoder):
+        assert ((looked > 0) & (looked < 1)).all()
+    else:
+        torch.testing.assert_close(looked, torch.ones(5))
     torch.testing.assert_close(decoder.attend(image, tokens[:3]), shares[:3])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from showtell.models.adaptive import AdaptiveDecoder
 from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import State
 from showtell.models.embedding import WordEmbedding
@@ -70,6 +71,13 @@ def updown(**changes: float) -> UpDownDecoder:
     )
 
 
+def adaptive(**changes: float) -> AdaptiveDecoder:
+    sizes = {"embedding_width": 7, "hidden_size": 8}
+    return AdaptiveDecoder(
+        vocabulary_size=V, feature_size=D, vector_width=5, **WIDE | sizes | NO_DROPOUT | changes
+    )
+
+
 def transformer(**changes: float) -> TransformerDecoder:
     sizes = {"embedding_width": 7, "hidden_size": 8, "dense_size": 12, "layers": 2, "heads": 2}
     return TransformerDecoder(
@@ -77,9 +85,16 @@ def transformer(**changes: float) -> TransformerDecoder:
     )
 
 
-BUILDERS = [lstm, merge, attention, tied, extended, updown, transformer]
+BUILDERS = [lstm, merge, attention, tied, extended, updown, adaptive, transformer]
 DECODERS = pytest.mark.parametrize("build", BUILDERS)
-Decoder = LSTMDecoder | MergeDecoder | AttentionDecoder | UpDownDecoder | TransformerDecoder
+Decoder = (
+    LSTMDecoder
+    | MergeDecoder
+    | AttentionDecoder
+    | UpDownDecoder
+    | AdaptiveDecoder
+    | TransformerDecoder
+)
 Build = Callable[..., Decoder]
 
 

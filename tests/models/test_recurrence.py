@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from showtell.models.positions import RealPositions, TimeOrder
-from showtell.models.recurrence import run_lstm
+from showtell.models.recurrence import run_lstm, run_lstm_with_cells, run_steps
 
 LENGTHS = [torch.tensor(lengths) for lengths in ([4, 1, 6, 2, 4], [1], [1, 1], [3, 3], [1, 5])]
 E, H = 3, 4
@@ -27,27 +27,30 @@ def batch(lengths: Tensor) -> tuple[nn.LSTM, Tensor, tuple[Tensor, Tensor]]:
 
 def by_cell(
     lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Row by row and word by word with PyTorch's cell."""
+) -> tuple[Tensor, Tensor]:
+    """Outputs and cells, row by row and word by word with PyTorch's cell."""
     cell = nn.LSTMCell(E, H).double()
     cell.load_state_dict({name.removesuffix("_l0"): p for name, p in lstm.state_dict().items()})
-    outputs = []
+    states = []
     for row, words in enumerate(inputs.split(lengths.tolist())):
         state = initial[0][row], initial[1][row]
         for word in words:
             state = cell(word, state)
-            outputs.append(state[0])
-    return torch.stack(outputs)
+            states.append(state)
+    outputs, cells = (torch.stack(part) for part in zip(*states, strict=True))
+    return outputs, cells
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_it_is_the_cell_row_by_row(lengths: Tensor) -> None:
     lstm, inputs, initial = batch(lengths)
-    outputs = run_lstm(lstm, inputs, lengths, initial)
-    torch.testing.assert_close(outputs, by_cell(lstm, inputs, lengths, initial))
+    outputs, cells = by_cell(lstm, inputs, lengths, initial)
+    torch.testing.assert_close(run_lstm(lstm, inputs, lengths, initial), outputs)
+    found = run_lstm_with_cells(lstm, inputs, lengths, initial)
+    torch.testing.assert_close(found, (outputs, cells))
     zeros = torch.zeros(len(lengths), H, dtype=torch.double)
     from_zero = run_lstm(lstm, inputs, lengths, None)
-    torch.testing.assert_close(from_zero, by_cell(lstm, inputs, lengths, (zeros, zeros)))
+    torch.testing.assert_close(from_zero, by_cell(lstm, inputs, lengths, (zeros, zeros))[0])
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -61,16 +64,47 @@ def test_its_gradients_are_the_numerical_ones(lengths: Tensor) -> None:
     assert torch.autograd.gradcheck(outputs, (inputs, hidden, cell, *weights))
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_gradients_through_outputs_or_cells_alone_are_the_numerical_ones(part: int) -> None:
+    lengths = LENGTHS[0]
+    lstm, inputs, (hidden, cell) = batch(lengths)
+
+    def states(inputs: Tensor, hidden: Tensor, cell: Tensor, *weights: Tensor) -> Tensor:
+        return run_lstm_with_cells(lstm, inputs, lengths, (hidden, cell))[part]
+
+    assert torch.autograd.gradcheck(states, (inputs, hidden, cell, *lstm.parameters()))
+
+
 def test_pytorch_computes_the_same_where_it_takes_over() -> None:
-    """Under autocast PyTorch's LSTM runs, in float32 all the same."""
+    """Under autocast PyTorch's LSTM runs, in float32 all the same; for cells a loop does."""
     lengths = LENGTHS[0]
     lstm, inputs, initial = batch(lengths)
-    own = run_lstm(lstm, inputs, lengths, initial)
+    own = run_lstm_with_cells(lstm, inputs, lengths, initial)
     lstm.float()
     small = inputs.float(), (initial[0].float(), initial[1].float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        theirs = run_lstm(lstm, small[0], lengths, small[1])
-    torch.testing.assert_close(theirs.double(), own, atol=1e-5, rtol=0)
+        outputs = run_lstm(lstm, small[0], lengths, small[1])
+        states = run_lstm_with_cells(lstm, small[0], lengths, small[1])
+    for theirs, ours in zip((outputs, *states), (own[0], *own), strict=True):
+        torch.testing.assert_close(theirs.double(), ours, atol=1e-5, rtol=0)
+
+
+def test_steps_take_the_rows_still_going_on_and_put_them_back() -> None:
+    """Each row counts its positions, and adds up what it read."""
+    lengths = torch.tensor([2, 1, 3])
+    order = TimeOrder.of(lengths, torch.device("cpu"))
+    sizes = []
+
+    def advance(read: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        sizes.append(len(read))
+        return rows[0] + 1, rows[1] + read
+
+    zeros = torch.zeros(3)
+    read = torch.tensor([1.0, 2.0, 5.0, 10.0, 20.0, 30.0])
+    counts, sums = run_steps(read, order, (zeros, zeros), advance)
+    assert sizes == [3, 2, 1]
+    assert counts.tolist() == [1, 2, 1, 1, 2, 3]
+    assert sums.tolist() == [1, 3, 5, 10, 30, 60]
 
 
 def gradients(run: Callable[[], Tensor], lstm: nn.LSTM, inputs: Tensor) -> list[Tensor]:

@@ -80,7 +80,9 @@ class AttentiveDecoder(Decoder, Protocol):
     """A decoder that can say where it looked, for drawing; searches know nothing of it."""
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Where it looks for each next word of one caption: weights (T, R), rows summing to 1.
+        """Where it looks for each next word of one caption: weights (T, R), at least 0.
+
+        A row sums to 1, or to less by the share for which the model does not look at all.
 
         Args:
             features: (R, D), the grid of one image.

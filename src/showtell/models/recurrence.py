@@ -10,9 +10,11 @@ gates in PyTorch's order: enter, forget, candidate, leave.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
@@ -22,6 +24,9 @@ from showtell.models.linear import aligned_product
 from showtell.models.positions import TimeOrder
 
 State = tuple[Tensor, Tensor]
+# What is known of each row (n, ...), and a step: what is read now (n, ...) and that -> the next.
+Rows = tuple[Tensor, ...]
+Advance = Callable[[Tensor, Rows], Rows]
 
 
 def run_lstm(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: State | None) -> Tensor:
@@ -37,10 +42,57 @@ def run_lstm(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: State | No
     if initial is None:
         zeros_NH = inputs.new_zeros(len(lengths), lstm.hidden_size)
         initial = zeros_NH, zeros_NH
-    if inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        outputs: Tensor = _Recurrence.apply(inputs, *lstm.all_weights[0], *initial, order)
+    if _is_ours(inputs):
+        outputs: Tensor
+        outputs, _ = _Recurrence.apply(inputs, *lstm.all_weights[0], *initial, order)
         return outputs
     return _run_packed(lstm, inputs, order, initial)
+
+
+def run_lstm_with_cells(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: State) -> State:
+    """Outputs and cells, each (P, H), of ``run_lstm``."""
+    order = TimeOrder.of(lengths, inputs.device)
+    if _is_ours(inputs):
+        outputs, cells = _Recurrence.apply(inputs, *lstm.all_weights[0], *initial, order)
+        return outputs, cells
+    return _run_by_steps(lstm, inputs, order, initial)
+
+
+def run_steps(inputs: Tensor, order: TimeOrder, rows: Rows, advance: Advance) -> Rows:
+    """What ``advance`` makes of the rows at each position, row by row: tensors (P, ...).
+
+    Args:
+        inputs: (P, ...) what a step reads, each row from left to right.
+        order: of the rows that ``inputs`` belong to.
+        rows: (N, ...), the longest first.
+        advance: one step of the first n rows, those still going on.
+    """
+    history = []
+    for now in torch.split(inputs.index_select(0, order.from_rows), order.sizes):
+        rows = advance(now, tuple(row[: len(now)] for row in rows))
+        history.append(rows)
+    return tuple(
+        torch.cat(part).index_select(0, order.to_rows) for part in zip(*history, strict=True)
+    )
+
+
+def _is_ours(inputs: Tensor) -> bool:
+    return inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def _run_by_steps(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: State) -> State:
+    """Outputs and cells step by step, in float32: PyTorch's LSTM keeps its cells to itself."""
+    input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
+
+    def advance(gates: Tensor, rows: Rows) -> Rows:
+        hidden, cell = rows
+        return update_cell(torch.addmm(gates, hidden, hidden_weight.t()), cell)
+
+    with torch.autocast(inputs.device.type, enabled=False):
+        gates_PG = F.linear(inputs.float(), input_weight, input_bias + hidden_bias)
+        rows = tuple(state.float().index_select(0, order.longest_first) for state in initial)
+        outputs, cells = run_steps(gates_PG, order, rows, advance)
+    return outputs, cells
 
 
 def _run_packed(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: State) -> Tensor:
@@ -80,7 +132,7 @@ class _Recurrence(torch.autograd.Function):
         hidden: Tensor,
         cell: Tensor,
         order: TimeOrder,
-    ) -> Tensor:
+    ) -> State:
         rows, width = hidden.shape
         inputs = inputs.index_select(0, order.from_rows)
         # A CPU takes four times as long for tanh as for a sigmoid, and tanh(x) is
@@ -104,25 +156,34 @@ class _Recurrence(torch.autograd.Function):
             torch.mul(leave, tanh_cells[after], out=hiddens[after])
             last, now = now, now + size
         ctx.order = order
+        ctx.set_materialize_grads(False)  # most models read no cells
         ctx.save_for_backward(
             inputs, input_weight, hidden_weight, gates, hiddens, cells, tanh_cells
         )
-        return hiddens.index_select(0, order.to_rows + rows)
+        places = order.to_rows + rows
+        return hiddens.index_select(0, places), cells.index_select(0, places)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: Tensor | None, of_cells: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         order = ctx.order
         inputs, input_weight, hidden_weight, gates, hiddens, cells, tanh_cells = ctx.saved_tensors
         rows, width = len(order.longest_first), hiddens.shape[1]
-        gradient = gradient.index_select(0, order.from_rows)
+        gradient = _in_time(gradient, order)
+        of_cells = _in_time(of_cells, order)
         gates = gates.view(-1, 4, width)
         through_gates, through_cell = _slopes(gates, cells[order.before], tanh_cells[rows:])
-        hidden, cell = gradient.new_zeros(2, rows, width)
+        hidden, cell = gates.new_zeros(2, rows, width)
         last = len(inputs)
         for size in reversed(order.sizes):
             now = slice(last - size, last)
-            hidden_now, cell_now = hidden[:size].add_(gradient[now]), cell[:size]
+            hidden_now, cell_now = hidden[:size], cell[:size]
+            if gradient is not None:
+                hidden_now.add_(gradient[now])
+            if of_cells is not None:
+                cell_now.add_(of_cells[now])
             cell_now.addcmul_(hidden_now, through_cell[now])
             through_gates[now, :3].mul_(cell_now.unsqueeze(1))
             through_gates[now, 3].mul_(hidden_now)
@@ -142,6 +203,10 @@ class _Recurrence(torch.autograd.Function):
             cell[place],
             None,
         )
+
+
+def _in_time(gradient: Tensor | None, order: TimeOrder) -> Tensor | None:
+    return None if gradient is None else gradient.index_select(0, order.from_rows)
 
 
 def _slopes(gates: Tensor, cells_before: Tensor, tanh_cells: Tensor) -> tuple[Tensor, Tensor]:

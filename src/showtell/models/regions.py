@@ -36,6 +36,25 @@ class RegionAttention(nn.Module):
         weights_BQR = torch.softmax(scores_BQR, dim=-1)
         return torch.bmm(weights_BQR, regions), weights_BQR
 
+    def with_own(
+        self, queries: Tensor, regions: Tensor, own_keys: Tensor, own: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same where each query may also choose something of its own beside the regions.
+
+        Args:
+            own_keys: (B, Q, H), what a query's own thing answers it with, as a region with itself.
+            own: (B, Q, H), what is seen where it is chosen.
+
+        Returns:
+            Contexts (B, Q, H) and weights (B, Q, R + 1), the last that of the own thing.
+        """
+        asked_BQH = self.query(queries) * self._scale
+        scores_BQR = torch.bmm(asked_BQH, regions.transpose(1, 2))
+        own_BQ1 = (asked_BQH * own_keys).sum(dim=-1, keepdim=True)
+        weights = torch.softmax(torch.cat([scores_BQR, own_BQ1], dim=-1), dim=-1)
+        contexts_BQH = torch.bmm(weights[..., :-1], regions)
+        return torch.addcmul(contexts_BQH, weights[..., -1:], own), weights
+
 
 class RowsByImage:
     """Rows in any order, laid side by side for each image and put back.

@@ -23,7 +23,7 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.output import WordScores
 from showtell.models.positions import RealPositions, TimeOrder
-from showtell.models.recurrence import update_cell
+from showtell.models.recurrence import Rows, run_steps, update_cell
 from showtell.models.regions import RegionAttention, RowsByImage
 from showtell.types import FeatureKind
 
@@ -125,7 +125,7 @@ class UpDownDecoder(nn.Module):
         return torch.stack(weights)
 
     def _advance(
-        self, gates: Tensor, rows: tuple[Tensor, ...], look: Look
+        self, gates: Tensor, rows: Rows, look: Look
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Both LSTMs by a word, from what it and the image put into the first's gates (n, 4H)."""
         asking, asking_cell, saying, saying_cell = rows
@@ -148,10 +148,8 @@ class UpDownDecoder(nn.Module):
             contexts_BGH, _ = self.attention(by_image.group(asking), regions_BRH)
             return by_image.ungroup(contexts_BGH, len(asking))
 
-        rows, outputs = start.select(image_of_row).rows, []
-        word_gates_PG = self.word_gates(words.index_select(0, order.from_rows))
-        for gates in word_gates_PG.split(order.sizes):
-            n = len(gates)
-            rows = self._advance(gates + own_gates[:n], tuple(row[:n] for row in rows), look)
-            outputs.append(rows[2])
-        return torch.cat(outputs).index_select(0, order.to_rows)
+        def advance(gates: Tensor, rows: Rows) -> Rows:
+            return self._advance(gates + own_gates[: len(gates)], rows, look)
+
+        rows = start.select(image_of_row).rows
+        return run_steps(self.word_gates(words), order, rows, advance)[2]
