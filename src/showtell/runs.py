@@ -8,6 +8,7 @@ checkpoints/best.safetensors   weights of the best validation, for everyone
 checkpoints/last.ckpt          state of the training, for ``resume`` on the machine that made it
 captions-<split>.json, scores-<split>.json
 statistics-<split>.safetensors what the scores were computed from, for ``showtell compare``
+members/<number>               instead of checkpoints, the runs that an ensemble is made of
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ RECORD = "run.json"
 CONFIG = "config.yaml"
 VOCABULARY = "vocabulary.json"
 BEST_WEIGHTS = Path("checkpoints/best.safetensors")
+MEMBERS = "members"
 TRAINING = "training"  # where alarms are raised before any split is evaluated
 LAST_CHECKPOINT = Path("checkpoints/last.ckpt")
+# libyaml reads hundreds of configurations in the time that PyYAML takes for dozens.
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 VERSIONED_PACKAGES = ("showtell", "torch", "torchvision", "lightning", "hydra-core", "timm")
 
 
@@ -165,7 +169,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
@@ -210,6 +214,11 @@ def save_statistics(folder: Path, split: Split, statistics: CaptionStatistics) -
         "signature": statistics.signature,
     }
     write_atomically(_statistics_file(folder, split), save(statistics.arrays, metadata=facts))
+
+
+def has_statistics(folder: Path, split: Split) -> bool:
+    """Whether an evaluation left what ``load_statistics`` reads."""
+    return _statistics_file(folder, split).is_file()
 
 
 def load_statistics(folder: Path, split: Split) -> CaptionStatistics:

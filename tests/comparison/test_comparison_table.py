@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Smoke
 from made_up_runs import SIGNATURE, made_up_run, rouge, steady
 
+from showtell.comparison.jobs import Job
 from showtell.comparison.notes import _SCORED_WITH, _signature
 from showtell.comparison.rows import Row
 from showtell.comparison.table import RunTable, console, cost_of, print_table, tabulate
@@ -20,6 +22,7 @@ from showtell.errors import UserError
 from showtell.experiment import resume, train
 from showtell.metrics.intervals import Comparison
 from showtell.metrics.statistics import SCORE_NAMES, CaptionStatistics
+from showtell.report.curves import Curves
 
 MERGE = "model=merge_glove"
 
@@ -83,7 +86,7 @@ def test_of_a_sweep_the_finished_runs_count_and_the_others_are_named(tmp_path: P
     (tmp_path / "notes").mkdir()
     table = tabulate([tmp_path], "val")
     assert len(table.rows) == 1
-    assert noted(table, "run_01 is failed, not finished: left out")
+    assert [job.sentence for job in table.unfinished] == ["run_01 failed"]
     # Named by itself it counts: somebody wants it.
     table = tabulate([failed], "val")
     assert noted(table, "run_01 is failed, not finished: counts with its best weights so far")
@@ -93,7 +96,7 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none holds no run: it has no run\.json"):
         tabulate([tmp_path / "none"], "val")
     made_up_run(tmp_path, scores=steady(0.2), status="failed")
-    with pytest.raises(UserError, match=r"no run in .* is finished: run_00 is failed"):
+    with pytest.raises(UserError, match=r"no run in .* is finished: run_00 failed"):
         tabulate([tmp_path], "val")
 
 
@@ -200,7 +203,8 @@ def test_more_than_one_look_at_the_test_split_is_told(tmp_path: Path) -> None:
 def everything(*names: tuple[str, ...]) -> RunTable:
     """Rows with a value for each metric and every line there is."""
     nothing = CaptionStatistics((), {}, "", "")
-    training = Training(Path("run"), {"training_seconds": 754.2}, {}, nothing, best_epoch=3)
+    curves = Curves({}, "epoch")
+    training = Training(Path("run"), {"training_seconds": 754.2}, {}, {}, curves, nothing)
     change = Comparison(-0.123, -0.2, 0.01, 0.0123)
     rows = [
         Row(
@@ -212,7 +216,17 @@ def everything(*names: tuple[str, ...]) -> RunTable:
         )
         for name in names
     ]
-    return RunTable("flickr8k", "val", 1000, "data=flickr8k", rows, ["a note [of brackets]"])
+    return RunTable(
+        data="flickr8k",
+        split="val",
+        images=1000,
+        common="data=flickr8k",
+        rows=rows,
+        choices=[],
+        effects=[],
+        unfinished=[Job("model=x", "failed", "it [broke]", None, Path("logs/0001.log"))],
+        notes=["a note [of brackets]"],
+    )
 
 
 def test_all_metrics_and_the_longest_name_fit_eighty_columns(
@@ -227,6 +241,7 @@ def test_all_metrics_and_the_longest_name_fit_eighty_columns(
         assert name in shown
     assert all(override in shown for override in long)
     assert "note: a note [of brackets]" in shown
+    assert "model=x failed: it [broke] (logs/0001.log)" in shown.partition("flickr8k")[0]
 
 
 def test_the_lines_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,6 +265,12 @@ def test_two_seeds_of_a_training_are_one_row_with_their_cost(smoke: Smoke, tmp_p
     assert (table.images, set(row.means)) == (4, set(SCORE_NAMES) - {"METEOR", "SPICE"})
     assert row.minutes and row.minutes > 0
     assert row.best_epoch in (1, 1.5, 2)
+    for training in row.trainings:  # what a run that was not evaluated is taken by
+        unscored = replace(training, statistics=None)
+        assert unscored.scores == pytest.approx(
+            {name: training.scores[name] for name in unscored.scores}
+        )
+        assert {"BLEU-4", "CIDEr"} <= set(unscored.scores)
     assert set(_SCORED_WITH) <= _signature(row.trainings[0]).keys()
     before = row.trainings[1].seconds
     longer = smoke.config("seed=2", "trainer.max_epochs=3")

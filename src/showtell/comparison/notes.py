@@ -44,7 +44,7 @@ def _on_seeds(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _on_missing_scores(trainings: Sequence[Training]) -> Iterator[str]:
-    scores = [training.statistics.scores for training in trainings]
+    scores = [training.scores for training in trainings]
     # METEOR is always asked for; without Java no run has it, and its column is not there.
     for name in dict.fromkeys([name for each in scores for name in each] + ["METEOR"]):
         without = [t for t, each in zip(trainings, scores, strict=True) if name not in each]
@@ -58,6 +58,7 @@ def _on_missing_scores(trainings: Sequence[Training]) -> Iterator[str]:
 
 
 def _on_scoring(trainings: Sequence[Training]) -> Iterator[str]:
+    trainings = [training for training in trainings if training.statistics is not None]
     signatures = [_signature(training) for training in trainings]
     for fact in _SCORED_WITH:
         values = [signature.get(fact, "not told") for signature in signatures]
@@ -100,5 +101,6 @@ def _title(row: Row) -> str:
 
 
 def _signature(training: Training) -> dict[str, str]:
-    pairs = (pair.partition(":") for pair in training.statistics.signature.split("|"))
+    signature = training.statistics.signature if training.statistics else ""
+    pairs = (pair.partition(":") for pair in signature.split("|"))
     return {name: value for name, _, value in pairs}

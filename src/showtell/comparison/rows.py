@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import fmean, stdev
 
 from showtell.comparison.settings import key_of, names_of
 from showtell.comparison.trainings import Training
-from showtell.metrics.intervals import Comparison, compare
-from showtell.metrics.statistics import SCORE_NAMES, CaptionStatistics
+from showtell.metrics.intervals import Comparison, compare_each
+from showtell.metrics.statistics import SCORE_NAMES
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,8 @@ class Row:
 
     @property
     def best_epoch(self) -> float | None:
-        """Mean epoch of the best weights; None where it is not known of each."""
-        return _mean([training.best_epoch for training in self.trainings])
+        """Mean epoch of the best weights, from 1; None where it is not known of each."""
+        return _mean([t.best.epoch if t.best else None for t in self.trainings])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -44,20 +45,50 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def rows_of(trainings: Sequence[Training]) -> list[Row]:
-    """One row for each configuration, in the order of its first training; the first is the base."""
+    """One row for each configuration, in the order of its first training; the first is the base.
+
+    A configuration with a training that was not evaluated takes no part in the test.
+    """
+    groups = _grouped(trainings)
+    names = names_of([group[0].settings for group in groups])
+    return [_row(*each) for each in zip(names, groups, _tests(groups), strict=True)]
+
+
+def best_first(trainings: Sequence[Training], metric: str) -> list[Training]:
+    """The trainings by the mean of their configuration, then by their own score, best first."""
+
+    def worse(each: Sequence[Training]) -> float:
+        mean = _mean([training.scores.get(metric) for training in each])
+        return inf if mean is None else -mean
+
+    groups = sorted(_grouped(trainings), key=worse)
+    return [training for group in groups for training in sorted(group, key=lambda t: worse([t]))]
+
+
+def _grouped(trainings: Sequence[Training]) -> list[list[Training]]:
     groups: dict[object, list[Training]] = {}
     for training in trainings:
         groups.setdefault(key_of(training.settings), []).append(training)
-    names = names_of([group[0].settings for group in groups.values()])
-    baseline, *others = groups.values()
-    tests = [{}, *(compare(_statistics(baseline), _statistics(other)) for other in others)]
-    return [_row(*each) for each in zip(names, groups.values(), tests, strict=True)]
+    return list(groups.values())
+
+
+def _tests(groups: Sequence[Sequence[Training]]) -> list[dict[str, Comparison]]:
+    """The comparison of each group with the first; none of the first itself."""
+    statistics = [[t.statistics for t in group if t.statistics is not None] for group in groups]
+    complete = [len(s) == len(group) for s, group in zip(statistics, groups, strict=True)]
+    tested = [number for number in range(1, len(groups)) if complete[0] and complete[number]]
+    tests: list[dict[str, Comparison]] = [{} for _ in groups]
+    if tested:
+        found = compare_each(statistics[0], [statistics[number] for number in tested])
+        for number, test in zip(tested, found, strict=True):
+            tests[number] = test
+    return tests
 
 
 def _row(
     name: tuple[str, ...], trainings: Sequence[Training], comparisons: Mapping[str, Comparison]
 ) -> Row:
-    each = [statistics.scores for statistics in _statistics(trainings)]
+    each = [training.scores for training in trainings]
     scores = {
         metric: [one[metric] for one in each]
         for metric in SCORE_NAMES
@@ -70,7 +101,3 @@ def _row(
         spreads={metric: stdev(values) for metric, values in scores.items() if len(values) > 1},
         comparisons=comparisons,
     )
-
-
-def _statistics(trainings: Sequence[Training]) -> list[CaptionStatistics]:
-    return [training.statistics for training in trainings]

@@ -5,10 +5,15 @@ A configuration here is flat: path of an option -> its value as one would type i
 
 from __future__ import annotations
 
+import hashlib
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, choices_of
 
@@ -17,15 +22,17 @@ Settings = Mapping[str, str]
 # Where things lie, how a run is watched and what it is called change no score; the seed changes
 # it by chance.
 _WITHOUT_EFFECT = (
-    *("name", "seed", "resume", "output", "features", "tracking"),
-    *("trainer.accelerator", "trainer.profiler"),
+    *("name", "seed", "resume", "start_from", "output", "features", "tracking"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.profiler"),
     *("callbacks.checkpoint_every_steps", "callbacks.progress_refresh"),
     *(place.removesuffix("=") for place in PLACES_OF_DATA),
 )
 # Options that name a file count by what was in it; by their name they are only shown.
 _FILES = ("encoder.weights", "text.vectors")
-_CONTENTS = ("weights", "vectors", "training images", "validation images")
+_CONTENTS = ("weights", "vectors", "training images", "validation images", "start")
 _HASH_DIGITS = 8
+_PLAIN = ("seed", "start_from")  # outside the groups, and part of what a run is
+_UNQUOTED = re.compile(r"[\w./+@-]+(:[\w./+@-]+)*")
 _ABSENT = "absent"
 
 
@@ -36,9 +43,18 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
         record["encoder"].get("identity", {}).get("weights"),
         text.get("vectors_sha256", text.get("vectors")),
         *(images.get(split) for split in ("train", "val")),
+        _start_of(record),
     )
     shown = (_shown(content)[:_HASH_DIGITS] for content in contents)
     return _flat(config) | dict(zip(_CONTENTS, shown, strict=True))
+
+
+def _start_of(record: Mapping[str, Any]) -> str | None:
+    """What the run began with: None, or the hash of a run's settings, whatever its seed."""
+    start = record.get("start")
+    if not start:
+        return None
+    return hashlib.sha256(repr(sorted(_flat(start["config"]).items())).encode()).hexdigest()
 
 
 def key_of(settings: Settings) -> frozenset[tuple[str, str]]:
@@ -48,71 +64,102 @@ def key_of(settings: Settings) -> frozenset[tuple[str, str]]:
 
 def names_of(configurations: Sequence[Settings]) -> list[tuple[str, ...]]:
     """For each of some different configurations the overrides that tell it from the others."""
+    return [
+        tuple(f"{key}={value}" for key, value in each.items())
+        for each in differences(configurations)
+    ]
+
+
+def differences(configurations: Sequence[Settings]) -> list[dict[str, str]]:
+    """For each of some different configurations the values that tell it from the others.
+
+    What one has no place for, such as an option of another model, it has no value of. A single
+    configuration has its model.
+    """
     overrides = [_overrides(settings) for settings in configurations]
     keys = list(dict.fromkeys(key for each in overrides for key in each))
     varying = [key for key in keys if len({each.get(key) for each in overrides}) > 1]
-    names = [
-        _name(varying or ["model"], {**settings, **each})
+    told = [
+        _picked(varying or ["model"], {**settings, **each})
         for settings, each in zip(configurations, overrides, strict=True)
     ]
-    if len(set(names)) == len(names):
-        return names
-    return [n + _name(_CONTENTS, s) for n, s in zip(names, configurations, strict=True)]
+    if len({tuple(each.items()) for each in told}) == len(told):
+        return told
+    return [t | _picked(_CONTENTS, s) for t, s in zip(told, configurations, strict=True)]
 
 
 def common_part(configurations: Sequence[Settings]) -> str:
     """The overrides that all of them share."""
     first, *others = [_overrides(settings) for settings in configurations]
     shared = [key for key in first if all(each.get(key) == first[key] for each in others)]
-    return " ".join(_name(shared, first))
+    return " ".join(f"{key}={first[key]}" for key in shared)
 
 
-def _name(keys: Sequence[str], values: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"{key}={values[key]}" for key in keys if key in values)
+def command_of(config: Mapping[str, Any]) -> str:
+    """The command line that composes this configuration again, safe to paste into a shell.
+
+    How it was watched and where it was written are left to whoever types it.
+    """
+    flat = _flat(config, whole=True)
+    overrides = {
+        key: value
+        for key, value in _overrides(flat, whole=True).items()
+        if value != _ABSENT and key.partition(".")[0] != "tracking"
+    }
+    overrides |= {key: flat[key] for key in _PLAIN if flat.get(key, "null") != "null"}
+    words = (f"{key}={value}" for key, value in overrides.items())
+    return shlex.join(["python", "train.py", *words])
 
 
-def _overrides(settings: Settings) -> dict[str, str]:
+def _picked(keys: Sequence[str], values: Mapping[str, str]) -> dict[str, str]:
+    return {key: values[key] for key in keys if key in values}
+
+
+def _overrides(settings: Settings, *, whole: bool = False) -> dict[str, str]:
     """The shortest command line with these settings: a choice of each group, and what differs."""
     overrides: dict[str, str] = {}
     for group in (group for group in INJECTED if f"{group}.{TARGET}" in settings):
         own = {key: value for key, value in settings.items() if key.startswith(f"{group}.")}
-        overrides[group], usual = _nearest_choice(group, own)
+        overrides[group], usual = _nearest_choice(group, own, whole=whole)
         overrides |= {key: value for key, value in own.items() if usual.get(key) != value}
         overrides |= {key: _ABSENT for key in usual if key not in own}
     return overrides
 
 
-def _nearest_choice(group: str, own: Settings) -> tuple[str, Settings]:
+def _nearest_choice(group: str, own: Settings, *, whole: bool) -> tuple[str, Settings]:
     """Name and settings of the file of ``conf/<group>/`` that comes nearest.
 
     The class itself, when it is none of ours any more.
     """
     target = f"{group}.{TARGET}"
 
-    def distance(choice: tuple[str, Settings]) -> tuple[int, str]:
+    def distance(choice: tuple[str, Settings]) -> tuple[int, bool, str]:
         name, usual = choice
-        return len(own.items() ^ usual.items()), name
+        return len(own.items() ^ usual.items()), name != "default", name
 
-    same = [choice for choice in _choices(group).items() if choice[1].get(target) == own[target]]
+    choices = _choices(group, whole=whole).items()
+    same = [choice for choice in choices if choice[1].get(target) == own[target]]
     if not same:
         return own[target].rpartition(".")[2], {target: own[target]}
     return min(same, key=distance)
 
 
 @cache
-def _choices(group: str) -> dict[str, Settings]:
-    return {name: _flat({group: node}) for name, node in choices_of(group).items()}
+def _choices(group: str, *, whole: bool) -> dict[str, Settings]:
+    return {name: _flat({group: node}, whole=whole) for name, node in choices_of(group).items()}
 
 
-def _flat(node: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Path of an option -> its value, of all that may have an effect."""
+def _flat(node: Mapping[str, Any], above: str = "", *, whole: bool = False) -> dict[str, str]:
+    """Path of an option -> its value; ``whole`` with what has no effect, and as Hydra reads it."""
     flat: dict[str, str] = {}
     for key, value in node.items():
         path = f"{above}{key}"
-        if path in _WITHOUT_EFFECT:
+        if path in _WITHOUT_EFFECT and not whole:
             continue
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{path}.")
+            flat |= _flat(value, f"{path}.", whole=whole)
+        elif whole:
+            flat[path] = _typed(value)
         else:
             flat[path] = _shown(Path(value).name if path in _FILES and value else value)
     return flat
@@ -130,6 +177,19 @@ def _shown(value: object) -> str:
         case list():
             return f"[{','.join(map(_shown, value))}]"
     return printable(str(value))
+
+
+def _typed(value: object) -> str:
+    """A value for Hydra: text that it would take for something else stands in quotes."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    if not isinstance(value, str):
+        return _shown(value)
+    text = printable(value)
+    if _UNQUOTED.fullmatch(text) and isinstance(yaml.safe_load(text), str):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def printable(text: str) -> str:

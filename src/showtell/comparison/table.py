@@ -10,30 +10,37 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from showtell.comparison.choices import Choice, choices_among
+from showtell.comparison.effects import Effect, Effects, effects_among
+from showtell.comparison.jobs import Job, by_urgency
 from showtell.comparison.notes import notes_on
 from showtell.comparison.rows import Row, rows_of
 from showtell.comparison.settings import common_part, printable
-from showtell.comparison.trainings import (
-    check_comparable,
-    find_runs,
-    read_training,
-    without_repeats,
-)
+from showtell.comparison.trainings import Collection, Training, check_comparable, collect
+from showtell.errors import UserError
 from showtell.metrics.statistics import SCORE_NAMES
 from showtell.types import Split
 
 console = Console(highlight=False, markup=False)
+EFFECTS_WIDTH = 67  # as wide as all metrics above it
 
 
 @dataclass(frozen=True, eq=False)
 class RunTable:
-    """Rows to compare on one split; ``common`` are the overrides of all, ``notes`` sentences."""
+    """Rows to compare on one split.
+
+    ``common`` are the overrides of all, ``choices`` what differs, with its ``effects``;
+    ``unfinished`` are the jobs without a row, failures first, and ``notes`` sentences.
+    """
 
     data: str
     split: Split
     images: int
     common: str
     rows: Sequence[Row]
+    choices: Sequence[Choice]
+    effects: Sequence[Effects]
+    unfinished: Sequence[Job]
     notes: Sequence[str]
 
     @property
@@ -57,22 +64,57 @@ def tabulate(paths: Sequence[Path], split: Split) -> RunTable:
         UserError: a path holds no finished run; a run was not evaluated on the split, or on other
             images or references than the first.
     """
-    folders, unfinished = find_runs(paths)
-    trainings, repeats = without_repeats([read_training(folder, split) for folder in folders])
+    collection = collect(paths, split)
+    if not collection.trainings:
+        lost = [job.sentence for job in by_urgency(collection.jobs)]
+        more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
+        where = ", ".join(map(str, paths))
+        raise UserError(f"no run in {where} is finished: {'; '.join(lost[:3])}{more}")
+    return table_of(collection, collection.trainings, split)
+
+
+def table_of(collection: Collection, trainings: Sequence[Training], split: Split) -> RunTable:
+    """The table of a collection, its ``trainings`` in the order that the rows shall have.
+
+    Raises:
+        UserError: two were scored on other images or references.
+    """
     check_comparable(trainings, split)
     rows = rows_of(trainings)
+    settings = [row.trainings[0].settings for row in rows]
+    choices = choices_among(settings)
+    data = trainings[0].record["data"]
+    scored = [t.statistics for t in trainings if t.statistics is not None]
     return RunTable(
-        data=printable(str(trainings[0].record["data"].get("name", "?"))),
+        data=printable(str(data.get("name", "?"))),
         split=split,
-        images=len(trainings[0].statistics.image_ids),
-        common=common_part([row.trainings[0].settings for row in rows]),
+        images=len(scored[0].image_ids) if scored else data.get("images", {}).get(split, 0),
+        common=common_part(settings),
         rows=rows,
-        notes=list(map(printable, (*unfinished, *repeats, *notes_on(rows, split)))),
+        choices=choices,
+        effects=effects_among(rows, choices),
+        unfinished=by_urgency(collection.jobs),
+        notes=list(map(printable, (*collection.notes, *notes_on(rows, split)))),
     )
 
 
 def print_table(table: RunTable) -> None:
-    """The rows by number, however long their names; all metrics fit 80 columns."""
+    """What did not finish, then the rows by number, then which choice matters; 80 columns do."""
+    if table.unfinished:
+        console.print(f"not finished: {len(table.unfinished)}")
+        for job in table.unfinished:
+            console.print(f"  {job.sentence}" + (f" ({job.log})" if job.log else ""))
+        console.print()
+    console.print(f"{table.title}\nall: {table.common}\n")
+    _print_rows(table)
+    # Of a single choice the rows say it all.
+    if len(table.choices) > 1 and table.effects:
+        _print_effects(table.effects)
+    for note in table.notes:
+        console.print(f"note: {note}")
+
+
+def _print_rows(table: RunTable) -> None:
     legend = Table.grid("", Column(overflow="fold"), "", padding=(0, 2))
     shown = Table("", "", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in table.metrics:
@@ -81,11 +123,66 @@ def print_table(table: RunTable) -> None:
         legend.add_row(str(number), " ".join(row.name), cost_of(row))
         cells = ("\n".join(column) for column in zip(*_lines(row, table.metrics), strict=True))
         shown.add_row(str(number), *cells, end_section=True)
-    console.print(f"{table.title}\nall: {table.common}\n")
     console.print(legend)
     console.print(shown)
-    for note in table.notes:
-        console.print(f"note: {note}")
+
+
+def _print_effects(effects: Sequence[Effects]) -> None:
+    """A block for each choice: its share, then the adjusted mean of each value."""
+    shown = Table(
+        Column("which choice matters", overflow="fold", min_width=20),
+        Column("runs", justify="right"),
+        *(Column(each.metric, justify="right", min_width=16) for each in effects),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        width=EFFECTS_WIDTH,
+    )
+    for choice in [effect.choice for effect in effects[0].effects]:
+        found = [next((e for e in each.effects if e.choice == choice), None) for each in effects]
+        shown.add_row(choice, "", *map(_share_cell, found))
+        first = found[0]
+        assert first is not None
+        for level in first.levels:
+            means = (_mean_cell(effect, level.value) for effect in found)
+            shown.add_row(f"  {level.value}", str(len(level.runs)), *means)
+        shown.add_section()
+    for name, cells in remainders(effects):
+        shown.add_row(name, "", *cells)
+    console.print(shown)
+
+
+def _share_cell(effect: Effect | None) -> str:
+    if effect is None:
+        return ""
+    if effect.share is None:
+        return "not to be told"
+    p = "" if effect.p_value is None else f" p {p_text(effect.p_value)}"
+    return f"{share_text(effect.share)}{p}"
+
+
+def _mean_cell(effect: Effect | None, value: str) -> str:
+    means = {level.value: level.mean for level in effect.levels} if effect else {}
+    mean = means.get(value)
+    return "" if mean is None else in_percent(mean)
+
+
+def remainders(effects: Sequence[Effects]) -> Iterator[tuple[str, list[str]]]:
+    """What the choices one by one do not explain, and the yardstick: a name, a cell a metric."""
+    if any(each.seeds for each in effects):
+        yield "their interplay", [share_text(each.interplay) for each in effects]
+        yield "seeds", [share_text(each.chance) for each in effects]
+        name = "spread of seeds"
+    else:
+        yield "interplay and chance", [share_text(1 - each.explained) for each in effects]
+        name = "spread of both"
+    spreads = [each.spread for each in effects]
+    yield name, ["" if s is None else f"±{in_percent(s)}" for s in spreads]
+
+
+def share_text(share: float | None) -> str:
+    """Per cent of the variance."""
+    return "" if share is None else f"{100 * share:.0f} %"
 
 
 def _lines(row: Row, metrics: Sequence[str]) -> Iterator[list[str]]:

@@ -4,29 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from showtell import runs
+from showtell.comparison.jobs import Job, is_sweep, read_jobs
 from showtell.comparison.settings import key_of, settings_of
 from showtell.errors import UserError
-from showtell.metrics.statistics import CaptionStatistics
-from showtell.report.curves import METRICS_FILE, read_curves
+from showtell.metrics.statistics import SCORE_NAMES, CaptionStatistics
+from showtell.report.curves import METRICS_FILE, Best, Curves, read_curves
 from showtell.types import Split
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """One run: how it came about, and what its scores are computed from.
+    """One run: how it came about, and how it scored.
 
-    ``best_epoch`` is that of its weights, from 1; None where there are no curves.
+    ``statistics`` are what its scores are computed from; None where it was not evaluated. Then
+    the scores are those of its best validation, which ``metrics.csv`` keeps.
     """
 
     folder: Path
     record: Mapping[str, Any]
+    config: Mapping[str, Any]
     settings: Mapping[str, str]
-    statistics: CaptionStatistics
-    best_epoch: int | None
+    curves: Curves
+    statistics: CaptionStatistics | None
+
+    @cached_property
+    def scores(self) -> Mapping[str, float]:
+        """Score name -> score of the whole split."""
+        if self.statistics is not None:
+            return self.statistics.scores
+        logged = self.curves.at_best(self.monitor)
+        return {n: logged[f"val/{n}"] for n in SCORE_NAMES if f"val/{n}" in logged}
+
+    @property
+    def monitor(self) -> str | None:
+        """What chose its weights, such as ``val/BLEU-4``."""
+        callbacks = self.config.get("callbacks")
+        name = callbacks.get("monitor") if isinstance(callbacks, Mapping) else None
+        return None if name is None else str(name)
+
+    @property
+    def best(self) -> Best | None:
+        """The validation of its weights; None where there are no curves."""
+        return self.curves.best(self.monitor)
 
     @property
     def seconds(self) -> float | None:
@@ -35,46 +59,95 @@ class Training:
         return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Each run folder once, and a note for each that did not finish."""
-    found: dict[Path, Path] = {}
-    notes = []
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """All that some folders hold: what can be compared, the jobs of sweeps, and remarks."""
+
+    trainings: Sequence[Training]
+    jobs: Sequence[Job]
+    notes: Sequence[str]
+
+
+def collect(paths: Sequence[Path], split: Split) -> Collection:
+    """Each run once, in the order of ``paths``; of a folder of runs those that finished.
+
+    A run that cannot be used is an error where its folder is given, and a job of that status where
+    the folder around it is.
+
+    Raises:
+        UserError: a path holds no run, or the run in it was not evaluated on the split or is
+            damaged.
+    """
+    found: dict[Path, Training] = {}
+    jobs: list[Job] = []
+    notes: list[str] = []
     for path in paths:
-        alone = (path / runs.RECORD).is_file()
-        inside = [path] if alone else sorted(file.parent for file in path.glob(f"*/{runs.RECORD}"))
-        if not inside:
+        if (path / runs.RECORD).is_file():
+            found.setdefault(path.resolve(), read_training(path, split))
+            notes += _on_an_unfinished(path)
+            continue
+        if not is_sweep(path):
             raise UserError(
                 f"{path} holds no run: it has no {runs.RECORD}, and no folder in it has; give what "
                 "`python train.py` printed after `run:`, or the folder of a sweep"
             )
-        for folder in inside:
-            status = runs.read_record(folder).get("status")
-            if status != "finished":
-                what = "counts with its best weights so far" if alone else "left out"
-                notes.append(f"{folder.name} is {status}, not finished: {what}")
-            if status == "finished" or alone:
-                found.setdefault(folder.resolve(), folder)
-    if not found:
-        raise UserError(f"no run in {', '.join(map(str, paths))} is finished: {'; '.join(notes)}")
-    return list(found.values()), notes
+        jobs += [_used(job, split, found) for job in read_jobs(path)]
+    trainings, repeats = without_repeats(list(found.values()))
+    return Collection(trainings, jobs, [*notes, *repeats, *_on_unscored(trainings)])
+
+
+def _used(job: Job, split: Split, found: dict[Path, Training]) -> Job:
+    """The job, its run among ``found`` if it finished and can be read."""
+    if not job.finished or job.folder is None:
+        return job
+    try:
+        if (place := job.folder.resolve()) not in found:
+            found[place] = read_training(job.folder, split)
+    except UserError as error:
+        return job.unreadable(str(error))
+    return job
 
 
 def read_training(folder: Path, split: Split) -> Training:
-    """The run in ``folder`` as ``showtell evaluate`` left it.
+    """The run in ``folder`` as ``showtell evaluate`` left it, or its training.
 
     Raises:
-        UserError: it was not evaluated on the split, or one of its files is damaged.
+        UserError: one of its files is damaged, or nothing tells its scores on the split.
     """
     record = runs.read_record(folder, needs=["data", "encoder", "text"])
     config = runs.read_config(folder)
-    best = read_curves(folder / METRICS_FILE).best(config.get("callbacks", {}).get("monitor"))
-    return Training(
+    curves = read_curves(folder / METRICS_FILE)
+    # Curves are of the validation split.
+    evaluated = split != "val" or runs.has_statistics(folder, split)
+    training = Training(
         folder=folder,
         record=record,
+        config=config,
         settings=settings_of(config, record),
-        statistics=runs.load_statistics(folder, split),
-        best_epoch=best.epoch if best else None,
+        curves=curves,
+        statistics=runs.load_statistics(folder, split) if evaluated else None,
     )
+    if not training.scores:
+        runs.load_statistics(folder, split)  # says what is missing, and the remedy
+    return training
+
+
+def _on_an_unfinished(folder: Path) -> list[str]:
+    status = runs.read_record(folder).get("status")
+    if status == "finished":
+        return []
+    return [f"{folder.name} is {status}, not finished: counts with its best weights so far"]
+
+
+def _on_unscored(trainings: Sequence[Training]) -> list[str]:
+    names = [training.folder.name for training in trainings if training.statistics is None]
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [
+        f"not evaluated: {', '.join(names[:3])}{more}; the scores are those of the best validation "
+        "in metrics.csv, without a test: `showtell evaluate` makes what it needs"
+    ]
 
 
 def without_repeats(trainings: Sequence[Training]) -> tuple[list[Training], list[str]]:
@@ -98,10 +171,11 @@ def check_comparable(trainings: Sequence[Training], split: Split) -> None:
     Raises:
         UserError: two were scored on different images or against different references.
     """
-    first = trainings[0]
-    for training in trainings[1:]:
-        if not training.statistics.is_comparable(first.statistics):
+    evaluated = [(t.folder, t.statistics) for t in trainings if t.statistics is not None]
+    for folder, statistics in evaluated[1:]:
+        first_folder, first = evaluated[0]
+        if not statistics.is_comparable(first):
             raise UserError(
-                f"{training.folder} and {first.folder} were scored on different {split} images or "
+                f"{folder} and {first_folder} were scored on different {split} images or "
                 "references: run `showtell evaluate` on both with the same data set"
             )

@@ -13,6 +13,11 @@ LABEL_GAP = 14.0  # the least distance of two labels at the line ends that stay 
 # A dot for every point of a dense curve would be a band; a nameless line is a background.
 MAX_DOTS = 80
 
+# A row of an effect chart is a line of words over a line of dots; where many dots would lie on one
+# another they are spread a little.
+ROW_TOP, ROW_HEIGHT, DOTS_BELOW = 4.0, 42.0, 0.66
+JITTER = (0.0, -3.0, 3.0, -6.0, 6.0)
+
 Point = tuple[float, float]
 
 
@@ -97,6 +102,43 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class Value:
+    """One value of a choice: the score of each run with what it says, their adjusted mean.
+
+    ``error`` is the standard error of the mean; both may be unknown.
+    """
+
+    name: str
+    scores: Sequence[tuple[float, str]]
+    mean: float | None
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRow:
+    """A value as drawn: its name and mean above its dots, which lie around the height ``y``."""
+
+    name: str
+    text: str
+    y: float
+    dots: tuple[Dot, ...]
+    mean_x: float | None
+    error_x: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class EffectChart:
+    """A row for each value of a choice over one axis; ``band`` is the yardstick, from x to x."""
+
+    frame: Frame
+    title: str
+    summary: str
+    x_ticks: tuple[Tick, ...]
+    rows: tuple[ValueRow, ...]
+    band: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Scale:
     """The linear map from values [low, high] to lengths [start, end]."""
 
@@ -172,6 +214,58 @@ def histogram(
         tuple(Tick(x(v), number(v)) for v in ticks(0, last, 8, whole=True) if v <= last),
         tuple(Tick(y(v), f"{number(v)} %") for v in y_values),
         bars=bars,
+    )
+
+
+def effect_chart(
+    title: str,
+    values: Sequence[Value],
+    *,
+    axis: tuple[float, float],
+    band: tuple[float, float] | None,
+) -> EffectChart:
+    """Dots of runs by the value of one choice, with the mean of each.
+
+    Args:
+        axis: from the lowest to the highest score of the page's charts of this metric, because
+            what is to be compared must have one scale.
+        band: scores between which chance alone moves a run.
+    """
+    x_values = ticks(*axis, 5)
+    bottom = ROW_TOP + ROW_HEIGHT * len(values)
+    frame = Frame(400, bottom + 24, left=14, right=386, top=ROW_TOP, bottom=bottom)
+    x = _Scale(x_values[0], x_values[-1], frame.left, frame.right)
+    rows = tuple(
+        _value_row(value, ROW_TOP + ROW_HEIGHT * (place + DOTS_BELOW), x)
+        for place, value in enumerate(values)
+    )
+    said = [f"{row.name} {row.text}" for row in rows]
+    # The band may be wider than all that is drawn.
+    clipped = band and (max(band[0], x_values[0]), min(band[1], x_values[-1]))
+    return EffectChart(
+        frame,
+        title,
+        ", ".join(said),
+        tuple(Tick(x(v), number(v)) for v in x_values),
+        rows,
+        band=(x(clipped[0]), x(clipped[1])) if clipped else None,
+    )
+
+
+def _value_row(value: Value, y: float, x: _Scale) -> ValueRow:
+    dots = (
+        Dot(x(score), round(y + JITTER[number % len(JITTER)], 1), text)
+        for number, (score, text) in enumerate(value.scores)
+    )
+    mean, error = value.mean, value.error
+    count = "1 run" if len(value.scores) == 1 else f"{len(value.scores)} runs"
+    return ValueRow(
+        value.name,
+        count if mean is None else f"{mean:.1f} · {count}",
+        round(y, 1),
+        tuple(dots),
+        mean_x=None if mean is None else x(mean),
+        error_x=None if mean is None or error is None else (x(mean - error), x(mean + error)),
     )
 
 

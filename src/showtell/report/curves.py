@@ -42,6 +42,15 @@ class Curves:
         epoch, score = max(found, key=lambda point: point[1])
         return Best(monitor, round(epoch), score)
 
+    def at_best(self, monitor: str | None) -> dict[str, float]:
+        """What was logged together with the first highest ``monitor``; nothing before any."""
+        found = self.points.get(monitor or "")
+        if not found:
+            return {}
+        place, _ = max(found, key=lambda point: point[1])
+        each = {name: dict(points).get(place) for name, points in self.points.items()}
+        return {name: value for name, value in each.items() if value is not None}
+
     def charts(self, best: Best | None) -> list[Chart]:
         """Loss, BLEU and CIDEr, those that were logged, with the best epoch marked."""
         mark = (float(best.epoch), f"best: epoch {best.epoch}") if best else None

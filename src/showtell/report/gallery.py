@@ -63,11 +63,11 @@ def write_gallery(pictures: Sequence[Picture], output: Path, title: str) -> Path
 
 def cards(pictures: Sequence[Picture]) -> list[Card]:
     """Pictures with their files embedded and their captions compared with the references."""
-    return [Card(p, _embedded(p.path), _compared(p.caption, p.references)) for p in pictures]
+    return [Card(p, embedded(p.path), compared(p.caption, p.references)) for p in pictures]
 
 
-def _embedded(path: Path) -> str | None:
-    """The picture as a small WebP in a data URI."""
+def embedded(path: Path) -> str | None:
+    """The picture as a small WebP in a data URI; None when it cannot be read."""
     try:
         image = load_image(path)
     except ImageError:
@@ -78,7 +78,8 @@ def _embedded(path: Path) -> str | None:
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _compared(caption: str, references: Sequence[str]) -> tuple[Word, ...]:
+def compared(caption: str, references: Sequence[str]) -> tuple[Word, ...]:
+    """The words of a caption, each with whether a reference has it."""
     said = {token for reference in references for token in tokenize(reference)}
     return tuple(
         Word(word, not references or said.issuperset(tokenize(word))) for word in caption.split()

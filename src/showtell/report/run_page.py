@@ -6,14 +6,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from showtell.config import build, check_node
-from showtell.errors import UserError
 from showtell.metrics.inputs import read_captions
 from showtell.metrics.scores import score_captions
+from showtell.report.at_hand import AtHand, captioned, data_set_at_hand
 from showtell.report.curves import METRICS_FILE, read_curves
 from showtell.report.gallery import Card, Picture, cards
 from showtell.report.looking import looking_section
@@ -21,8 +19,8 @@ from showtell.report.origin import facts_of, summary_of
 from showtell.report.page import write_page
 from showtell.report.results import read_scores
 from showtell.report.words import words_section
-from showtell.runs import CONFIG, alarms_of, read_config, read_record
-from showtell.types import CaptionData, CaptionedImage, Split
+from showtell.runs import alarms_of, read_config, read_record
+from showtell.types import CaptionedImage, Split
 
 REPORT = "report.html"
 SHOWN_BEST, SHOWN_RANDOM = 6, 12
@@ -40,14 +38,6 @@ class Gallery:
 
     title: str
     cards: list[Card]
-
-
-@dataclass(frozen=True)
-class AtHand:
-    """The data set the run names, or why it is not at hand; ``problem`` may also be a doubt."""
-
-    data: CaptionData | None
-    problem: str | None
 
 
 def write_report(run_folder: Path, output: Path | None = None) -> Path:
@@ -68,7 +58,7 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
     record = read_record(run_folder)
     run = summary_of(record)
     config = read_config(run_folder)
-    at_hand = _data_set(config, record)
+    at_hand = data_set_at_hand(config, record)
     split, captions = _captions(run_folder)
     curves = read_curves(run_folder / METRICS_FILE)
     best = curves.best(config.get("callbacks", {}).get("monitor"))
@@ -95,23 +85,6 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
     )
 
 
-def _data_set(config: Mapping[str, Any], record: Mapping[str, Any]) -> AtHand:
-    node = config.get("data")
-    if not isinstance(node, dict):
-        return AtHand(None, f"{CONFIG} names no data set")
-    try:
-        if problems := check_node("data", node):
-            return AtHand(None, problems[0])
-        data = build("data", node)
-    except UserError as error:
-        return AtHand(None, str(error))
-    if not isinstance(data, CaptionData):
-        return AtHand(None, f"data._target_={node['_target_']} is no data set")
-    if data.origin != record.get("data", {}).get("origin"):
-        return AtHand(data, "its text files are not those the run was trained on")
-    return AtHand(data, None)
-
-
 def _captions(run_folder: Path) -> tuple[Split, dict[str, str]]:
     """The captions of the first split that has some, image id -> caption."""
     for split in SCORED_SPLITS:
@@ -125,7 +98,7 @@ def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Galle
     """Best, random (of all) and worst pictures, and what is to be said of their data set."""
     if at_hand.data is None or not captions:
         return [], at_hand.problem
-    images = _captioned(captions, at_hand.data)
+    images = captioned(captions, at_hand.data)
     if not images:
         return [], "it holds none of the captioned pictures"
     pictures = _ranked(captions, images)
@@ -135,10 +108,6 @@ def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Galle
     drawn = random.Random(0).sample(pictures, min(SHOWN_RANDOM, len(pictures)))
     parts = {"Best": best, "Drawn at random": drawn, "Worst": worst}
     return [Gallery(t, cards(chosen)) for t, chosen in parts.items() if chosen], at_hand.problem
-
-
-def _captioned(captions: Mapping[str, str], data: CaptionData) -> list[CaptionedImage]:
-    return [image for image in data.images if image.image_id in captions]
 
 
 def _ranked(captions: Mapping[str, str], images: Sequence[CaptionedImage]) -> list[Picture]:

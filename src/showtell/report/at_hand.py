@@ -1,0 +1,43 @@
+"""The data set of a run, for a page that shows its pictures: where it was, if it is still there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from showtell.config import build, check_node
+from showtell.errors import UserError
+from showtell.runs import CONFIG
+from showtell.types import CaptionData, CaptionedImage
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """The data set the run names, or why it is not at hand; ``problem`` may also be a doubt."""
+
+    data: CaptionData | None
+    problem: str | None
+
+
+def data_set_at_hand(config: Mapping[str, Any], record: Mapping[str, Any]) -> AtHand:
+    """The data set that a run's ``config.yaml`` names, compared with its ``run.json``."""
+    node = config.get("data")
+    if not isinstance(node, dict):
+        return AtHand(None, f"{CONFIG} names no data set")
+    try:
+        if problems := check_node("data", node):
+            return AtHand(None, problems[0])
+        data = build("data", node)
+    except UserError as error:
+        return AtHand(None, str(error))
+    if not isinstance(data, CaptionData):
+        return AtHand(None, f"data._target_={node['_target_']} is no data set")
+    if data.origin != record.get("data", {}).get("origin"):
+        return AtHand(data, "its text files are not those the run was trained on")
+    return AtHand(data, None)
+
+
+def captioned(captions: Mapping[str, str], data: CaptionData) -> list[CaptionedImage]:
+    """The pictures that have a caption, in the order of the data set."""
+    return [image for image in data.images if image.image_id in captions]
