@@ -164,6 +164,39 @@ def test_frozen_vectors_stay_and_what_widens_them_learns(build: Build) -> None:
     torch.testing.assert_close(decoder.embedding.vectors.weight[len(SPECIALS) :].detach(), glove)
 
 
+@DECODERS
+def test_in_bfloat16_it_computes_nearly_the_same_and_cells_stay_exact(build: Build) -> None:
+    torch.manual_seed(0)
+    decoder = build().eval()
+    given = batch(decoder)
+    exact = decoder(*given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = decoder(*given).float()
+        state = decoder.start(given[0])
+        for _ in range(2):
+            scores, state = decoder.step(torch.tensor([4, 5, 6]), state)
+    assert scores.isfinite().all()
+    if not isinstance(decoder, TransformerDecoder):  # which has no cells
+        assert state.rows[1].dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.05)
+    rounded.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("build", [attention, updown, adaptive, transformer])
+def test_words_may_be_all_learned(build: Build) -> None:
+    """Vectors as wide as the embedding: nothing is loaded, projected or added."""
+    torch.manual_seed(0)
+    decoder = build(embedding_width=5, extend_vectors=True, tied_output=True)
+    assert decoder.embedding.extension is None
+    features, tokens, lengths, image_of_row = batch(decoder)
+    scores_PV = decoder(features, tokens, lengths, image_of_row)
+    scores, _ = decoder.step(tokens[1, :1], decoder.start(features[:1]))
+    torch.testing.assert_close(scores_PV[4], scores[0], atol=1e-5, rtol=0)
+    scores_PV.square().sum().backward()
+    assert decoder.embedding.vectors.weight.grad is not None
+
+
 @pytest.mark.parametrize(("width", "extended"), [(None, False), (7, False), (7, True)])
 def test_step_lstm_is_the_published_cell(width: int | None, extended: bool) -> None:
     torch.manual_seed(0)

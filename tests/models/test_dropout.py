@@ -34,6 +34,13 @@ def test_the_expected_value_is_kept() -> None:
     assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
 
 
+def test_the_rate_is_kept_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    dropped = LockedDropout(0.003)(torch.ones(1000, 1000, dtype=torch.bfloat16))
+    assert dropped.dtype == torch.bfloat16
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.003, rel=0.1)
+
+
 def test_nothing_is_dropped_outside_training_or_at_rate_zero() -> None:
     inputs = torch.randn(4, 5)
     assert LockedDropout(0.5).eval()(inputs) is inputs

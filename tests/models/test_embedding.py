@@ -42,11 +42,17 @@ def test_an_extended_embedding_begins_with_the_vectors() -> None:
     assert torch.linalg.matrix_rank(centred) == 2
 
 
-def test_an_extension_has_room_for_something() -> None:
-    with pytest.raises(ValueError, match="embedding_width=2 must be above the 2"):
-        WordEmbedding(vocabulary_size=V, vector_width=2, width=2, extended=True)
-    with pytest.raises(ValueError, match="embedding_width=2 must be above the 2"):
-        WordEmbedding(vocabulary_size=V, vector_width=2, width=None, extended=True)
+@pytest.mark.parametrize("width", [None, 4])
+def test_vectors_as_wide_as_the_embedding_are_all_of_it(width: int | None) -> None:
+    """So it is with learned words, where no vectors are loaded, and with wide GloVe."""
+    embedding = WordEmbedding(vocabulary_size=V, vector_width=4, width=width, extended=True)
+    assert [name for name, _ in embedding.named_parameters()] == ["vectors.weight"]
+    torch.testing.assert_close(embedding(IDS), embedding.vectors.weight[IDS])
+
+
+def test_an_extension_does_not_cut_the_vectors() -> None:
+    with pytest.raises(ValueError, match="embedding_width=2 must be at least the 3"):
+        WordEmbedding(vocabulary_size=V, vector_width=3, width=2, extended=True)
 
 
 def test_a_tied_output_scores_by_the_product_with_each_embedding() -> None:

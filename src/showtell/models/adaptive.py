@@ -115,7 +115,8 @@ class AdaptiveDecoder(nn.Module):
     def _begin(self, features: Tensor) -> State:
         regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
         hidden_BH, cell_BH = self.initial(regions_BRH.mean(dim=1)).chunk(2, dim=1)
-        return State((torch.tanh(hidden_BH), cell_BH), (regions_BRH,))
+        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        return State((torch.tanh(hidden_BH), cell_BH.to(features.dtype)), (regions_BRH,))
 
     def _read(
         self, tokens: Tensor, lengths: Tensor, positions: RealPositions, start: State

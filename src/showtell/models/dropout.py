@@ -30,7 +30,8 @@ class LockedDropout(nn.Module):
             return inputs
         rows = len(inputs) if positions is None else positions.row_count
         shape = (rows, *(1 for _ in inputs.shape[2:]), inputs.shape[-1])
-        kept = torch.rand(shape, device=inputs.device, dtype=inputs.dtype) >= self.rate
+        # In float32 whatever the inputs are: bfloat16 has too few numbers below 1 to meet a rate.
+        kept = torch.rand(shape, device=inputs.device) >= self.rate
         # Scaled while it is small: the mask of a row serves all its positions.
         mask = kept.to(inputs.dtype) / (1.0 - self.rate)
         return inputs * (mask if positions is None else mask.index_select(0, positions.rows))

@@ -13,12 +13,12 @@ class WordEmbedding(nn.Module):
 
     A ``width`` E other than None is reached in one of two ways: a linear layer maps W to E, or,
     ``extended``, the vectors are the first W numbers of an embedding whose other E - W are
-    learned. The first has rank W: enough to read words, too little to tell them apart when the
-    output is tied to it. The vectors start as a seeded normal draw; ``load_vectors`` puts GloVe
-    there.
+    learned; none is where W is E already, as with vectors that are all learned. The first way has
+    rank W: enough to read words, too little to tell them apart when the output is tied to it. The
+    vectors start as a seeded normal draw; ``load_vectors`` puts GloVe there.
 
     Raises:
-        ValueError: an extended embedding that is not wider than its vectors.
+        ValueError: an extended embedding that is narrower than its vectors.
     """
 
     def __init__(
@@ -34,7 +34,9 @@ class WordEmbedding(nn.Module):
         self.vectors = nn.Embedding(vocabulary_size, vector_width, padding_idx=PAD)
         self.extension: nn.Embedding | None = None
         self.projection: nn.Module = nn.Identity()
-        if extended:
+        if extended and self.width == vector_width:
+            _start_small(self.vectors, self.width)
+        elif extended:
             self.extension = _extension(vocabulary_size, self.width, vector_width)
         elif width is not None:
             self.projection = nn.Linear(vector_width, width)
@@ -81,14 +83,21 @@ def _beside(vectors: Tensor, more: Tensor | None) -> Tensor:
 
 
 def _extension(vocabulary_size: int, width: int, vector_width: int) -> nn.Embedding:
-    if width <= vector_width:
+    if width < vector_width:
         raise ValueError(
-            f"embedding_width={width} must be above the {vector_width} of the word vectors to "
-            "extend them"
+            f"embedding_width={width} must be at least the {vector_width} of the word vectors to "
+            "extend them; with extend_vectors=false they are projected"
         )
     extension = nn.Embedding(vocabulary_size, width - vector_width, padding_idx=PAD)
-    # Small beside GloVe's 0.6: what the vectors already know should speak first.
-    nn.init.normal_(extension.weight, std=width**-0.5)
-    with torch.no_grad():
-        extension.weight[PAD].zero_()
+    _start_small(extension, width)
     return extension
+
+
+def _start_small(embedding: nn.Embedding, width: int) -> None:
+    """So that scores tied to the embeddings (V, ``width``) start near even.
+
+    Small also beside GloVe's 0.6: what the vectors already know should speak first.
+    """
+    nn.init.normal_(embedding.weight, std=width**-0.5)
+    with torch.no_grad():
+        embedding.weight[PAD].zero_()

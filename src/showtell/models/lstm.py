@@ -87,4 +87,6 @@ class LSTMDecoder(nn.Module):
     def _begin(self, features: Tensor) -> State:
         image_BD = self.image_dropout(self.image_norm(features))
         hidden_BH, cell_BH = self.initial(image_BD).chunk(2, dim=1)
+        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        cell_BH = cell_BH.to(features.dtype)
         return State((torch.tanh(hidden_BH), cell_BH, self.image_dense(image_BD)))

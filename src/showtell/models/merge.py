@@ -84,4 +84,6 @@ class MergeDecoder(nn.Module):
 
     def _begin(self, features: Tensor) -> State:
         image_BH = torch.relu(self.image(self.image_dropout(self.image_norm(features))))
-        return State((torch.zeros_like(image_BH), torch.zeros_like(image_BH), image_BH))
+        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        zeros_BH = features.new_zeros(image_BH.shape)
+        return State((zeros_BH, zeros_BH, image_BH))

@@ -78,7 +78,8 @@ class UpDownDecoder(nn.Module):
         """Rows of zeros, four (B, H); regions (B, R, H) and gates (B, 4H), from grid (B, R, D)."""
         regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
         mean_BH = regions_BRH.mean(dim=1)
-        zeros_BH = torch.zeros_like(mean_BH)
+        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        zeros_BH = features.new_zeros(mean_BH.shape)
         return State((zeros_BH,) * 4, (regions_BRH, self.image_gates(mean_BH)))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
