@@ -54,9 +54,8 @@ from showtell.parts import Settings
 from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import CsvCurves
-from showtell.training.loss import cross_entropy
 from showtell.training.module import CaptioningModule
-from showtell.training.optimization import Optimization
+from showtell.training.objectives import CrossEntropy
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import CaptionedImage
 
@@ -161,12 +160,18 @@ class Bench:
         return trained
 
 
-def train_ours(decoder: Any, batches: Sequence[Batch], rules: Optimization) -> Step:
+def cross_entropy_of(settings: Settings) -> CrossEntropy:
+    """The objective of all that is measured here."""
+    assert isinstance(settings.objective, CrossEntropy)
+    return settings.objective
+
+
+def train_ours(decoder: Any, batches: Sequence[Batch], settings: Settings) -> Step:
     """A call that takes a step on each batch, in a plain loop."""
+    objective, rules = cross_entropy_of(settings), settings.optimization
 
     def loss(batch: Batch) -> Tensor:
-        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
-        return cross_entropy(scores_PV, batch.targets, label_smoothing=rules.label_smoothing)
+        return objective(decoder, batch, progress=0.0).loss
 
     losses = [partial(loss, batch) for batch in batches]
     parameters, optimizer = list(decoder.parameters()), rules.optimizer(decoder)
@@ -233,22 +238,22 @@ def small_works(bench: Bench) -> dict[str, Work]:
     config = compose([f"model={COMPARED}", *(f"model.{name}=16" for name in sizes)])
     batches = bench.batches("pooled", batch_size=1) * SMALL_STEPS
     batches = batches[:SMALL_STEPS]
-    decoder, rules = bench.decoder(config), Settings.of(config).optimization
+    decoder, settings = bench.decoder(config), Settings.of(config)
     units = {"steps": SMALL_STEPS}
     fit = UnderLightning(config, bench, batches)
     return {
-        SMALL: Work(train_ours(decoder, batches, rules), units),
+        SMALL: Work(train_ours(decoder, batches, settings), units),
         f"{SMALL}, {LIGHTNING}": Work(fit, units, own_clock=True),
     }
 
 
 def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> dict[str, Work]:
     """The cell loop and the prefixes, on captions in shuffled order."""
-    rules = Settings.of(config).optimization
+    smoothing = cross_entropy_of(Settings.of(config)).label_smoothing
     decoder: Any = bench.decoder(config)
     captions = [pad_captions(b) for b in bench.batches("pooled", sorted_by_length=False)]
-    cell_loop = CellLoop(decoder, label_smoothing=rules.label_smoothing)
-    prefix_loop = PrefixLoop(decoder, label_smoothing=rules.label_smoothing)
+    cell_loop = CellLoop(decoder, label_smoothing=smoothing)
+    prefix_loop = PrefixLoop(decoder, label_smoothing=smoothing)
     # Padded as notebooks do, to the longest caption with its begin and end; as many rows as there
     # are captions in a batch of images.
     cut = cut_prefixes(captions[0], width=1 + bench.longest)
@@ -331,6 +336,7 @@ class UnderLightning:
             self._bench.decoder(self._config),
             settings.search,
             GeneratedCaptions({}, vocabulary, max_length=settings.search.max_length, metrics=[]),
+            objective=cross_entropy_of(settings),
             optimization=settings.optimization,
             text=settings.text,
             steps_per_epoch=len(self._batches),

@@ -137,13 +137,13 @@ def works(case: Case, folder: Path) -> dict[str, Work]:
 def training_steps(case: Case, batches: CaptionBatches) -> Iterator[None]:
     """One optimizer step each time, without end, over the first batches of an epoch."""
     decoder: Any = case.decoder
-    rules = case.settings.optimization
+    rules, smoothing = case.settings.optimization, case.settings.objective.label_smoothing
     optimizer = rules.optimizer(decoder)
     decoder.embedding.train_vectors(True)
     for batch in cycle(list(islice(batches, SAMPLED_STEPS))):
         decoder.train()
         scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
-        nats = cross_entropy(scores_PV, batch.targets, label_smoothing=rules.label_smoothing)
+        nats = cross_entropy(scores_PV, batch.targets, label_smoothing=smoothing)
         optimizer.zero_grad()
         nats.backward()
         if rules.gradient_clip is not None:

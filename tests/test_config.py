@@ -18,8 +18,8 @@ NEEDED = ["data.file=captions.csv"]
 def test_every_group_has_its_choices() -> None:
     groups = {choice.split("=")[0] for choice in CHOICES}
     assert groups == {
-        *("data", "encoder", "text", "model", "decoding", "optim"),
-        *("trainer", "tracking", "callbacks", "experiment", "debug"),
+        *("data", "encoder", "text", "model", "decoding", "objective"),
+        *("optim", "trainer", "tracking", "callbacks", "experiment", "debug"),
     }
     assert len(CHOICES) >= 24
 
@@ -28,6 +28,7 @@ def test_every_group_has_its_choices() -> None:
 def test_every_choice_composes_and_fits_its_code(choice: str) -> None:
     added = {"data=table": NEEDED, "encoder=timm": ["encoder.network=resnet18"]}
     added["encoder=torchvision"] = ["encoder.network=resnet18"]
+    added["objective=self_critical"] = ["start_from=RUN"]
     compose([choice, *added.get(choice, [])])
 
 

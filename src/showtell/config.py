@@ -44,6 +44,7 @@ INJECTED: dict[str, frozenset[str]] = {
     "text": frozenset(),
     "model": frozenset({"vocabulary_size", "feature_size", "vector_width"}),
     "decoding": frozenset(),
+    "objective": frozenset(),
     "optim": frozenset(),
     "trainer": frozenset(),
     "tracking": frozenset({"run_folder", "config", "origin"}),
@@ -54,6 +55,7 @@ PLAIN = {
     "name": "str | None",
     "seed": "int",
     "resume": "str | None",
+    "start_from": "str | None",
     "output.root": "str",
     "output.folder": "str | None",
     "features.root": "str",
@@ -67,6 +69,7 @@ PACKAGES: dict[str, str] = {
     "text": "showtell.text.",
     "model": "showtell.models.",
     "decoding": "showtell.decoding.",
+    "objective": "showtell.training.",
     "optim": "showtell.training.",
     "trainer": "showtell.training.",
     "tracking": "showtell.tracking.",
@@ -278,7 +281,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: all problems together, one a line.
     """
-    known = [*INJECTED, "name", "seed", "resume", "output", "features"]
+    known = [*INJECTED, "name", "seed", "resume", "start_from", "output", "features"]
     problems = check_keys(config, known, "")
     for group in INJECTED:
         node = config.get(group)
@@ -316,6 +319,11 @@ def _contradictions(config: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"text.thaw_epoch={text['thaw_epoch']} has no effect while text.train_vectors="
             f"{text['train_vectors']}; set text.train_vectors=thaw or text.thaw_epoch=null"
+        )
+    if config["objective"][TARGET].endswith(".SelfCritical") and config["start_from"] is None:
+        problems.append(
+            "objective=self_critical needs start_from=RUN: it improves on captions that are good "
+            "already; train with objective=cross_entropy first"
         )
     if text["train_vectors"] == "thaw" and text["thaw_epoch"] is None:
         problems.append("text.train_vectors=thaw needs text.thaw_epoch, the epoch it begins at")

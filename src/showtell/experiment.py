@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
             f"{folder} has finished: raise trainer.max_epochs to train on, or callbacks.patience "
             "where it stopped early"
         )
-    parts = prepare(config, data)
+    parts = prepare({**config, "start_from": None}, data)  # it is long past its start
     _check_same_input(folder, record, parts)
     _write_config(folder, config)
     _remove_results(folder)
@@ -206,6 +207,7 @@ def _fit(
         parts.decoder,
         settings.search,
         generated,
+        objective=settings.objective.on(parts.images["train"], parts.vocabulary),
         optimization=settings.optimization,
         text=settings.text,
         steps_per_epoch=len(datamodule.train_batches),
@@ -300,11 +302,21 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
             "identity": parts.encoder.identity.to_json(),
         },
         "text": {**config["text"], **_described_vectors(parts)},
+        "start": _described_start(config["start_from"]),
         "model": config["model"],
         "model_sizes": parts.model_sizes,
         "decoding": config["decoding"],
     }
     runs.write_json(folder / runs.RECORD, record)
+
+
+def _described_start(folder: str | None) -> dict[str, Any] | None:
+    """The run whose weights this one begins with, and how those came about."""
+    if folder is None:
+        return None
+    run = Path(folder)
+    sha256 = hashlib.sha256((run / runs.BEST_WEIGHTS).read_bytes()).hexdigest()
+    return {"run": run.name, "weights_sha256": sha256, "config": runs.read_config(run)}
 
 
 def _write_config(folder: Path, config: Config) -> None:

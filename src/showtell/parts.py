@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import nn
 
-from showtell.caption import device_for
+from showtell.caption import device_for, load_run
 from showtell.config import build, target_of
 from showtell.decoding.beam import BeamSearch
 from showtell.errors import UserError
@@ -20,6 +20,7 @@ from showtell.text.settings import TextSettings
 from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import Vocabulary
 from showtell.training.callbacks import CallbackSettings
+from showtell.training.objectives import CrossEntropy, SelfCritical
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import TrainerSettings
 from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
@@ -37,6 +38,7 @@ class Settings:
 
     text: TextSettings
     search: BeamSearch
+    objective: CrossEntropy | SelfCritical
     optimization: Optimization
     trainer: TrainerSettings
     callbacks: CallbackSettings
@@ -47,6 +49,7 @@ class Settings:
         return cls(
             text=_build_within_range("text", config),
             search=_build_within_range("decoding", config),
+            objective=_build_within_range("objective", config),
             optimization=_build_within_range("optim", config),
             trainer=_build_within_range("trainer", config),
             callbacks=_build_within_range("callbacks", config),
@@ -106,6 +109,8 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     decoder = _build_within_range("model", config, **_sizes(vocabulary, encoder, settings.text))
     if vectors is not None:
         decoder.embedding.load_vectors(torch.from_numpy(vectors.matrix))
+    if config["start_from"] is not None:
+        start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
     used = [*images["train"], *images["val"]]
     store = features_of(used, encoder, decoder.feature_kind, config)
     return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store)
@@ -122,6 +127,28 @@ def extract(config: Config, data: CaptionData) -> Path:
     store = features_of(data.images, encoder, kind, config)
     store.verify()
     return store.folder
+
+
+def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder: Encoder) -> None:
+    """Give ``decoder`` the best weights of the run in ``folder``.
+
+    Raises:
+        UserError: when it has other words, another encoder or another model.
+    """
+    run = load_run(folder)
+    asked = f"start_from={folder}: the run has"
+    if run.vocabulary.tokens != vocabulary.tokens:
+        raise UserError(f"{asked} other words; train on the captions and with the text of its own")
+    if run.record["encoder"]["identity"] != encoder.identity.to_json():
+        raise UserError(f"{asked} another encoder than {encoder.identity.key}; choose the same")
+    try:
+        decoder.load_state_dict(run.decoder.state_dict())
+    except RuntimeError as error:
+        was = type(run.decoder).__name__
+        raise UserError(
+            f"{asked} a {was} of other sizes or kind than this {type(decoder).__name__}; choose "
+            "the same model"
+        ) from error
 
 
 def select_images(data: CaptionData, settings: TrainerSettings) -> Images:

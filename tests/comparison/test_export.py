@@ -27,8 +27,8 @@ Change against `model=lstm_glove`, its 95 % interval, p:
 | --- | --: |
 | `model=merge_glove` | +30.0 [+30.0, +30.0] p=.002 |
 
-All: `data=flickr8k encoder=inception_v3 text=glove50 decoding=beam3 optim=adamw trainer=default \
-callbacks=default`
+All: `data=flickr8k encoder=inception_v3 text=glove50 decoding=beam3 objective=cross_entropy \
+optim=adamw trainer=default callbacks=default`
 
 - one seed only: model=merge_glove; how much another seed changes the scores is not known
 - changes are against the first row; p and intervals allow for other images and other seeds

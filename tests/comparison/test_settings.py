@@ -104,8 +104,8 @@ def test_a_model_that_is_not_ours_any_more_is_named_by_its_class() -> None:
 def test_what_all_rows_share_is_told_once() -> None:
     both = [settings("optim.lr=0.1", each) for each in ("model=lstm_glove", "model=merge_glove")]
     assert common_part(both) == (
-        "data=flickr8k encoder=inception_v3 text=glove50 decoding=beam3 optim=adamw optim.lr=0.1 "
-        "trainer=default callbacks=default"
+        "data=flickr8k encoder=inception_v3 text=glove50 decoding=beam3 objective=cross_entropy "
+        "optim=adamw optim.lr=0.1 trainer=default callbacks=default"
     )
 
 

@@ -96,7 +96,12 @@ def test_the_end_token_rewards_stopping() -> None:
 
 
 def test_document_frequencies_count_an_image_once() -> None:
-    frequencies = DocumentFrequencies.of([[["a", "a"], ["a"]], [["b"]]])
-    assert frequencies.images == 2
-    assert frequencies.counts[("a",)] == 1 and frequencies.counts[("a", "a")] == 1
-    assert frequencies.idf(1) == frequencies.idf(0) == math.log(2)
+    frequencies = DocumentFrequencies.of([[["a", "a"], ["a"]], [["b"]], [["a", "c"]]])
+    assert frequencies.images == 3
+    assert frequencies.count(("a",)) == 2 and frequencies.count(("a", "a")) == 1
+    assert frequencies.idf(1) == frequencies.idf(0) == math.log(3)
+
+
+def test_what_one_image_alone_says_takes_no_memory() -> None:
+    frequencies = DocumentFrequencies.of([[["a", "b"]], [["a", "c"]]])
+    assert frequencies.counts == {("a",): 2}

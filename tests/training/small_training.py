@@ -28,6 +28,7 @@ from showtell.tracking import CsvCurves
 from showtell.training.callbacks import CallbackSettings
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
+from showtell.training.objectives import CrossEntropy, SelfCritical
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
@@ -79,11 +80,13 @@ def build_training(
     folder: Path,
     *,
     callbacks: Sequence[Callback] = (),
+    objective: CrossEntropy | SelfCritical | None = None,
     optimization: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     dropout: float = 0.2,
     patience: int | None = None,
 ) -> Training:
+    objective = objective or CrossEntropy(label_smoothing=0.1, scheduled_sampling=0.0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     seed_everything(7, workers=True, verbose=False)
     images = pictures()
@@ -111,7 +114,6 @@ def build_training(
         "warmup_epochs": 0.5,
         "final_lr_fraction": 0.1,
         "gradient_clip": 1.0,
-        "label_smoothing": 0.1,
     }
     rules = Optimization(**{**settings, **(optimization or {})})
     limits = {
@@ -136,6 +138,7 @@ def build_training(
         decoder,
         search,
         GeneratedCaptions(references, vocabulary, max_length=12, metrics=["BLEU"]),
+        objective=objective.on(images, vocabulary),
         optimization=rules,
         text=TextSettings(1, None, 8, "thaw", 1),
         steps_per_epoch=len(data.train_batches),

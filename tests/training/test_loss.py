@@ -39,3 +39,16 @@ def test_scores_too_large_for_exp_are_no_matter_and_infinite_ones_show() -> None
     assert cross_entropy(large, targets, label_smoothing=0.0).item() == pytest.approx(0.6931472)
     infinite = torch.tensor([[0.0, torch.inf]])
     assert not torch.isfinite(cross_entropy(infinite, targets, label_smoothing=0.1))
+
+
+def test_weights_count_a_position_more_less_or_against() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(4, 7, dtype=torch.double, requires_grad=True)
+    targets, weights = torch.tensor([0, 6, 3, 3]), torch.tensor([1.0, 0.0, -2.5, 3.0]).double()
+
+    def weighed(scores: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(scores, targets, label_smoothing=0.2, weights=weights)
+
+    losses = F.cross_entropy(scores, targets, label_smoothing=0.2, reduction="none")
+    torch.testing.assert_close(weighed(scores), (losses * weights).sum() / 4)
+    assert torch.autograd.gradcheck(weighed, scores)

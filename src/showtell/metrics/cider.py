@@ -20,7 +20,11 @@ _SCALE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DocumentFrequencies:
-    """In how many of ``images`` images some reference holds an n-gram."""
+    """In how many of ``images`` images some reference holds an n-gram.
+
+    Those of one image have no entry: they weigh as much as an n-gram that no reference holds, and
+    they are nine of ten.
+    """
 
     counts: Mapping[Ngram, int]
     images: int
@@ -28,8 +32,16 @@ class DocumentFrequencies:
     @classmethod
     def of(cls, references: Iterable[Sequence[Sequence[str]]]) -> DocumentFrequencies:
         """Counted over the tokenized references of each image."""
-        documents = [{gram for t in sentences for gram in ngrams(t)} for sentences in references]
-        return cls(Counter(gram for grams in documents for gram in grams), len(documents))
+        counts: Counter[Ngram] = Counter()
+        images = 0
+        for sentences in references:
+            images += 1
+            counts.update({gram for tokens in sentences for gram in ngrams(tokens)})
+        return cls({gram: count for gram, count in counts.items() if count > 1}, images)
+
+    def count(self, gram: Ngram) -> int:
+        """How many images hold ``gram``; 1 also for one that none holds."""
+        return self.counts.get(gram, 1)
 
     def idf(self, documents: int) -> float:
         """Inverse document frequency: log(images / documents), an unseen n-gram counting as 1."""
@@ -66,7 +78,7 @@ class CiderD:
         if end is not None:
             references = {i: [[*t, end] for t in sentences] for i, sentences in references.items()}
         self.frequencies = frequencies or DocumentFrequencies.of(references.values())
-        most = max(self.frequencies.counts.values(), default=0)
+        most = max(self.frequencies.counts.values(), default=1)
         # Inverse document frequencies by count: a caption asks for dozens.
         self._idf = [self.frequencies.idf(count) for count in range(most + 1)]
         self._references = {i: self._weigh(sentences) for i, sentences in references.items()}
@@ -90,7 +102,7 @@ class CiderD:
     def _vector(self, tokens: Sequence[str]) -> dict[Ngram, float]:
         """The tf-idf of each n-gram."""
         documents, idf = self.frequencies.counts, self._idf
-        return {gram: count * idf[documents.get(gram, 0)] for gram, count in ngrams(tokens).items()}
+        return {gram: count * idf[documents.get(gram, 1)] for gram, count in ngrams(tokens).items()}
 
     def _weigh(self, sentences: Sequence[Sequence[str]]) -> _References:
         weights: dict[Ngram, list[tuple[int, float]]] = {}

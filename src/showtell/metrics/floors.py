@@ -109,7 +109,7 @@ def _expected_cider(
 def _unit_vector(tokens: Tokens, frequencies: DocumentFrequencies) -> dict[Tokens, float]:
     """The tf-idf of each n-gram, those of one n at length 1."""
     vector = {
-        gram: n * frequencies.idf(frequencies.counts[gram]) for gram, n in ngrams(tokens).items()
+        gram: n * frequencies.idf(frequencies.count(gram)) for gram, n in ngrams(tokens).items()
     }
     squares = dict.fromkeys(_ORDERS, 0.0)
     for gram, weight in vector.items():
@@ -125,7 +125,7 @@ def _expected_bleu(
 ) -> float:
     shared = dict.fromkeys(_ORDERS, 0)
     for gram in ngrams(tokens):
-        shared[len(gram)] += frequencies.counts[gram]
+        shared[len(gram)] += frequencies.count(gram)
     shares = [shared[n] / (len(tokens) - n + 1) / frequencies.images for n in _ORDERS]
     ratio = len(tokens) / lengths[len(tokens)]
     penalty = 1.0 if ratio >= 1 else math.exp(1 - 1 / ratio)

@@ -264,6 +264,17 @@ def _bleu(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
     )
 
 
+def sentence_bleu4(
+    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
+) -> list[float]:
+    """BLEU-4 of each tokenized caption against its tokenized references, as COCO smooths it."""
+    scorer = BleuScorer(n=BLEU_ORDER)
+    for caption, sentences in zip(hypotheses, references, strict=True):
+        scorer += (" ".join(caption), [" ".join(tokens) for tokens in sentences])
+    _, each = scorer.compute_score(option="closest", verbose=0)
+    return list(each[BLEU_ORDER - 1])
+
+
 def _meteor(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
     meteor = shared_meteor()
     if meteor is None:

@@ -128,9 +128,10 @@ class EpochProgress(RichProgressBar):
         self._keep_best = keep_best
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print losses in nats per token and scores times 100."""
+        """Print losses in nats per token, rewards, and scores times 100."""
         super().on_train_epoch_end(trainer, pl_module)
-        train_loss = cast(CaptioningModule, pl_module).train_loss.compute()
+        module = cast(CaptioningModule, pl_module)
+        train_mean = module.train_mean.compute()
         val = {name: float(value) for name, value in trainer.callback_metrics.items()}
         scores = [
             f"{name} {100 * val[f'val/{name}']:.1f}" for name in SHOWN if f"val/{name}" in val
@@ -138,7 +139,7 @@ class EpochProgress(RichProgressBar):
         is_best = self._keep_best.best_epoch == trainer.current_epoch
         trainer.print(
             self._get_train_description(trainer.current_epoch),
-            f"train loss {train_loss:.3f}",
+            f"train {module.objective.measure} {train_mean:.3f}",
             f"val loss {val['val/loss']:.3f}",
             *scores,
             *(["best"] if is_best else []),

@@ -1,4 +1,4 @@
-"""The loss of teacher forcing: cross-entropy over the vocabulary.
+"""Cross-entropy over the vocabulary: of teacher forcing, and weighed, of a policy gradient.
 
 Dimension key: P positions, V vocabulary.
 """
@@ -13,15 +13,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def cross_entropy(scores: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+def cross_entropy(
+    scores: Tensor, targets: Tensor, *, label_smoothing: float, weights: Tensor | None = None
+) -> Tensor:
     """``F.cross_entropy`` of scores (P, V) and targets (P,), in nats per position.
 
     On a CPU it takes two thirds of the time: scores of a vocabulary fill no cache, so what counts
     is how often they are read and written.
+
+    Args:
+        weights: (P,) what each position counts, below zero too; all one where none are given. The
+            mean is over positions, not over weights.
     """
     if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
-        return F.cross_entropy(scores, targets, label_smoothing=label_smoothing)
-    loss: Tensor = _CrossEntropy.apply(scores, targets, label_smoothing)
+        losses_P = F.cross_entropy(
+            scores, targets, label_smoothing=label_smoothing, reduction="none"
+        )
+        return (losses_P if weights is None else losses_P * weights).mean()
+    loss: Tensor = _CrossEntropy.apply(scores, targets, label_smoothing, weights)
     return loss
 
 
@@ -29,25 +38,31 @@ class _CrossEntropy(torch.autograd.Function):
     """log(sum exp(scores)) - (1 - s) score of the target - s mean score, mean over positions."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, scores: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
+    ) -> Tensor:
         lowered_PV = scores - scores.amax(1, keepdim=True)  # so that no exponential overflows
-        loss = -(1.0 - smoothing) * lowered_PV.gather(1, targets.unsqueeze(1)).mean()
+        told_P1 = lowered_PV.gather(1, targets.unsqueeze(1))
+        losses_P1 = -(1.0 - smoothing) * told_P1
         if smoothing:
-            loss -= smoothing * lowered_PV.mean()
+            losses_P1 -= smoothing * lowered_PV.mean(1, keepdim=True)
         exponentials_PV = lowered_PV.exp_()
         sums_P1 = exponentials_PV.sum(1, keepdim=True)
-        ctx.save_for_backward(exponentials_PV, sums_P1, targets)
+        losses_P1 += sums_P1.log()
+        ctx.save_for_backward(exponentials_PV, sums_P1, targets, weights)
         ctx.smoothing = smoothing
-        return loss + sums_P1.log().mean()
+        return (losses_P1 if weights is None else losses_P1 * weights.unsqueeze(1)).mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        exponentials_PV, sums_P1, targets = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        exponentials_PV, sums_P1, targets, weights = ctx.saved_tensors
         positions, words = exponentials_PV.shape
-        share = gradient / positions
-        scores_gradient = exponentials_PV * (share / sums_P1)
+        share_P1 = (gradient / positions).expand(positions, 1)
+        if weights is not None:
+            share_P1 = share_P1 * weights.unsqueeze(1)
+        scores_gradient = exponentials_PV * (share_P1 / sums_P1)
         if ctx.smoothing:
-            scores_gradient.sub_(share * ctx.smoothing / words)
-        told = (-share * (1.0 - ctx.smoothing)).expand(positions, 1)
-        return scores_gradient.scatter_add_(1, targets.unsqueeze(1), told), None, None
+            scores_gradient.sub_(share_P1 * (ctx.smoothing / words))
+        told_P1 = share_P1 * (ctx.smoothing - 1.0)
+        return scores_gradient.scatter_add_(1, targets.unsqueeze(1), told_P1), None, None, None

@@ -1,4 +1,4 @@
-"""The LightningModule: a decoder, its loss, and validation on freely generated captions."""
+"""The LightningModule: a decoder, what it learns from, and validation on what it writes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from showtell.errors import UserError
 from showtell.models.decoder import Decoder
 from showtell.text.settings import TextSettings
 from showtell.training.loss import cross_entropy
+from showtell.training.objectives import Objective
 from showtell.training.optimization import Optimization
 from showtell.training.validation import GeneratedCaptions
 
@@ -37,7 +38,7 @@ class NonFiniteLossError(UserError):
 
 
 class CaptioningModule(LightningModule):
-    """Trains ``decoder`` by cross-entropy and validates it by what it writes unaided.
+    """Trains ``decoder`` on an objective and validates it by what it writes unaided.
 
     Validation decodes every image once with ``search`` and scores the captions with corpus BLEU;
     teacher forcing is used for the loss alone, never for a score.
@@ -49,6 +50,7 @@ class CaptioningModule(LightningModule):
         search: BeamSearch,
         generated: GeneratedCaptions,
         *,
+        objective: Objective,
         optimization: Optimization,
         text: TextSettings,
         steps_per_epoch: int,
@@ -57,14 +59,15 @@ class CaptioningModule(LightningModule):
         super().__init__()
         self.decoder = decoder
         self.generated = generated
+        self.objective = objective
         self._search = search
         self._optimization = optimization
         self._text = text
         self._steps_per_epoch = steps_per_epoch
         self._max_epochs = max_epochs
         # Persistent: a run resumed in mid-epoch reports the mean over the whole epoch.
-        self.train_loss = MeanMetric()
-        self.train_loss.persistent(True)
+        self.train_mean = MeanMetric()
+        self.train_mean.persistent(True)
         self.val_loss = MeanMetric()
 
     @property
@@ -81,26 +84,25 @@ class CaptioningModule(LightningModule):
         self.typed_decoder.embedding.train_vectors(self._text.learn_at(self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of the real positions, in nats per token, smoothed."""
-        scores_PV = self._teacher_forced(batch)
-        loss = cross_entropy(
-            scores_PV, batch.targets, label_smoothing=self._optimization.label_smoothing
-        )
+        """The loss of the objective."""
+        progress = self.global_step / (self._steps_per_epoch * self._max_epochs)
+        loss, measure, weight, _ = self.objective(self.decoder, batch, min(1.0, progress))
         if not torch.isfinite(loss):
             raise NonFiniteLossError(loss.item(), batch.image_ids, self.global_step)
-        self.train_loss.update(loss.detach(), weight=batch.targets.numel())
-        images = len(batch.image_ids)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=images)
+        self.train_mean.update(measure, weight=weight)
+        name, images = self.objective.measure, len(batch.image_ids)
+        self.log(name, measure, prog_bar=True, logger=False, batch_size=images)
         if self.global_step % STEPS_PER_ROW == 0:
             self._record(
-                {"train/step_loss": loss.item(), "train/lr": self._rate()}, self.global_step
+                {f"train/step_{name}": measure.item(), "train/lr": self._rate()}, self.global_step
             )
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Report the mean loss of the epoch, every real token counted once."""
-        self._record({"train/loss": self.train_loss.compute().item()}, self.global_step - 1)
-        self.train_loss.reset()
+        """Report the mean of the epoch, every real token or every caption counted once."""
+        name = f"train/{self.objective.measure}"
+        self._record({name: self.train_mean.compute().item()}, self.global_step - 1)
+        self.train_mean.reset()
 
     def on_validation_epoch_start(self) -> None:
         """Begin anew; what was generated stays until then, for callbacks to look at."""

@@ -26,7 +26,6 @@ class Optimization:
         warmup_epochs: epochs (or a part of one) over which the rate rises linearly from 0.
         final_lr_fraction: share of ``lr`` left at the last step of a linear or cosine schedule.
         gradient_clip: largest allowed norm of all gradients together; None does not clip.
-        label_smoothing: probability mass spread evenly over the vocabulary (Szegedy et al. 2016).
     """
 
     lr: float
@@ -35,7 +34,6 @@ class Optimization:
     warmup_epochs: float
     final_lr_fraction: float
     gradient_clip: float | None
-    label_smoothing: float
 
     def __post_init__(self) -> None:
         rules = {
@@ -46,7 +44,6 @@ class Optimization:
             "gradient_clip must be above 0, or null": (
                 self.gradient_clip is None or self.gradient_clip > 0
             ),
-            "label_smoothing must be at least 0 and below 1": 0 <= self.label_smoothing < 1,
         }
         for rule, holds in rules.items():
             if not holds:

@@ -1,0 +1,249 @@
+"""What a training step minimizes: cross-entropy on people's captions, or the reward of its own.
+
+Dimension key: B images, N captions, T positions, P real positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from showtell.data.batches import Batch
+from showtell.decoding.beam import BeamSearch
+from showtell.decoding.sampling import Samples, draw, sample
+from showtell.metrics.cider import CiderD, DocumentFrequencies
+from showtell.metrics.scores import sentence_bleu4
+from showtell.models.decoder import Decoder
+from showtell.text.tokenizer import tokenize
+from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, UNKNOWN, Vocabulary
+from showtell.training.loss import cross_entropy
+from showtell.types import CaptionedImage
+
+Baseline = Literal["others", "greedy"]
+NEVER_SAMPLED = (PAD, BEGIN, UNKNOWN)
+
+
+class Outcome(NamedTuple):
+    """What a step is told by its batch."""
+
+    loss: Tensor  # scalar, to be minimized
+    measure: Tensor  # scalar for the curves: a mean over ``weight`` tokens or captions
+    weight: int
+    positions: int  # that the loss is a mean over
+
+
+class Objective(Protocol):
+    """The loss of a batch, and what the curves call its measure."""
+
+    measure: ClassVar[str]
+
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
+        """The loss of a batch, ``progress`` being the share 0..1 of the training that is over."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """Teacher forcing: the negative log probability of people's words, in nats per token.
+
+    Attributes:
+        label_smoothing: probability mass spread evenly over the vocabulary (Szegedy et al. 2016).
+        scheduled_sampling: share of the words read that are the model's own and not the person's
+            (Bengio et al. 2015, "Scheduled Sampling"), rising linearly from 0 to this at the end.
+            They are drawn in a first pass over all positions at once (Mihaylova and Martins 2019,
+            "Scheduled Sampling for Transformers"), which costs a third of a step.
+    """
+
+    label_smoothing: float
+    scheduled_sampling: float
+    measure: ClassVar[str] = "loss"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError("label_smoothing must be at least 0 and below 1")
+        if not 0 <= self.scheduled_sampling <= 1:
+            raise ValueError("scheduled_sampling must lie in 0..1")
+
+    def on(self, images: Sequence[CaptionedImage], vocabulary: Vocabulary) -> Objective:
+        """Itself: the batches bring all it needs."""
+        return self
+
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
+        """Cross-entropy of the real positions."""
+        tokens = batch.tokens
+        if self.scheduled_sampling:
+            tokens = _with_own_words(decoder, batch, share=self.scheduled_sampling * progress)
+        scores_PV = decoder(batch.features, tokens, batch.lengths, batch.image_of_row)
+        loss = cross_entropy(scores_PV, batch.targets, label_smoothing=self.label_smoothing)
+        positions = batch.targets.numel()
+        return Outcome(loss, loss.detach(), positions, positions)
+
+
+def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor:
+    """The tokens (N, T) that are read, so many of the words replaced by what the model would say.
+
+    BEGIN stays, and so does a word where the model would end the caption.
+    """
+    with torch.no_grad():
+        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
+        scores_PV[:, END] = -torch.inf
+        words_P, _ = draw(scores_PV, torch.rand(len(scores_PV), device=scores_PV.device))
+    real_NT = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
+    own_NT = torch.zeros_like(batch.tokens)
+    own_NT[real_NT.to(own_NT.device)] = words_P
+    own_NT = own_NT.roll(1, dims=1)  # said at a position, read at the next
+    chosen_NT = torch.rand(own_NT.shape, device=own_NT.device) < share
+    chosen_NT[:, 0] = False
+    chosen_NT &= batch.tokens != PAD
+    return torch.where(chosen_NT, own_NT, batch.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCritical:
+    """Self-critical sequence training (Rennie et al. 2017) on CIDEr-D.
+
+    The model writes several captions for each image and learns from how much better than its
+    others each one scores (REINFORCE). The end of the sentence is a word of captions and
+    references: without it a caption that breaks off costs nothing, and models learn to.
+
+    Attributes:
+        samples: captions drawn for each image.
+        baseline: what a reward is compared with: the mean of the image's other samples (Luo 2020,
+            "A Better Variant of Self-Critical Sequence Training"), or the reward of the greedy
+            caption (Rennie et al.), which is one more to write.
+        bleu_weight: what sentence BLEU-4, 0 to 1, counts in the reward beside CIDEr-D, 0 to 10.
+        max_length: longest sample in words; one that is cut there has no end to be rewarded for.
+    """
+
+    samples: int
+    baseline: Baseline
+    bleu_weight: float
+    max_length: int
+
+    def __post_init__(self) -> None:
+        least = 2 if self.baseline == "others" else 1
+        if self.samples < least:
+            raise ValueError(f"samples must be at least {least} with baseline={self.baseline}")
+        if self.bleu_weight < 0:
+            raise ValueError("bleu_weight must be at least 0")
+        if self.max_length < 1:
+            raise ValueError("max_length must be at least 1")
+
+    def on(self, images: Sequence[CaptionedImage], vocabulary: Vocabulary) -> Objective:
+        """The objective for training on ``images``."""
+        return PolicyGradient(self, Rewards(images, vocabulary, bleu_weight=self.bleu_weight))
+
+
+class Rewards:
+    """CIDEr-D, and BLEU-4 if wanted, of token ids against the captions of training images.
+
+    Document frequencies are those of all training captions. References are weighed for the images
+    of a batch and forgotten: weighed, they are a hundred times larger than as words.
+    """
+
+    def __init__(
+        self, images: Sequence[CaptionedImage], vocabulary: Vocabulary, *, bleu_weight: float
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._bleu_weight = bleu_weight
+        self._references = {
+            image.image_id: [tokenize(caption) for caption in image.captions] for image in images
+        }
+        self._frequencies = DocumentFrequencies.of(
+            [[*tokens, SPECIALS[END]] for tokens in sentences]
+            for sentences in self._references.values()
+        )
+
+    def __call__(self, image_ids: Sequence[str], captions: Sequence[Sequence[int]]) -> Tensor:
+        """Rewards (N,) of captions of which each image has equally many, side by side.
+
+        A caption that came to its end carries END.
+        """
+        references = {image_id: self._references[image_id] for image_id in image_ids}
+        cider = CiderD(references, frequencies=self._frequencies, end=SPECIALS[END])
+        words = [
+            [self._vocabulary.tokens[token_id] for token_id in caption] for caption in captions
+        ]
+        per_image = len(captions) // len(image_ids)
+        image_of_row = [image_ids[row // per_image] for row in range(len(captions))]
+        rewards = torch.tensor(list(map(cider.score, words, image_of_row)))
+        if self._bleu_weight:
+            ended = [[[*t, SPECIALS[END]] for t in references[image]] for image in image_of_row]
+            rewards += self._bleu_weight * torch.tensor(sentence_bleu4(words, ended))
+        return rewards
+
+
+class PolicyGradient:
+    """The loss whose gradient is that of the expected reward, negated, with a baseline."""
+
+    measure: ClassVar[str] = "reward"
+
+    def __init__(self, settings: SelfCritical, rewards: Rewards) -> None:
+        self._settings = settings
+        self._rewards = rewards
+        self._greedy = BeamSearch(
+            beam_size=1,
+            min_length=0,
+            max_length=settings.max_length,
+            length_penalty=0.0,
+            allow_unknown=False,
+        )
+
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
+        """Draw captions without dropout, then learn from them with it."""
+        decoder.eval()
+        drawn = sample(
+            cast(Decoder, decoder),
+            batch.features,
+            samples=self._settings.samples,
+            max_length=self._settings.max_length,
+            generator=torch.default_generator,  # which a checkpoint remembers
+        )
+        rewards_N = self._rewards(batch.image_ids, _rows(drawn)).to(batch.features.device)
+        advantages_N = rewards_N - self._baselines(decoder, batch, rewards_N)
+        decoder.train()
+        loss = _negative_log_likelihood(decoder, batch, drawn, advantages_N)
+        return Outcome(loss, rewards_N.mean(), len(rewards_N), int(drawn.lengths.sum()))
+
+    def _baselines(self, decoder: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
+        """What each reward (N,) is compared with."""
+        samples = self._settings.samples
+        if self._settings.baseline == "others":
+            by_image = rewards.view(-1, samples)
+            others = (by_image.sum(1, keepdim=True) - by_image) / (samples - 1)
+            return others.flatten()
+        written = self._greedy(cast(Decoder, decoder), batch.features)
+        greedy = [[*h.token_ids, *([END] if h.ended else [])] for h in written]
+        return self._rewards(batch.image_ids, greedy).to(rewards.device).repeat_interleave(samples)
+
+
+def _rows(drawn: Samples) -> list[list[int]]:
+    """The token ids of each sample, END included where it was drawn."""
+    lengths = drawn.lengths.tolist()
+    return [row[:length] for row, length in zip(drawn.tokens.tolist(), lengths, strict=True)]
+
+
+def _negative_log_likelihood(
+    decoder: nn.Module, batch: Batch, drawn: Samples, advantages: Tensor
+) -> Tensor:
+    """-log p of every drawn token, weighed with the advantage (N,) of its caption; a mean."""
+    lengths = drawn.lengths.cpu()
+    targets_NT = drawn.tokens[:, : int(lengths.max())]
+    tokens_NT = targets_NT.roll(1, dims=1)
+    tokens_NT[:, 0] = BEGIN
+    images = torch.arange(len(batch.image_ids), device=targets_NT.device)
+    image_of_row = images.repeat_interleave(len(targets_NT) // len(images))
+    scores_PV = decoder(batch.features, tokens_NT, lengths, image_of_row)
+    # What is never drawn has no probability here either.
+    never = torch.tensor(NEVER_SAMPLED, device=scores_PV.device)
+    scores_PV = scores_PV.index_fill(1, never, -torch.inf)
+    real_NT = torch.arange(targets_NT.shape[1]) < lengths.unsqueeze(1)
+    real_NT = real_NT.to(targets_NT.device)
+    weights_NT = advantages.unsqueeze(1).expand_as(targets_NT)
+    return cross_entropy(
+        scores_PV, targets_NT[real_NT], label_smoothing=0.0, weights=weights_NT[real_NT]
+    )
