@@ -15,6 +15,7 @@ from showtell.models.embedding import WordEmbedding
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
 from showtell.models.recurrence import fold_lstm, step_lstm
+from showtell.models.show_attend_tell import ShowAttendTellDecoder
 from showtell.models.transformer import TransformerDecoder
 from showtell.models.updown import UpDownDecoder
 from showtell.text.vocabulary import BEGIN, PAD, SPECIALS
@@ -71,6 +72,13 @@ def updown(**changes: float) -> UpDownDecoder:
     )
 
 
+def show_attend_tell(**changes: float) -> ShowAttendTellDecoder:
+    sizes = {"embedding_width": 7, "hidden_size": 8, "score_size": 3}
+    return ShowAttendTellDecoder(
+        vocabulary_size=V, feature_size=D, vector_width=5, **WIDE | sizes | NO_DROPOUT | changes
+    )
+
+
 def adaptive(**changes: float) -> AdaptiveDecoder:
     sizes = {"embedding_width": 7, "hidden_size": 8}
     return AdaptiveDecoder(
@@ -85,7 +93,8 @@ def transformer(**changes: float) -> TransformerDecoder:
     )
 
 
-BUILDERS = [lstm, merge, attention, tied, extended, updown, adaptive, transformer]
+OF_ALL_CHOICES = [attention, show_attend_tell, updown, adaptive, transformer]
+BUILDERS = [lstm, merge, tied, extended, *OF_ALL_CHOICES]
 DECODERS = pytest.mark.parametrize("build", BUILDERS)
 Decoder = (
     LSTMDecoder
@@ -93,6 +102,7 @@ Decoder = (
     | AttentionDecoder
     | UpDownDecoder
     | AdaptiveDecoder
+    | ShowAttendTellDecoder
     | TransformerDecoder
 )
 Build = Callable[..., Decoder]
@@ -183,7 +193,7 @@ def test_in_bfloat16_it_computes_nearly_the_same_and_cells_stay_exact(build: Bui
     assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
 
 
-@pytest.mark.parametrize("build", [attention, updown, adaptive, transformer])
+@pytest.mark.parametrize("build", OF_ALL_CHOICES)
 def test_words_may_be_all_learned(build: Build) -> None:
     """Vectors as wide as the embedding: nothing is loaded, projected or added."""
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from showtell.models.regions import RegionAttention, RowsByImage
+from showtell.models.regions import AdditiveAttention, RegionAttention, RowsByImage
 
 B, Q, R, H = 2, 3, 4, 5
 
@@ -25,6 +25,37 @@ def test_attention_is_the_formula_region_by_region() -> None:
             expected = torch.tensor([math.exp(score) / total for score in scores])
             torch.testing.assert_close(weights[b, q], expected)
             seen = sum(expected[r] * regions[b, r] for r in range(R))
+            torch.testing.assert_close(contexts[b, q], seen)
+
+
+def test_additive_attention_is_the_formula_region_by_region() -> None:
+    torch.manual_seed(0)
+    attention = AdditiveAttention(6, H, 3)
+    queries, regions = torch.randn(B, Q, 6), torch.randn(B, R, H)
+    contexts, weights = attention(queries, regions, attention.key(regions))
+    for b in range(B):
+        for q in range(Q):
+            asked = attention.query.weight @ queries[b, q] + attention.key.bias
+            heard = [torch.tanh(asked + attention.key.weight @ v) for v in regions[b]]
+            scores = torch.stack([attention.score.weight[0] @ each for each in heard])
+            expected = torch.exp(scores) / torch.exp(scores).sum()
+            torch.testing.assert_close(weights[b, q], expected)
+            torch.testing.assert_close(contexts[b, q], expected @ regions[b])
+
+
+def test_what_a_query_has_of_its_own_is_one_more_region_to_it() -> None:
+    torch.manual_seed(0)
+    attention = RegionAttention(6, H)
+    queries, regions = torch.randn(B, Q, 6), torch.randn(B, R, H)
+    keys, own = torch.randn(2, B, Q, H)
+    contexts, weights = attention.with_own(queries, regions, keys, own)
+    for b in range(B):
+        for q in range(Q):
+            asked = attention.query.weight @ queries[b, q] / math.sqrt(H)
+            heard = torch.cat([regions[b], keys[b, q : q + 1]]) @ asked
+            expected = torch.softmax(heard, dim=0)
+            torch.testing.assert_close(weights[b, q], expected)
+            seen = expected @ torch.cat([regions[b], own[b, q : q + 1]])
             torch.testing.assert_close(contexts[b, q], seen)
 
 

@@ -6,9 +6,15 @@ Dimension key: B images, N rows, G rows of one image, Q queries of one image, R 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+# Queries (B, Q, ...) -> contexts (B, Q, H) and weights (B, Q, R), over regions that are given.
+Attention = Callable[[Tensor], tuple[Tensor, Tensor]]
+# What asks (n, ...) -> what is seen (n, H), each row in its own image.
+Look = Callable[[Tensor], Tensor]
 
 
 class RegionAttention(nn.Module):
@@ -56,6 +62,31 @@ class RegionAttention(nn.Module):
         return torch.addcmul(contexts_BQH, weights[..., -1:], own), weights
 
 
+class AdditiveAttention(nn.Module):
+    """Soft attention with the additive score: softmax over r of w tanh(U q + W v_r + b).
+
+    Bahdanau et al. 2015; Xu et al. 2015, "Show, Attend and Tell", where it is f_att.
+    """
+
+    def __init__(self, query_width: int, region_width: int, score_size: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(query_width, score_size, bias=False)
+        self.key = nn.Linear(region_width, score_size)  # once per image: the caller keeps it
+        self.score = nn.Linear(score_size, 1, bias=False)
+
+    def forward(self, queries: Tensor, regions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Contexts (B, Q, H) and weights (B, Q, R), each row of which sums to 1.
+
+        Args:
+            queries: (B, Q, query_width).
+            regions: (B, R, H).
+            keys: (B, R, A), ``key`` of the regions.
+        """
+        heard_BQRA = torch.tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
+        weights_BQR = torch.softmax(self.score(heard_BQRA).squeeze(-1), dim=-1)
+        return torch.bmm(weights_BQR.to(regions.dtype), regions), weights_BQR
+
+
 class RowsByImage:
     """Rows in any order, laid side by side for each image and put back.
 
@@ -82,3 +113,32 @@ class RowsByImage:
     def ungroup(self, grouped: Tensor, count: int) -> Tensor:
         """Inverse of ``group``: (B, G, ...) back to the first ``count`` rows."""
         return grouped.flatten(0, 1).index_select(0, self._slots[:count])
+
+
+def look_of_beams(attention: Attention, images: int) -> Look:
+    """Rows of one image stand together, and all images have equally many."""
+
+    def look(asking: Tensor) -> Tensor:
+        return attention(asking.view(images, -1, asking.shape[1]))[0].flatten(0, 1)
+
+    return look
+
+
+def look_of_rows(attention: Attention, by_image: RowsByImage) -> Look:
+    """Rows of images in any order, or the first of them."""
+
+    def look(asking: Tensor) -> Tensor:
+        return by_image.ungroup(attention(by_image.group(asking))[0], len(asking))
+
+    return look
+
+
+def look_of_one(attention: Attention, weights: list[Tensor]) -> Look:
+    """One row of one image; each look adds its weights (1, R) to the list."""
+
+    def look(asking: Tensor) -> Tensor:
+        context_11H, weights_11R = attention(asking.unsqueeze(0))
+        weights.append(weights_11R[0])
+        return context_11H[0]
+
+    return look

@@ -13,7 +13,7 @@ T positions, P real positions, V vocabulary, D feature size, R regions, E embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,15 @@ from showtell.models.embedding import WordEmbedding
 from showtell.models.output import WordScores
 from showtell.models.positions import RealPositions, TimeOrder
 from showtell.models.recurrence import Rows, run_steps, update_cell
-from showtell.models.regions import RegionAttention, RowsByImage
+from showtell.models.regions import (
+    Look,
+    RegionAttention,
+    RowsByImage,
+    look_of_beams,
+    look_of_one,
+    look_of_rows,
+)
 from showtell.types import FeatureKind
-
-# What asks (n, H) -> what is seen (n, H).
-Look = Callable[[Tensor], Tensor]
 
 
 class UpDownDecoder(nn.Module):
@@ -86,12 +90,7 @@ class UpDownDecoder(nn.Module):
         """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
         regions_BRH, image_gates_BG = state.images
         images = len(regions_BRH)
-
-        def look(asking_NH: Tensor) -> Tensor:
-            asking_BGH = asking_NH.view(images, -1, asking_NH.shape[1])
-            contexts_BGH: Tensor = self.attention(asking_BGH, regions_BRH)[0]
-            return contexts_BGH.flatten(0, 1)
-
+        look = look_of_beams(partial(self.attention, regions=regions_BRH), images)
         words_NE = self.word_dropout(self.embedding(token_ids))
         own_gates = image_gates_BG.repeat_interleave(len(token_ids) // images, dim=0)
         rows = self._advance(self.word_gates(words_NE) + own_gates, state.rows, look)
@@ -111,19 +110,13 @@ class UpDownDecoder(nn.Module):
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
-        state, weights = self.start(features.unsqueeze(0)), []
+        state, weights = self.start(features.unsqueeze(0)), list[Tensor]()
         regions_1RH, image_gates_1G = state.images
-
-        def look(asking_1H: Tensor) -> Tensor:
-            contexts_11H, weights_11R = self.attention(asking_1H.unsqueeze(1), regions_1RH)
-            weights.append(weights_11R[0, 0])
-            contexts_1H: Tensor = contexts_11H[0]
-            return contexts_1H
-
+        look = look_of_one(partial(self.attention, regions=regions_1RH), weights)
         rows = state.rows
-        for gates_G in self.word_gates(self.word_dropout(self.embedding(token_ids))):
-            rows = self._advance(gates_G + image_gates_1G, rows, look)
-        return torch.stack(weights)
+        for gates_1G in self.word_gates(self.embedding(token_ids)).split(1):
+            rows = self._advance(gates_1G + image_gates_1G, rows, look)
+        return torch.cat(weights)
 
     def _advance(
         self, gates: Tensor, rows: Rows, look: Look
@@ -143,11 +136,8 @@ class UpDownDecoder(nn.Module):
         image_of_row = image_of_row[order.longest_first]
         regions_BRH, image_gates_BG = start.images
         by_image = RowsByImage(image_of_row, len(regions_BRH))
+        look = look_of_rows(partial(self.attention, regions=regions_BRH), by_image)
         own_gates = image_gates_BG[image_of_row]
-
-        def look(asking: Tensor) -> Tensor:
-            contexts_BGH, _ = self.attention(by_image.group(asking), regions_BRH)
-            return by_image.ungroup(contexts_BGH, len(asking))
 
         def advance(gates: Tensor, rows: Rows) -> Rows:
             return self._advance(gates + own_gates[: len(gates)], rows, look)
