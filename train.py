@@ -4,7 +4,9 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,8 +19,11 @@ from showtell.config import CHANGEABLE_ON_RESUME, build, explain, overview, reso
 from showtell.errors import UserError
 
 
-def run(composed: DictConfig) -> Path:
-    """Train anew, or continue the run that ``resume`` names; return the run folder."""
+def run(composed: DictConfig) -> Path | None:
+    """Train anew, or continue the run that ``resume`` names; return the run folder.
+
+    None where other processes do it, and the first of them says so.
+    """
     job = HydraConfig.get()
     choices = job.runtime.choices
     composed.name = composed.name or "-".join(choices.get(g, g) for g in ("model", "data"))
@@ -32,6 +37,8 @@ def run(composed: DictConfig) -> Path:
     if composed.resume is None:
         config = resolve(composed)
         data = build("data", config["data"])
+        if launched(config["trainer"]):
+            return None
         from showtell.experiment import train
 
         gc.enable()
@@ -40,10 +47,36 @@ def run(composed: DictConfig) -> Path:
     overrides = [o for o in job.overrides.task if not o.startswith("resume=")]
     config = saved_config(folder / "config.yaml", overrides, CHANGEABLE_ON_RESUME)
     data = build("data", config["data"])
+    if launched(config["trainer"]):
+        return None
     from showtell.experiment import resume
 
     gc.enable()
     return resume(folder, config, data)
+
+
+def launched(trainer: Mapping[str, Any]) -> bool:
+    """Whether this process has had others train, one for each device, and seen them end."""
+    if trainer["devices"] * trainer["num_nodes"] == 1:
+        return False
+    from showtell.training.ranks import are_started
+
+    if are_started():
+        return False
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise UserError(
+            f"trainer.devices={trainer['devices']}: a run of a sweep on this machine has one "
+            "device; the sweep fills the others with its other runs"
+        )
+    if trainer["num_nodes"] > 1:
+        raise UserError(
+            f"trainer.num_nodes={trainer['num_nodes']}: start the processes of several machines "
+            "with torchrun or srun, as docs/clusters.md shows"
+        )
+    from showtell.training.launch import launch
+
+    launch(trainer["devices"])
+    return True
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -57,7 +90,8 @@ def job(composed: DictConfig) -> None:
         # Told at once; the sweep goes on with its other jobs, and Hydra raises this at its end.
         print(f"error: {error}", file=sys.stderr)
         raise
-    print(f"run: {folder}")
+    if folder is not None:
+        print(f"run: {folder}")
 
 
 def main() -> None:

@@ -31,7 +31,8 @@ WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", 
 # is trained.
 PLACES_OF_DATA = ("data.root=", "data.file=", "data.images=", "data.skip_rejected=")
 CHANGEABLE_ON_RESUME = (
-    *("trainer.max_epochs=", "trainer.accelerator=", "trainer.precision=", "trainer.profiler="),
+    *("trainer.max_epochs=", "trainer.accelerator=", "trainer.devices=", "trainer.num_nodes="),
+    *("trainer.precision=", "trainer.profiler="),
     *("callbacks.patience=", "callbacks.checkpoint_every_steps=", "callbacks.progress_refresh="),
     *("tracking.", "features.", *PLACES_OF_DATA),
 )

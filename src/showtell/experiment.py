@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,14 +27,16 @@ from showtell.metrics.alarms import (
     shared_images_alarms,
 )
 from showtell.metrics.scores import final_metrics
-from showtell.parts import Config, Parts, prepare
+from showtell.parts import Config, Parts, Settings, prepare
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import BEST_CAPTIONS, CaptionRow, Tracker
+from showtell.training import ranks
 from showtell.training.alarms import CollapseAlarms, raise_alarms
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.examples import EpochExamples, evenly_spaced
 from showtell.training.module import CaptioningModule
+from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
 
@@ -53,13 +55,12 @@ def train(config: Config, data: CaptionData) -> Path:
     Raises:
         UserError: for whatever the user can mend; a run that had begun is marked failed.
     """
-    _check_folder(config)
-    parts = prepare(config, data)
-    folder = _new_folder(config)
-    _describe(folder, config, parts)
-    raise_alarms(folder, _input_alarms(parts), when="before the training")
-    _run(config, parts, folder, checkpoint=None)
-    return folder
+    with _together(config):
+        ranks.from_first(lambda: _check_folder(config))
+        parts = prepare(config, data)
+        folder = ranks.from_first(lambda: _begin(config, parts))
+        _run(config, parts, folder, checkpoint=None)
+        return folder
 
 
 def resume(folder: Path, config: Config, data: CaptionData) -> Path:
@@ -68,6 +69,30 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
     Raises:
         UserError: when there is nothing to continue, or the data are not those it began with.
     """
+    with _together(config):
+        ranks.from_first(lambda: _check_resumable(folder, config))
+        parts = prepare({**config, "start_from": None}, data)  # it is long past its start
+        ranks.from_first(lambda: _reopen(folder, config, parts))
+        _run(config, parts, folder, checkpoint=folder / runs.LAST_CHECKPOINT)
+        return folder
+
+
+def _together(config: Config) -> AbstractContextManager[None]:
+    """This process as one of those that the configuration asks for."""
+    trainer: TrainerSettings = Settings.of(config).trainer
+    return ranks.together(trainer.processes, on_gpus=trainer.uses_gpu)
+
+
+def _begin(config: Config, parts: Parts) -> Path:
+    """Make and describe the folder of a new run, and warn of what is wrong before it begins."""
+    folder = _new_folder(config)
+    _describe(folder, config, parts)
+    raise_alarms(folder, _input_alarms(parts), when="before the training")
+    return folder
+
+
+def _check_resumable(folder: Path, config: Config) -> None:
+    """Refuse a run that has no checkpoint or nothing left to do."""
     record = runs.read_record(folder, needs=["data"])
     checkpoint = folder / runs.LAST_CHECKPOINT
     if not checkpoint.is_file():
@@ -78,12 +103,13 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
             f"{folder} has finished: raise trainer.max_epochs to train on, or callbacks.patience "
             "where it stopped early"
         )
-    parts = prepare({**config, "start_from": None}, data)  # it is long past its start
-    _check_same_input(folder, record, parts)
+
+
+def _reopen(folder: Path, config: Config, parts: Parts) -> None:
+    """Check that a run can go on with these ``parts``, and clear away what will not hold."""
+    _check_same_input(folder, runs.read_record(folder), parts)
     _write_config(folder, config)
     _remove_results(folder)
-    _run(config, parts, folder, checkpoint=checkpoint)
-    return folder
 
 
 def _input_alarms(parts: Parts) -> Iterator[Alarm]:
@@ -110,6 +136,9 @@ def _allows_more(config: Config, saved: Config) -> bool:
 
 def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None) -> None:
     """Fit, then score the best weights on the validation split."""
+    if ranks.rank() > 0:  # the first writes and tells for all
+        _fit(config, parts, folder, None, checkpoint)
+        return
     split: Split = "train" if parts.settings.trainer.validate_on_train else "val"
     with _recorded(config, folder) as tracker:
         with _timed(folder):
@@ -184,9 +213,12 @@ def _rows(images: Sequence[CaptionedImage], found: Evaluation) -> list[CaptionRo
 
 
 def _fit(
-    config: Config, parts: Parts, folder: Path, tracker: Tracker, checkpoint: Path | None
+    config: Config, parts: Parts, folder: Path, tracker: Tracker | None, checkpoint: Path | None
 ) -> Trainer:
-    """Train to the end, or on from ``checkpoint``; return the trainer, which knows how far."""
+    """Train to the end, or on from ``checkpoint``; return the trainer, which knows how far.
+
+    Of several processes only the first has a tracker.
+    """
     settings = parts.settings
     datamodule = CaptionDataModule(
         parts.images,
@@ -195,6 +227,8 @@ def _fit(
         batch_size=settings.trainer.batch_size,
         seed=config["seed"],
         limit_batches=settings.trainer.limit_batches,
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
     )
     references = {image.image_id: image.captions for image in parts.images["val"]}
     generated = GeneratedCaptions(
@@ -223,15 +257,16 @@ def _fit(
         folder,
         callbacks=[
             alarms,
-            EpochExamples(tracker, parts.images["val"]),
+            *([] if tracker is None else [EpochExamples(tracker, parts.images["val"])]),
             *settings.callbacks.build(folder),
         ],
-        loggers=tracker.loggers,
+        loggers=[] if tracker is None else tracker.loggers,
         gradient_clip=settings.optimization.gradient_clip,
     )
-    if checkpoint is not None:
+    if checkpoint is not None and tracker is not None:
         tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    ranks.part()
     return trainer
 
 

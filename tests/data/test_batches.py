@@ -57,6 +57,27 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_shares_of_all_processes_are_the_batches_of_one(world_size: int) -> None:
+    captions = EncodedCaptions(images(13), vocabulary())  # in fours: the last batch is one image
+    shares = [
+        CaptionBatches(
+            captions, Rows(), batch_size=4, shuffle_seed=3, rank=rank, world_size=world_size
+        )
+        for rank in range(world_size)
+    ]
+    alone = batches(13)
+    for _ in range(2):
+        together = list(zip(alone, *shares, strict=True))
+        assert [len(whole.image_ids) for whole, *_ in together].count(1) == 1
+        for whole, *parts in together:
+            real = [part for part in parts if not part.is_filler]
+            assert sorted(i for part in real for i in part.image_ids) == sorted(whole.image_ids)
+            assert sum(part.targets.numel() for part in real) == whole.targets.numel()
+            fillers = [part.image_ids for part in parts if part.is_filler]
+            assert fillers == [whole.image_ids[:1]] * (world_size - len(real))
+
+
 def test_one_batch_by_hand() -> None:
     two = [
         CaptionedImage("7.jpg", Path("7.jpg"), ("A dog runs.", "a cat"), "train"),

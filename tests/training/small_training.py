@@ -25,6 +25,7 @@ from showtell.text.settings import TextSettings
 from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import CsvCurves
+from showtell.training import ranks
 from showtell.training.callbacks import CallbackSettings
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
@@ -120,6 +121,8 @@ def build_training(
         "batch_size": 2,
         "max_epochs": 3,
         "accelerator": "cpu",
+        "devices": ranks.world_size(),
+        "num_nodes": 1,
         "precision": "32-true",
         "limit_images": None,
         "limit_batches": None,
@@ -133,6 +136,8 @@ def build_training(
         vocabulary,
         batch_size=run.batch_size,
         seed=7,
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
     )
     module = CaptioningModule(
         decoder,

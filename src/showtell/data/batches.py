@@ -49,6 +49,9 @@ class Batch:
     targets: Tensor  # (P,) the words and END, row by row: what it should say
     lengths: Tensor  # (N,) real positions of each row; stays on the CPU, where packing needs it
     image_of_row: Tensor  # (N,) in 0..B-1
+    # It counts nothing: an image that others have, for a process that got none of a short batch and
+    # must take the step with them.
+    is_filler: bool = False
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with all but ``lengths`` on ``device``."""
@@ -90,6 +93,18 @@ class CaptionBatches:
     Shuffled with ``seed`` and the epoch, so every epoch has its own order and a run that resumes
     in the middle of one sees exactly the batches that were left. Lightning saves and restores
     ``state_dict`` with the checkpoint.
+
+    Where several processes train together each has its share of every batch, and all shares
+    together are the batch of one process alone.
+
+    Args:
+        captions: those of the split.
+        features: where the features of its images are.
+        batch_size: images a batch, over all processes.
+        shuffle_seed: None keeps the order of the split.
+        limit_batches: only the first so many batches of an epoch; None for all.
+        rank: the number of this process, from 0.
+        world_size: how many processes share a batch.
     """
 
     def __init__(
@@ -100,6 +115,8 @@ class CaptionBatches:
         batch_size: int,
         shuffle_seed: int | None,
         limit_batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._captions = captions
         self._features = features
@@ -107,6 +124,8 @@ class CaptionBatches:
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
         self._limit_batches = limit_batches
+        self._rank = rank
+        self._world_size = world_size
         self._epoch = 0
         self._next = 0  # the batch of this epoch that comes next
 
@@ -123,11 +142,11 @@ class CaptionBatches:
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(self._gather, order[self._next])
             while self._next < len(order):
-                images, features = order[self._next], ahead.result()
+                batch, features = order[self._next], ahead.result()
                 self._next += 1  # before it leaves: a checkpoint taken during it counts it done
                 if self._next < len(order):
                     ahead = reader.submit(self._gather, order[self._next])
-                yield self._collate(images, features)
+                yield self._collate(batch, features)
 
     def state_dict(self) -> dict[str, Any]:
         """The position: epoch, and how many of its batches were handed out."""
@@ -158,13 +177,22 @@ class CaptionBatches:
         batches = [images[i : i + self._batch_size] for i in self._starts(images)]
         return [batches[i] for i in random.permutation(len(batches))]
 
+    def _share(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The images of a batch that this process has, or the first where none is left for it.
+
+        Not neighbours, which have captions of like length: the shares are the same work for all.
+        """
+        share = batch[self._rank :: self._world_size]
+        return share if len(share) else batch[:1]
+
     def _starts(self, images: npt.NDArray[np.int64]) -> range:
         return range(0, len(images), self._batch_size)
 
-    def _gather(self, images: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-        return self._features.gather(self._positions[images])
+    def _gather(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        return self._features.gather(self._positions[self._share(batch)])
 
-    def _collate(self, images: npt.NDArray[np.int64], features: npt.NDArray[np.float16]) -> Batch:
+    def _collate(self, batch: npt.NDArray[np.int64], features: npt.NDArray[np.float16]) -> Batch:
+        images = self._share(batch)
         rows_of_image = [self._captions.rows(image) for image in images]
         rows = [row for rows in rows_of_image for row in rows]
         lengths = torch.tensor([len(row) for row in rows])
@@ -180,4 +208,5 @@ class CaptionBatches:
             targets=torch.from_numpy(np.concatenate(rows).astype(np.int64)),
             lengths=lengths,
             image_of_row=torch.repeat_interleave(torch.tensor(captions_per_image)),
+            is_filler=self._rank >= len(batch),
         )

@@ -33,6 +33,8 @@ class CaptionDataModule(LightningDataModule):
         batch_size: int,
         seed: int,
         limit_batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         super().__init__()
         self._images = images
@@ -41,6 +43,8 @@ class CaptionDataModule(LightningDataModule):
         self._batch_size = batch_size
         self._seed = seed
         self._limit_batches = limit_batches
+        self._rank = rank
+        self._world_size = world_size
 
     @cached_property
     def train_batches(self) -> CaptionBatches:
@@ -89,4 +93,6 @@ class CaptionDataModule(LightningDataModule):
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             limit_batches=self._limit_batches,
+            rank=self._rank,
+            world_size=self._world_size,
         )

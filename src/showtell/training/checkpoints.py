@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from showtell.errors import UserError
 from showtell.files import remove_parts, write_atomically
+from showtell.training.ranks import gathered, rank
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -69,20 +71,31 @@ class RandomStates(Callback):
     """Saves the states of PyTorch's random generators, so that dropout goes on where it was.
 
     On one device a resumed training is then bit-identical to an unbroken one, provided that the
-    data loaders draw from generators of their own.
+    data loaders draw from generators of their own. Each of several processes draws its own numbers.
     """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states now: ``cpu``, and ``cuda`` with one tensor per device."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        """The states now, ``cpu`` and ``cuda``, and those of the ``others``, by rank from 1.
+
+        All processes must call it.
+        """
+        first, *others = gathered(_random_states())
+        return {**first, "others": others}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until the first batch: what is set up before it may draw numbers."""
-        self._loaded = state_dict
+        states = [state_dict, *state_dict["others"]] if rank() else [state_dict]
+        # A run may be resumed by more processes than it had.
+        self._loaded = states[rank()] if rank() < len(states) else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up another sequence of numbers than rank 0; Lightning gives all the same seed."""
+        if rank():
+            mixed = np.random.SeedSequence([torch.initial_seed(), rank()])
+            torch.manual_seed(int(mixed.generate_state(1)[0]))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -91,11 +104,16 @@ class RandomStates(Callback):
         if self._loaded is None:
             return
         torch.set_rng_state(_on_cpu(self._loaded["cpu"]))
-        cuda: list[Tensor] = self._loaded["cuda"]
         # A run may be resumed on fewer devices, or on none.
-        for device, state in zip(range(torch.cuda.device_count()), cuda, strict=False):
-            torch.cuda.set_rng_state(_on_cpu(state), device)
+        if self._loaded["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(_on_cpu(self._loaded["cuda"][0]))
         self._loaded = None
+
+
+def _random_states() -> dict[str, Any]:
+    """Of the processor, and of the GPU that this process computes on, if it does."""
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _on_cpu(state: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from showtell.errors import UserError
 from showtell.models.decoder import Decoder
 from showtell.text.settings import TextSettings
 from showtell.training.loss import cross_entropy
-from showtell.training.objectives import Objective
+from showtell.training.objectives import Objective, Outcome
 from showtell.training.optimization import Optimization
+from showtell.training.ranks import gathered, summed, world_size
 from showtell.training.validation import GeneratedCaptions
 
 # Optimizer steps between two rows of the step loss in the curves.
@@ -35,6 +36,31 @@ class NonFiniteLossError(UserError):
             f"The loss is {loss} at step {step}, before the update, on the images "
             f"{', '.join(image_ids)}; look at these, lower optim.lr, or set optim.gradient_clip"
         )
+
+
+def over_processes(own: Outcome, *, counts: bool) -> Outcome:
+    """The outcome of a batch of which this process had one share, for the shares may be unequal.
+
+    DDP takes the mean of the gradients of W processes. That of losses scaled by W positions /
+    (positions of all) is the gradient of the mean over all positions.
+
+    Args:
+        own: the outcome of the share.
+        counts: whether the share is a part of the batch at all.
+    """
+    if world_size() == 1:
+        return own
+    positions, weight = (own.positions, own.weight) if counts else (0, 0)
+    terms = [own.loss * positions, own.measure * weight]
+    ones = own.loss.new_ones(())
+    sums = summed(torch.stack([*terms, ones * positions, ones * weight]).double())
+    loss_sum, measure_sum, all_positions, all_weight = sums
+    # Not finite where that of any process is not, so that all stop together.
+    loss = (
+        own.loss * (world_size() * positions / all_positions).float()
+        + (loss_sum - loss_sum).float()
+    )
+    return Outcome(loss, (measure_sum / all_weight).float(), int(all_weight), int(all_positions))
 
 
 class CaptioningModule(LightningModule):
@@ -66,7 +92,8 @@ class CaptioningModule(LightningModule):
         self._steps_per_epoch = steps_per_epoch
         self._max_epochs = max_epochs
         # Persistent: a run resumed in mid-epoch reports the mean over the whole epoch.
-        self.train_mean = MeanMetric()
+        # Every process is told the mean over all.
+        self.train_mean = MeanMetric(sync_on_compute=False)
         self.train_mean.persistent(True)
         self.val_loss = MeanMetric()
 
@@ -86,9 +113,11 @@ class CaptioningModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of the objective."""
         progress = self.global_step / (self._steps_per_epoch * self._max_epochs)
-        loss, measure, weight, _ = self.objective(self.decoder, batch, min(1.0, progress))
+        own = self.objective(self.decoder, batch, min(1.0, progress))
+        loss, measure, weight, _ = over_processes(own, counts=not batch.is_filler)
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(loss.item(), batch.image_ids, self.global_step)
+            image_ids = [image_id for share in gathered(batch.image_ids) for image_id in share]
+            raise NonFiniteLossError(loss.item(), image_ids, self.global_step)
         self.train_mean.update(measure, weight=weight)
         name, images = self.objective.measure, len(batch.image_ids)
         self.log(name, measure, prog_bar=True, logger=False, batch_size=images)
@@ -110,6 +139,8 @@ class CaptioningModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One caption per image, and now and then the loss of the references."""
+        if batch.is_filler:
+            return
         if batch_idx % BATCHES_PER_LOSS == 0:
             loss = cross_entropy(self._teacher_forced(batch), batch.targets, label_smoothing=0.0)
             self.val_loss.update(loss, weight=batch.targets.numel())
@@ -117,7 +148,8 @@ class CaptioningModule(LightningModule):
         self.generated.update(batch.image_ids, hypotheses)
 
     def on_validation_epoch_end(self) -> None:
-        """Report loss and corpus scores."""
+        """Report loss and corpus scores, the same in every process."""
+        self.generated.gather()
         metrics = {f"val/{name}": score.item() for name, score in self.generated.compute().items()}
         metrics["val/loss"] = self.val_loss.compute().item()
         self.log_dict(metrics, logger=False)  # what callbacks monitor

@@ -15,19 +15,22 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
 
 from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
 
 # Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
-# its own checkpoints wherever it was moved to, curves are written by the module itself, and PyTorch
-# deprecates what Lightning calls.
+# its own checkpoints wherever it was moved to, curves are written by the module itself, PyTorch
+# deprecates what Lightning calls, and scores are the same in every process before they are logged.
 HINTS = (
     ".*does not have many workers.*",
     ".*Checkpoint directory.*exists.*",
     ".*The dirpath has changed.*",
     ".*smaller than the logging interval.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*`broadcast_buffers` is deprecated.*",
+    ".*sync_dist=True.*",
 )
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -38,9 +41,11 @@ class TrainerSettings:
     """The ``trainer`` group of the configuration.
 
     Attributes:
-        batch_size: images per step; each brings all its captions.
+        batch_size: images per step, over all processes; each brings all its captions.
         max_epochs: passes over the training images at most; the schedule ends there.
         accelerator: ``auto``, ``cpu``, or one that must be there.
+        devices: processes on each machine, each with a device of its own.
+        num_nodes: machines.
         precision: ``auto`` computes in bfloat16 where a GPU has it and in float32 elsewhere, or
             one of Lightning's names.
         limit_images: only the first so many images of each split; None for all.
@@ -53,6 +58,8 @@ class TrainerSettings:
     batch_size: int
     max_epochs: int
     accelerator: Accelerator
+    devices: int
+    num_nodes: int
     precision: Precision
     limit_images: int | None
     limit_batches: int | None
@@ -60,10 +67,23 @@ class TrainerSettings:
     profiler: Literal["simple", "advanced"] | None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "limit_images", "limit_batches"):
+        for name in (
+            *("batch_size", "max_epochs", "devices", "num_nodes"),
+            *("limit_images", "limit_batches"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return self.devices * self.num_nodes
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the training computes on NVIDIA's or AMD's GPUs."""
+        return self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
     def build(
         self,
@@ -99,8 +119,9 @@ class TrainerSettings:
     ) -> Trainer:
         return Trainer(
             accelerator=self.accelerator,
-            # One device a run: a sweep fills the others with runs of their own.
-            devices=1,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=self._strategy(),
             precision=self._precision(),
             max_epochs=self.max_epochs,
             gradient_clip_val=gradient_clip,
@@ -117,6 +138,13 @@ class TrainerSettings:
             deterministic="warn",
         )
 
+    def _strategy(self) -> DDPStrategy | Literal["auto"]:
+        if self.processes == 1:
+            return "auto"
+        # Word vectors may be frozen at any time, and then have no gradient. Buffers are the same
+        # everywhere, and validation has another number of passes in each process.
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+
     def _profiler(self, run_folder: Path) -> Profiler | None:
         """Writes ``fit-profile.txt``: the table is far too wide and long for a terminal."""
         if self.profiler is None:
@@ -128,8 +156,7 @@ class TrainerSettings:
     def _precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
         if self.precision != "auto":
             return self.precision
-        uses_gpu = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        return "bf16-mixed" if uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        return "bf16-mixed" if self.uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def _silence_hints() -> None:

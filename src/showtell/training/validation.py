@@ -13,13 +13,14 @@ from showtell.decoding.beam import Hypothesis
 from showtell.metrics.scores import score_captions
 from showtell.text.tokenizer import detokenize
 from showtell.text.vocabulary import END, PAD, Vocabulary
+from showtell.training.ranks import gathered, world_size
 
 
 class GeneratedCaptions(Metric):
     """One caption per image; BLEU over the corpus when all are in.
 
-    The state is token ids and image positions, tensors that torchmetrics can gather; an image that
-    comes twice is counted once.
+    The state is token ids and image positions; an image that comes twice is counted once. Each of
+    several processes adds its own images, and all know all once they ``gather``.
     """
 
     full_state_update = False
@@ -34,7 +35,7 @@ class GeneratedCaptions(Metric):
         max_length: int,
         metrics: Sequence[str],
     ) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self._references = references
         self._image_ids = tuple(references)
         self._position_of = {image_id: i for i, image_id in enumerate(self._image_ids)}
@@ -50,6 +51,15 @@ class GeneratedCaptions(Metric):
         positions = [self._position_of[image_id] for image_id in image_ids]
         self.tokens.append(torch.tensor(rows, device=self.device))
         self.positions.append(torch.tensor(positions, device=self.device))
+
+    def gather(self) -> None:
+        """Take in what the other processes generated; all must call it."""
+        if world_size() == 1:
+            return
+        own = [(p.cpu(), t.cpu()) for p, t in zip(self.positions, self.tokens, strict=True)]
+        pairs = [pair for part in gathered(own) for pair in part]
+        self.positions = [positions for positions, _ in pairs]
+        self.tokens = [tokens for _, tokens in pairs]
 
     def captions(self) -> dict[str, str]:
         """Caption of every image seen so far, as readable text."""
