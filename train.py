@@ -12,10 +12,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from showtell.config import CHANGEABLE_ON_RESUME, build, explain, overview, resolve, saved_config
+from showtell.config import (
+    CHANGEABLE_ON_RESUME,
+    build,
+    explain,
+    overview,
+    resolve,
+    saved_config,
+    sweep_name,
+)
 from showtell.errors import UserError
 
 
@@ -107,6 +115,8 @@ def main() -> None:
             # Hydra's own page takes it twice the time, most of it to list the parts of Hydra.
             print(overview([word for word in words if not word.startswith("-")]))
             return
+        # Cached: the jobs of a sweep have fewer overrides than its command.
+        OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
         job()
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from showtell.config import build, check_node, choices_of, compose, config_folder, saved_config
+from showtell.config import (
+    build,
+    check_node,
+    choices_of,
+    compose,
+    config_folder,
+    saved_config,
+    sweep_name,
+)
 from showtell.errors import UserError
 
 CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in config_folder().glob("*/*.yaml"))
@@ -143,3 +152,12 @@ def test_a_damaged_configuration_is_named_and_runs_nothing(tmp_path: Path, conte
     path.write_text(content)
     with pytest.raises(UserError, match="restore it from a copy"):
         saved_config(path, [], [])
+
+
+def test_a_sweep_is_named_by_what_it_holds() -> None:
+    name = sweep_name(["model=lstm_glove,merge_glove", "optim.lr=1e-3,2e-3", "seed=1"])
+    assert re.fullmatch(r"sweep_model-optim\.lr_[0-9a-f]{8}", name)
+    same = ["seed=1", "optim.lr=0.002,0.001", "model=merge_glove,lstm_glove", "output.root=x"]
+    assert sweep_name(same) == name
+    for other in (["seed=2"], ["seed=1,2"], ["seed=1", "+experiment=demo"], ["seed=range(1,3)"]):
+        assert sweep_name([*same[1:], *other]) != name

@@ -29,7 +29,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*
 SHELL = ("", "sh", "bash", "console")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-GROUPS = sorted(folder.name for folder in config_folder().iterdir() if folder.is_dir())
+GROUPS = sorted({file.parent.name for file in config_folder().glob("*/*.yaml")})
 CHOICES = {group: {f.stem for f in (config_folder() / group).glob("*.yaml")} for group in GROUPS}
 
 

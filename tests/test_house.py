@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "showtell"
 FILES = sorted(SOURCE.rglob("*.py"))
+# Hydra looks for plugins in a package of this name, beside ours: they too may use Hydra.
+PLUGINS = sorted((SOURCE.parent / "hydra_plugins").rglob("*.py"))
 
 FLOORS = {
     1: ("errors", "types", "files", "config", "text"),
     2: ("vision", "models", "decoding", "metrics", "tracking"),
     3: ("data", "runs"),
-    4: ("training", "caption", "report", "tables"),
+    4: ("training", "sweeps", "caption", "report", "tables"),
     5: ("parts", "evaluation", "experiment", "comparison"),
     6: ("cli", "__main__"),
 }
@@ -97,6 +101,16 @@ def test_libraries_stay_behind_their_fences(library: str) -> None:
 def test_words_and_scores_need_no_torch() -> None:
     users = [module_of(f) for f in FILES if any(inside(n, "torch") for n in imports_of(f))]
     assert [u for u in users if any(inside(u, room) for room in WITHOUT_TORCH)] == []
+
+
+def test_plugins_cost_nothing_where_they_are_not_used() -> None:
+    """Hydra imports them at every start, also of ``--help``."""
+    assert [file.stem for file in PLUGINS if file.stem.startswith("showtell_")]
+    names = ", ".join(f"hydra_plugins.{file.stem}" for file in PLUGINS)
+    heavy = "{'torch', 'numpy', 'lightning', 'optuna', 'wandb'}"
+    code = f"import sys, {names}; print(*({heavy} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_lightning_is_imported_under_its_one_name() -> None:

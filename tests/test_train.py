@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -102,11 +103,15 @@ def test_only_what_a_resumed_run_may_change_is_taken(
     assert "has finished: raise trainer.max_epochs" in answer.err
 
 
+SABOTAGED = ("optim.lr=1e30,1e-3", "optim.gradient_clip=null")
+
+
 def test_one_failing_job_leaves_the_others_of_a_sweep(
     train: Callable[..., Answer], smoke: Smoke, tmp_path: Path
 ) -> None:
-    jobs = ("optim.lr=1e30,1e-3", "optim.gradient_clip=null")
-    answer = train("-m", *smoke.overrides, f"output.root={tmp_path}", *jobs)
+    """With Hydra's own launcher, which runs them in this process."""
+    words = ("-m", *smoke.overrides, f"output.root={tmp_path}", "hydra/launcher=basic")
+    answer = train(*words, *SABOTAGED)
     assert answer.status == 1
     assert answer.err.count("error: The loss is") == 2  # when it happens, and at the end
     (sweep,) = tmp_path.iterdir()
@@ -118,12 +123,54 @@ def test_one_failing_job_leaves_the_others_of_a_sweep(
     assert {config["optim"]["lr"] for config in configs} == {1e30, 1e-3}
 
 
-def test_two_sweeps_of_one_second_do_not_share_a_folder(
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["output.folder=x"], "output.folder is one folder"),
+        (["resume=x"], "resume is for one run"),
+        (["hydra.launcher.cpu_slots=0"], "hydra.launcher.cpu_slots=0: must be a whole number"),
+        (["hydra.launcher.silent_minutes=0"], "hydra.launcher.silent_minutes=0: must be a number"),
+    ],
+)
+def test_what_a_sweep_cannot_do_is_said_before_it_starts(
+    train: Callable[..., Answer], tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    answer = train("-m", f"output.root={tmp_path}", "seed=1,2", *words)
+    assert answer.status == 1
+    assert answer.err.startswith(f"error: {sentence}")
+    assert not list(tmp_path.rglob("*.log"))
+
+
+def test_the_same_command_names_the_same_sweep(
     train: Callable[..., Answer], tmp_path: Path
 ) -> None:
-    for _ in range(2):
-        train("-m", f"output.root={tmp_path}", "data.root=none", "seed=1")
-    assert len(list(tmp_path.glob("sweep_*"))) == 2
+    words = [f"output.root={tmp_path}", "seed=1,2", "optim.lr=1e-3", "data.root=none"]
+    for order in (words, words[::-1]):
+        train("-m", "hydra/launcher=basic", *order)
+    assert len(list(tmp_path.glob("sweep_seed_*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_of_processes_is_finished_by_the_same_command(smoke: Smoke, tmp_path: Path) -> None:
+    words = [*smoke.overrides, *SABOTAGED, "seed=1,2", f"output.root={tmp_path / 'runs'}"]
+    command = [sys.executable, str(PROGRAM), "-m", *words, "hydra.launcher.cpu_slots=2"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def sweep(command: list[str]) -> tuple[str, list[dict[str, Any]]]:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 1
+        assert done.stderr == "error: 2 of 4 jobs failed; the same command runs those again\n"
+        (record,) = tmp_path.glob("runs/*/sweep.json")
+        assert done.stdout.splitlines()[-1] == f"sweep: {record.parent}"
+        return done.stdout, json.loads(record.read_text())["jobs"]
+
+    out, jobs = sweep(command)
+    assert [job["status"] for job in jobs] == ["failed", "failed", "finished", "finished"]
+    assert all(job["cause"].startswith("The loss is ") for job in jobs[:2])
+    assert out.count(": The loss is ") == 4  # when it happens, and in the summary
+    _, jobs = sweep([*command[:3], *reversed(command[3:])])
+    assert [job["attempts"] for job in jobs] == [2, 2, 1, 1]
 
 
 def test_a_terminated_run_says_how_to_go_on(

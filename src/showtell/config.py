@@ -8,7 +8,9 @@ reported in a fraction of a second, and only names of this package can ever be c
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,8 +125,11 @@ def overview(overrides: Sequence[str]) -> str:
     Raises:
         UserError: when the overrides cannot be composed.
     """
-    folders = sorted(folder for folder in config_folder().iterdir() if folder.is_dir())
-    choices = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in folders}
+    files = sorted(config_folder().rglob("*/*.yaml"))
+    choices: dict[str, list[str]] = {}
+    for file in files:
+        group = file.parent.relative_to(config_folder()).as_posix()
+        choices.setdefault(group, []).append(file.stem)
     return "\n".join(
         [
             "usage: python train.py [GROUP=CHOICE ...] [KEY=VALUE ...]",
@@ -137,6 +142,38 @@ def overview(overrides: Sequence[str]) -> str:
             "`python train.py --hydra-help` lists the options of Hydra itself.",
         ]
     )
+
+
+def sweep_name(command: Sequence[str]) -> str:
+    """The folder of a sweep by its overrides, in whatever order and notation they were given."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides([str(override) for override in command])
+    # Where the sweep is does not change what it is.
+    content = sorted(
+        (override.get_key_element(), _canonical(override.value()))
+        for override in parsed
+        if override.key_or_group != "output.root"
+    )
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    swept = sorted(o.key_or_group for o in parsed if o.is_sweep_override())
+    return "_".join(["sweep", "-".join(swept).replace("/", ".")[:80], digest])
+
+
+def _canonical(value: object) -> str:
+    """A value of Hydra's grammar, with one text for all ways to write it."""
+    from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+
+    match value:
+        case ChoiceSweep():
+            return "choice " + ",".join(sorted({_canonical(each) for each in value.list}))
+        case QuotedString():
+            return value.text
+        case bool():
+            return str(value)
+        case int() | float():
+            return repr(float(value))
+    return str(value)
 
 
 def explain(error: Exception) -> str:

@@ -1,0 +1,138 @@
+"""Hydra's side of local sweeps; what runs the jobs is ``showtell.sweeps``.
+
+Hydra imports every file of this package at each start: nothing heavy may be imported on top.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from showtell.errors import UserError
+
+
+class LocalLauncher(Launcher):
+    """Runs the jobs of a sweep on this machine, each in a process and on a GPU of its own.
+
+    ``conf/hydra/launcher/local_gpus.yaml`` explains the arguments.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs_per_gpu: int,
+        cpu_slots: int | None,
+        job_timeout_minutes: float | None,
+        silent_minutes: float | None,
+    ) -> None:
+        super().__init__()
+        numbers = {"jobs_per_gpu": jobs_per_gpu, "cpu_slots": cpu_slots}
+        for name, value in numbers.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UserError(f"hydra.launcher.{name}={value}: must be a whole number from 1")
+        times = {"job_timeout_minutes": job_timeout_minutes, "silent_minutes": silent_minutes}
+        for name, minutes in times.items():
+            if minutes is not None and (not isinstance(minutes, int | float) or minutes <= 0):
+                raise UserError(f"hydra.launcher.{name}={minutes}: must be a number above 0")
+        self._jobs_per_gpu = jobs_per_gpu
+        self._cpu_slots = cpu_slots
+        self._timeout = job_timeout_minutes and 60 * job_timeout_minutes
+        self._silent = silent_minutes and 60 * silent_minutes
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra gives; the task runs as its own program, not as this function."""
+        self._loader = hydra_context.config_loader
+        self._config = config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the jobs that are not finished and tell what became of all.
+
+        Raises:
+            UserError: before any job starts, for a mistake in the configuration of one.
+        """
+        from showtell.sweeps.driver import Driver, Limits, summary
+        from showtell.sweeps.record import open_sweep
+        from showtell.sweeps.slots import find_slots
+
+        configs = [self._resolved(overrides) for overrides in job_overrides]
+        folder = Path(self._config.hydra.sweep.dir)
+        command = [str(word) for word in self._config.hydra.overrides.task]
+        slots = find_slots(
+            on_gpus=any(config["trainer"]["accelerator"] != "cpu" for config in configs),
+            jobs_per_gpu=self._jobs_per_gpu,
+            cpu_slots=self._cpu_slots,
+        )
+        program = [sys.executable, sys.argv[0]]
+        if configs[0]["tracking"].get("group") is None:
+            program.append(f"tracking.group={folder.name}")
+        with open_sweep(folder, command) as sweep:
+            jobs = [
+                sweep.add(overrides, [word for word in overrides if word not in command])
+                for overrides in job_overrides
+            ]
+            Driver(
+                sweep,
+                program,
+                slots,
+                Limits(total=self._timeout, silent=self._silent),
+                [Path(configs[0]["features"]["root"])],
+                lambda line: print(line, flush=True),
+            ).run(jobs)
+            print(*summary(sweep, jobs), f"sweep: {folder}", sep="\n", flush=True)
+        failed = sum(job.status == "failed" for job in jobs)
+        problem = UserError(
+            f"{failed} of {len(jobs)} jobs failed; the same command runs those again"
+        )
+        return [
+            JobReturn(job.overrides, status=JobStatus.COMPLETED)
+            if job.status == "finished"
+            else _FailedJob(job.overrides, problem)
+            for job in jobs
+        ]
+
+    def _resolved(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The checked configuration of one job."""
+        from showtell.config import resolve
+
+        composed = self._loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(composed):
+            del composed["hydra"]
+        config = resolve(composed)
+        if config["output"]["folder"] is not None:
+            raise UserError("output.folder is one folder: a sweep (-m) makes one for each run")
+        if config["trainer"]["devices"] * config["trainer"]["num_nodes"] > 1:
+            raise UserError(
+                f"trainer.devices={config['trainer']['devices']}: a run of a sweep on this machine "
+                "has one device; the sweep fills the others with its other runs"
+            )
+        if config["resume"] is not None:
+            raise UserError("resume is for one run: a sweep goes on when its command is run again")
+        return config
+
+
+class _FailedJob(JobReturn):
+    """What Hydra's sweepers take for a failed job; its cause has been told."""
+
+    def __init__(self, overrides: Sequence[str], problem: UserError) -> None:
+        super().__init__(overrides, status=JobStatus.FAILED)
+        self._problem = problem
+
+    @property  # type: ignore[misc]  # nobody sets it
+    def return_value(self) -> Any:
+        """Nothing.
+
+        Raises:
+            UserError: always.
+        """
+        raise self._problem

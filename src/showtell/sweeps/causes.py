@@ -1,0 +1,64 @@
+"""Why a job ended as it did, in one sentence, from its exit status and its log."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+# A cause is at the end of a log, and a log may be long.
+_TAIL_BYTES = 2**16
+_LONGEST = 300
+# Progress bars rewrite their line, and colours are of no use in a file.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|out of memory|can't allocate memory", re.I)
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Warning)\b.*")
+
+
+def cause_of(status: int, log: Path, *, start: int) -> str:
+    """Why a process that did not finish its run ended with ``status`` (negative: by a signal).
+
+    ``start`` is the byte of ``log`` where its own output begins.
+    """
+    said = _last_words(log, start)
+    memory = "out of memory: " if said and _NO_MEMORY.search(said) else ""
+    if status < 0:
+        return _shortened(f"{memory}killed by {_signal_name(-status)}{_guess(-status)}")
+    if said is not None:
+        return _shortened(memory + said)
+    if status == 0:
+        return "ended with status 0 before its run was finished"
+    return f"exit status {status}"
+
+
+def _last_words(log: Path, start: int) -> str | None:
+    """What the program or Python said of the error that ended it; None when nothing was said."""
+    with log.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(start, size - _TAIL_BYTES))
+        text = stream.read().decode(errors="replace")
+    lines = [_CONTROL.sub("", line).strip("\r") for line in text.splitlines()]
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+        if _EXCEPTION.match(line):
+            return line
+    return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
+
+
+def _guess(number: int) -> str:
+    if number == signal.SIGKILL:
+        return ", which is also what a system does that runs out of memory"
+    return ""
+
+
+def _shortened(sentence: str) -> str:
+    sentence = " ".join(sentence.split())
+    return sentence if len(sentence) <= _LONGEST else sentence[: _LONGEST - 3] + "..."

@@ -1,0 +1,136 @@
+"""``sweep.json``: what a sweep consists of and how far each of its jobs is.
+
+The run folder of a job is the truth about it, because the job writes it itself; ``sweep.json``
+adds what a run folder cannot know: jobs that have none, causes, logs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from showtell import runs
+from showtell.errors import UserError
+from showtell.sweeps.locks import open_locked
+
+FORMAT = 1
+RECORD = "sweep.json"
+# Of a file name; they end at 255 bytes on every file system that counts.
+LONGEST_NAME = 120
+
+Status = Literal["waiting", "running", "finished", "failed"]
+
+
+@dataclass(slots=True)
+class Job:
+    """One training of a sweep.
+
+    Attributes:
+        number: its place in the sweep, from 0.
+        overrides: what it is started with.
+        status: where it is; what was interrupted is ``waiting``.
+        run: the name of its run folder in the sweep's folder, once it was started.
+        cause: why it failed, in a sentence.
+        log: the file with all it printed, from the sweep's folder.
+        seconds: how long its last attempt took.
+        attempts: how often it was started.
+    """
+
+    number: int
+    overrides: list[str]
+    status: Status = "waiting"
+    run: str | None = None
+    cause: str | None = None
+    log: str = ""
+    seconds: float | None = None
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class Sweep:
+    """A sweep's folder and its jobs."""
+
+    folder: Path
+    command: list[str]
+    jobs: list[Job] = field(default_factory=list)
+
+    def add(self, overrides: Sequence[str], telling: Sequence[str]) -> Job:
+        """The job with these overrides, in any order; a new one where there is none.
+
+        ``telling`` are those of them that tell it from the others, for the name of its folder.
+        """
+        for job in self.jobs:
+            if sorted(job.overrides) == sorted(overrides):
+                return job
+        number = len(self.jobs)
+        name = re.sub(r"[^\w.=+-]+", "_", "_".join([f"{number:04}", *telling]))[:LONGEST_NAME]
+        job = Job(number, list(overrides), run=name, log=f"logs/{number:04}.log")
+        self.jobs.append(job)
+        return job
+
+    def settle(self, job: Job) -> None:
+        """Whatever was noted last: what counts is what the run's own folder says."""
+        if self._has_finished(job):
+            job.status, job.cause = "finished", None
+        elif job.status in ("running", "finished"):  # by a killed driver; or its run was deleted
+            job.status = "waiting"
+
+    def _has_finished(self, job: Job) -> bool:
+        try:
+            return runs.read_record(self.run_folder(job)).get("status") == "finished"
+        except UserError:
+            return False
+
+    def run_folder(self, job: Job) -> Path:
+        """The folder that is, or will be, the run of ``job``."""
+        # A name, whatever the file says: jobs write there, and what failed early is removed.
+        return self.folder / Path(job.run or f"{job.number:04}").name
+
+    def log_file(self, job: Job) -> Path:
+        """Where ``job`` prints."""
+        return self.folder / "logs" / Path(job.log).name
+
+    def save(self) -> None:
+        """Write ``sweep.json``, durably."""
+        content = {"format": FORMAT, "command": self.command, "jobs": [*map(asdict, self.jobs)]}
+        runs.write_json(self.folder / RECORD, content)
+
+
+@contextmanager
+def open_sweep(folder: Path, command: Sequence[str]) -> Iterator[Sweep]:
+    """The sweep in ``folder``, as earlier starts of ``command`` left it, for this process alone.
+
+    Raises:
+        UserError: when another process has it, or ``sweep.json`` is damaged or of another format.
+    """
+    lock = open_locked(folder / ".lock")
+    if lock is None:
+        raise UserError(
+            f"{folder} is being run by another process; wait for its end, or give another "
+            "output.root"
+        )
+    with lock:
+        sweep = Sweep(folder, list(command), _read_jobs(folder / RECORD))
+        for job in sweep.jobs:
+            sweep.settle(job)
+        yield sweep
+
+
+def _read_jobs(path: Path) -> list[Job]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] == FORMAT:
+            return [Job(**entry) for entry in content["jobs"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it from a copy") from error
+    raise UserError(
+        f"{path} has not format {FORMAT}; use the showtell that wrote it, or give another "
+        "output.root"
+    )

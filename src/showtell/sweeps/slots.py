@@ -1,0 +1,105 @@
+"""Where jobs run: on a GPU each, or on a share of the cores where there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from showtell.sweeps.locks import open_locked
+
+# A training of Flickr8k takes half of it; more jobs than fit would kill each other.
+BYTES_PER_CPU_SLOT = 2 * 2**30
+# What libraries read, before they start their threads, to learn how many to start.
+THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Room for one job at a time.
+
+    Attributes:
+        name: what it is called, ``cpu-0`` or by the GPU's own id, the same in all sweeps.
+        environment: what a job in it sees: its GPU alone, and its share of the threads.
+    """
+
+    name: str
+    environment: Mapping[str, str]
+
+    def take(self) -> BinaryIO | None:
+        """The slot's lock, for a job to inherit; None while a job of any sweep has it."""
+        return open_locked(lock_folder() / f"{self.name}.lock")
+
+
+def lock_folder() -> Path:
+    """Where all sweeps of this user on this machine meet: never on a shared disk."""
+    return Path(tempfile.gettempdir()) / f"showtell-slots-{os.getuid()}"
+
+
+def find_slots(*, on_gpus: bool, jobs_per_gpu: int, cpu_slots: int | None) -> list[Slot]:
+    """The slots of this machine: ``jobs_per_gpu`` a GPU, or ``cpu_slots`` (None: as many as fit).
+
+    Without ``on_gpus`` the GPUs there are stay hidden from the jobs.
+    """
+    gpus = visible_gpus() if on_gpus else []
+    names = [f"{gpu}-{n}" for n in range(jobs_per_gpu) for gpu in gpus]
+    seen = [gpu for _ in range(jobs_per_gpu) for gpu in gpus]
+    if not gpus:
+        names = [f"cpu-{n}" for n in range(cpu_slots or _fitting_cpu_slots())]
+        seen = [""] * len(names)
+    threads = str(max(1, _cores() // len(names)))
+    # Who sets thread counts has reasons.
+    counts = {name: os.environ.get(name, threads) for name in THREAD_COUNTS}
+    return [
+        Slot(name, {"CUDA_VISIBLE_DEVICES": gpu, **counts})
+        for name, gpu in zip(names, seen, strict=True)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """The ids of the GPUs that this process may use; asks the driver, not PyTorch, for speed."""
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return choose_gpus(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def choose_gpus(listing: str, wanted: str | None) -> list[str]:
+    """Those ids of ``nvidia-smi -L`` that ``CUDA_VISIBLE_DEVICES`` names; None names all.
+
+    Where a GPU is divided (MIG), the parts count, for CUDA sees nothing else. As in CUDA, the first
+    entry that names no GPU ends the list.
+    """
+    ids = re.findall(r"\(UUID: ((?:GPU|MIG)-[^)\s]+)\)", listing)
+    gpus = [gpu for gpu in ids if gpu.startswith("MIG-")] or ids
+    if wanted is None:
+        return gpus
+    chosen: list[str] = []
+    for entry in wanted.split(","):
+        name = entry.strip()
+        if name.isdecimal():
+            named = gpus[int(name) : int(name) + 1]
+        else:
+            named = [gpu for gpu in gpus if name and gpu.startswith(name)]
+        if len(named) != 1:
+            break
+        chosen += named
+    return chosen
+
+
+def _fitting_cpu_slots() -> int:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(_cores(), memory // BYTES_PER_CPU_SLOT))
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
