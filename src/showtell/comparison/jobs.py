@@ -51,8 +51,13 @@ class Job:
     @property
     def sentence(self) -> str:
         """Who, what, and why as far as it is known."""
+        return f"{self.name} {self.fate}"
+
+    @property
+    def fate(self) -> str:
+        """What became of it, and why."""
         said = _SAID_OF.get(self.status, f"is {self.status}")
-        return f"{self.name} {said}" + (f": {self.cause}" if self.cause else "")
+        return said + (f": {self.cause}" if self.cause else "")
 
     def unreadable(self, cause: str) -> Job:
         """The same, with what is wrong with its folder."""

@@ -47,7 +47,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def rows_of(trainings: Sequence[Training]) -> list[Row]:
     """One row for each configuration, in the order of its first training; the first is the base.
 
-    A configuration with a training that was not evaluated takes no part in the test.
+    A training that was not evaluated takes no part in the test.
     """
     groups = _grouped(trainings)
     names = names_of([group[0].settings for group in groups])
@@ -75,8 +75,7 @@ def _grouped(trainings: Sequence[Training]) -> list[list[Training]]:
 def _tests(groups: Sequence[Sequence[Training]]) -> list[dict[str, Comparison]]:
     """The comparison of each group with the first; none of the first itself."""
     statistics = [[t.statistics for t in group if t.statistics is not None] for group in groups]
-    complete = [len(s) == len(group) for s, group in zip(statistics, groups, strict=True)]
-    tested = [number for number in range(1, len(groups)) if complete[0] and complete[number]]
+    tested = [number for number in range(1, len(groups)) if statistics[0] and statistics[number]]
     tests: list[dict[str, Comparison]] = [{} for _ in groups]
     if tested:
         found = compare_each(statistics[0], [statistics[number] for number in tested])

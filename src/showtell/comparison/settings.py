@@ -46,6 +46,8 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
         _start_of(record),
     )
     shown = (_shown(content)[:_HASH_DIGITS] for content in contents)
+    if "members" in record:  # the configuration tells of the first of them
+        config = {**config, "model": record["model"]}
     return _flat(config) | dict(zip(_CONTENTS, shown, strict=True))
 
 

@@ -146,7 +146,7 @@ def _on_unscored(trainings: Sequence[Training]) -> list[str]:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
         f"not evaluated: {', '.join(names[:3])}{more}; the scores are those of the best validation "
-        "in metrics.csv, without a test: `showtell evaluate` makes what it needs"
+        "in metrics.csv, and have no part in tests and changes until `showtell evaluate` was run"
     ]
 
 

@@ -15,8 +15,8 @@ MAX_DOTS = 80
 
 # A row of an effect chart is a line of words over a line of dots; where many dots would lie on one
 # another they are spread a little.
-ROW_TOP, ROW_HEIGHT, DOTS_BELOW = 4.0, 42.0, 0.66
-JITTER = (0.0, -3.0, 3.0, -6.0, 6.0)
+ROW_TOP, ROW_HEIGHT, DOTS_BELOW = 4.0, 46.0, 0.68
+JITTER = (0.0, -2.5, 2.5, -5.0, 5.0)
 
 Point = tuple[float, float]
 

@@ -1,0 +1,85 @@
+"""A few pictures with what the best configurations write about them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from showtell.comparison.rows import Row
+from showtell.errors import UserError
+from showtell.metrics.inputs import read_captions
+from showtell.report.at_hand import captioned, data_set_at_hand
+from showtell.report.gallery import Word, compared, embedded
+from showtell.types import CaptionedImage, Split
+
+SHOWN_CONFIGURATIONS, SHOWN_PICTURES = 3, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The number of a configuration in the table, and its caption."""
+
+    number: int
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture, None when it cannot be read; its references; what each configuration wrote."""
+
+    name: str
+    image: str | None
+    references: tuple[str, ...]
+    captions: Sequence[Written]
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """The pictures, or why there are none; ``problem`` may also be a doubt."""
+
+    pictures: Sequence[Shown]
+    problem: str | None
+
+
+def side_by_side(rows: Sequence[Row], split: Split) -> SideBySide:
+    """Pictures drawn at random, with the captions of the best run of each of the first rows."""
+    captions, problem = _captions(rows[:SHOWN_CONFIGURATIONS], split)
+    if not captions:
+        return SideBySide([], problem)
+    best = rows[0].trainings[0]
+    at_hand = data_set_at_hand(best.config, best.record)
+    if at_hand.data is None:
+        return SideBySide([], at_hand.problem)
+    common = set.intersection(*(set(each) for each in captions.values()))
+    images = captioned(dict.fromkeys(common, ""), at_hand.data)
+    if not images:
+        return SideBySide([], "the data set holds none of the captioned pictures")
+    drawn = random.Random(0).sample(images, min(SHOWN_PICTURES, len(images)))
+    return SideBySide([_shown(image, captions) for image in drawn], at_hand.problem)
+
+
+def _captions(rows: Sequence[Row], split: Split) -> tuple[dict[int, dict[str, str]], str | None]:
+    """Number of a row, from 1 -> its captions; and what is wrong with those of the last."""
+    captions: dict[int, dict[str, str]] = {}
+    problem = "no captions were written: `showtell evaluate` writes them"
+    for number, row in enumerate(rows, start=1):
+        files = (training.folder / f"captions-{split}.json" for training in row.trainings)
+        path = next((file for file in files if file.is_file()), None)
+        try:
+            captions |= {number: read_captions(path)} if path else {}
+        except UserError as error:
+            problem = str(error)
+    return captions, problem
+
+
+def _shown(image: CaptionedImage, captions: Mapping[int, Mapping[str, str]]) -> Shown:
+    return Shown(
+        image.image_id,
+        embedded(image.path),
+        tuple(image.captions),
+        [
+            Written(number, compared(written[image.image_id], image.captions))
+            for number, written in captions.items()
+        ],
+    )
