@@ -83,8 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     caption.set_defaults(command=_caption)
 
-    report = commands.add_parser("report", help="one self-contained HTML page about a run")
-    report.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    report = commands.add_parser("report", help="one self-contained HTML page of a run or sweep")
+    report.add_argument(
+        "run", type=Path, metavar="RUN", help="a run folder, or a sweep's with many"
+    )
     report.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
     report.set_defaults(command=_report)
     return parser
@@ -191,7 +193,15 @@ def _caption(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from showtell.report.run_page import write_report
+    from showtell.runs import RECORD
 
-    print(f"report: {write_report(options.run, options.output)}")
+    if (options.run / RECORD).is_file():
+        from showtell.report.run_page import write_report
+
+        page = write_report(options.run, options.output)
+    else:
+        from showtell.comparison.sweep_page import write_sweep_report
+
+        page = write_sweep_report(options.run, options.output)
+    print(f"report: {page}")
     return 0
