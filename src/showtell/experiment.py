@@ -226,6 +226,7 @@ def _fit(
         parts.vocabulary,
         batch_size=settings.trainer.batch_size,
         seed=config["seed"],
+        views=parts.views,
         limit_batches=settings.trainer.limit_batches,
         rank=ranks.rank(),
         world_size=ranks.world_size(),

@@ -27,6 +27,7 @@ from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
 from showtell.vision.extract import ensure_features
 from showtell.vision.features import FeatureStore
+from showtell.vision.images import VIEWS
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
@@ -68,6 +69,7 @@ class Parts:
     vectors: WordVectors | None
     decoder: nn.Module
     store: FeatureStore
+    views: tuple[FeatureStore, ...]  # of the training images, besides the store
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -113,7 +115,16 @@ def prepare(config: Config, data: CaptionData) -> Parts:
         start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
     used = [*images["train"], *images["val"]]
     store = features_of(used, encoder, decoder.feature_kind, config)
-    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store)
+    views = tuple(
+        features_of(
+            images["train"],
+            encoder.seeing(VIEWS[name](encoder.preprocessing)),
+            decoder.feature_kind,
+            config,
+        )
+        for name in settings.trainer.view_names[1:]
+    )
+    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store, views)
 
 
 def extract(config: Config, data: CaptionData) -> Path:

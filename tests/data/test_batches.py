@@ -176,3 +176,43 @@ def test_one_batch_is_read_ahead_and_a_failing_disk_is_told_at_its_own() -> None
         next(handed_out)
     assert rows.readings == 3
     assert loader.state_dict() == {"epoch": 0, "next": 2}
+
+
+class Mirrored(Rows):
+    """The same images seen in another way: below zero."""
+
+    def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        return 100 + super().index(image_ids)  # a store of its own, with rows of its own
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        return -super().gather(positions - 100) - 1
+
+
+def with_views(seed: int = 3) -> CaptionBatches:
+    captions = EncodedCaptions(images(23), vocabulary())
+    return CaptionBatches(captions, Rows(), views=[Mirrored()], batch_size=4, shuffle_seed=seed)
+
+
+def test_each_epoch_draws_a_view_of_each_image_and_leaves_all_else() -> None:
+    both, mirrored = with_views(), []
+    for _ in range(40):
+        for batch in both:
+            numbers = [int(image_id.removesuffix(".jpg")) for image_id in batch.image_ids]
+            first = batch.features[:, 0].tolist()
+            seen = [value < 0 for value in first]
+            assert first == [-n - 1 if m else n for n, m in zip(numbers, seen, strict=True)]
+            mirrored += seen
+    assert 0.4 < np.mean(mirrored) < 0.6
+    for one, other in zip(with_views(), batches(), strict=True):
+        assert one.image_ids == other.image_ids and torch.equal(one.tokens, other.tokens)
+
+
+def test_views_go_on_where_a_checkpoint_was_taken() -> None:
+    whole = list(with_views())
+    begun = with_views()
+    for _, _ in zip(begun, range(2), strict=False):
+        pass
+    resumed = with_views()
+    resumed.load_state_dict({"epoch": 0, "next": 2})
+    assert all(same(a, b) for a, b in zip(whole[2:], resumed, strict=True))
+    assert not all(same(a, b) for a, b in zip(whole, with_views(seed=4), strict=True))

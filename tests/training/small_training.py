@@ -126,6 +126,7 @@ def build_training(
         "precision": "32-true",
         "limit_images": None,
         "limit_batches": None,
+        "views": "original",
         "validate_on_train": False,
         "profiler": None,
     }

@@ -188,3 +188,9 @@ def test_no_file_is_written_outside_the_run(
     assert list(elsewhere.iterdir()) == []
     files = {str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()}
     assert files == {"metrics.csv", str(LAST_CHECKPOINT), str(BEST_WEIGHTS)}
+
+
+@pytest.mark.parametrize("views", ["mirrored", "original+sideways", "original+original", ""])
+def test_views_that_cannot_be_are_refused(training: Make, views: str) -> None:
+    with pytest.raises(ValueError, match="views="):
+        training(trainer={"views": views})

@@ -11,11 +11,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from showtell.errors import UserError
-from showtell.vision.images import MAX_PIXELS, ImageError, Preprocessing, load_image, to_rgb
+from showtell.vision.images import (
+    MAX_PIXELS,
+    VIEWS,
+    ImageError,
+    Preprocessing,
+    load_image,
+    to_rgb,
+)
 
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -258,3 +265,22 @@ def test_json_round_trip() -> None:
 def test_impossible_values_are_named(change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         rule(**{"size": 4, **change})
+
+
+def test_a_mirrored_view_is_the_picture_turned_and_a_zoomed_one_its_middle() -> None:
+    usual, random = rule(size=8), np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    turned = VIEWS["mirrored"](usual)
+    torch.testing.assert_close(turned(picture), usual(picture).flip(2))
+    torch.testing.assert_close(turned(picture), usual(ImageOps.mirror(picture)), atol=0.02, rtol=0)
+    zoomed = VIEWS["zoomed"](usual)
+    assert zoomed.view(60, 40) == pytest.approx((13, 3, 47, 37))
+    torch.testing.assert_close(VIEWS["zoomed_mirrored"](usual)(picture), zoomed(picture).flip(2))
+
+
+def test_only_what_is_mirrored_says_so() -> None:
+    """Stores are found by what describes their preprocessing, older ones too."""
+    for name, view in VIEWS.items():
+        fields = view(rule(size=8)).to_json()
+        assert ("mirrored" in fields) == name.endswith("mirrored")
+        assert Preprocessing.from_json(fields) == view(rule(size=8))

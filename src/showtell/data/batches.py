@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -100,6 +101,8 @@ class CaptionBatches:
     Args:
         captions: those of the split.
         features: where the features of its images are.
+        views: further features of the same images, seen in another way; in each epoch one of the
+            ways is drawn for each image.
         batch_size: images a batch, over all processes.
         shuffle_seed: None keeps the order of the split.
         limit_batches: only the first so many batches of an epoch; None for all.
@@ -114,13 +117,14 @@ class CaptionBatches:
         *,
         batch_size: int,
         shuffle_seed: int | None,
+        views: Sequence[FeatureSource] = (),
         limit_batches: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._captions = captions
-        self._features = features
-        self._positions = features.index(captions.image_ids)
+        self._sources = [features, *views]
+        self._positions = [source.index(captions.image_ids) for source in self._sources]
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
         self._limit_batches = limit_batches
@@ -137,15 +141,16 @@ class CaptionBatches:
         if self._next == len(self):
             self._epoch, self._next = self._epoch + 1, 0
         order = self._order(self._epoch)[: len(self)]
+        gather = partial(self._gather, views=self._views(self._epoch))
         # The next batch is read while this one is computed with: a disk answers late, and a GPU is
         # done before the file system is.
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(self._gather, order[self._next])
+            ahead = reader.submit(gather, order[self._next])
             while self._next < len(order):
                 batch, features = order[self._next], ahead.result()
                 self._next += 1  # before it leaves: a checkpoint taken during it counts it done
                 if self._next < len(order):
-                    ahead = reader.submit(self._gather, order[self._next])
+                    ahead = reader.submit(gather, order[self._next])
                 yield self._collate(batch, features)
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,6 +182,11 @@ class CaptionBatches:
         batches = [images[i : i + self._batch_size] for i in self._starts(images)]
         return [batches[i] for i in random.permutation(len(batches))]
 
+    def _views(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Which source the features of each image come from in an epoch."""
+        random = np.random.default_rng((self._shuffle_seed or 0, epoch, 1))
+        return random.integers(len(self._sources), size=len(self._captions.image_ids))
+
     def _share(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The images of a batch that this process has, or the first where none is left for it.
 
@@ -188,8 +198,21 @@ class CaptionBatches:
     def _starts(self, images: npt.NDArray[np.int64]) -> range:
         return range(0, len(images), self._batch_size)
 
-    def _gather(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-        return self._features.gather(self._positions[self._share(batch)])
+    def _gather(
+        self, batch: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float16]:
+        images = self._share(batch)
+        if len(self._sources) == 1:
+            return self._sources[0].gather(self._positions[0][images])
+        seen = views[images]
+        by_view = [
+            source.gather(positions[images[seen == view]])
+            for view, (source, positions) in enumerate(
+                zip(self._sources, self._positions, strict=True)
+            )
+        ]
+        back = np.argsort(np.argsort(seen, kind="stable"))
+        return np.concatenate(by_view)[back]
 
     def _collate(self, batch: npt.NDArray[np.int64], features: npt.NDArray[np.float16]) -> Batch:
         images = self._share(batch)

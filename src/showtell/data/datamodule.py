@@ -32,6 +32,7 @@ class CaptionDataModule(LightningDataModule):
         *,
         batch_size: int,
         seed: int,
+        views: Sequence[FeatureSource] = (),
         limit_batches: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -42,6 +43,7 @@ class CaptionDataModule(LightningDataModule):
         self._vocabulary = vocabulary
         self._batch_size = batch_size
         self._seed = seed
+        self._views = views
         self._limit_batches = limit_batches
         self._rank = rank
         self._world_size = world_size
@@ -50,7 +52,10 @@ class CaptionDataModule(LightningDataModule):
     def train_batches(self) -> CaptionBatches:
         """The training split, shuffled anew every epoch."""
         return self._batches(
-            self._images["train"], batch_size=self._batch_size, shuffle_seed=self._seed
+            self._images["train"],
+            batch_size=self._batch_size,
+            shuffle_seed=self._seed,
+            views=self._views,
         )
 
     def train_dataloader(self) -> CaptionBatches:
@@ -85,13 +90,19 @@ class CaptionDataModule(LightningDataModule):
         self.train_batches.load_state_dict(state_dict)
 
     def _batches(
-        self, images: Sequence[CaptionedImage], *, batch_size: int, shuffle_seed: int | None
+        self,
+        images: Sequence[CaptionedImage],
+        *,
+        batch_size: int,
+        shuffle_seed: int | None,
+        views: Sequence[FeatureSource] = (),
     ) -> CaptionBatches:
         return CaptionBatches(
             EncodedCaptions(images, self._vocabulary),
             self._features,
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
+            views=views,
             limit_batches=self._limit_batches,
             rank=self._rank,
             world_size=self._world_size,

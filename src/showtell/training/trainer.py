@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
+from showtell.vision.images import VIEWS
 
 # Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
 # its own checkpoints wherever it was moved to, curves are written by the module itself, PyTorch
@@ -50,6 +51,8 @@ class TrainerSettings:
             one of Lightning's names.
         limit_images: only the first so many images of each split; None for all.
         limit_batches: only the first so many batches of each epoch; None for all.
+        views: how training images are shown, names of ``VIEWS`` joined by ``+``; in each epoch one
+            of them is drawn for each image.
         validate_on_train: score the training images instead of the validation split, to see
             whether a model can learn by heart.
         profiler: None, or one of Lightning's, which writes where the time went into the run folder.
@@ -63,6 +66,7 @@ class TrainerSettings:
     precision: Precision
     limit_images: int | None
     limit_batches: int | None
+    views: str
     validate_on_train: bool
     profiler: Literal["simple", "advanced"] | None
 
@@ -74,6 +78,11 @@ class TrainerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        for view in self.view_names:
+            if view not in VIEWS:
+                raise ValueError(f"views={self.views}: {view} is none of {', '.join(VIEWS)}")
+        if self.view_names[0] != "original" or len(set(self.view_names)) < len(self.view_names):
+            raise ValueError(f"views={self.views}: begin with original, and name each view once")
 
     @property
     def processes(self) -> int:
@@ -84,6 +93,11 @@ class TrainerSettings:
     def uses_gpu(self) -> bool:
         """Whether the training computes on NVIDIA's or AMD's GPUs."""
         return self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+    @property
+    def view_names(self) -> list[str]:
+        """The views one by one, the original first: it is what captions are written of."""
+        return self.views.split("+")
 
     def build(
         self,

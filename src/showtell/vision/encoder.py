@@ -109,6 +109,16 @@ class Encoder(nn.Module):
         size, rows, columns = _feature_map_shape(self.body, preprocessing.size, network)
         self.identity = EncoderIdentity(network, weights, preprocessing, rows, columns, size)
 
+    def seeing(self, preprocessing: Preprocessing) -> Encoder:
+        """The same network, shown pictures in another way of the same size."""
+        identity = self.identity
+        return Encoder(
+            self.body,
+            network=identity.network,
+            weights=identity.weights,
+            preprocessing=preprocessing,
+        )
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: an image's features must not depend on its company."""
         return super().train(False)

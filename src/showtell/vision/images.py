@@ -6,7 +6,8 @@ turns, resizes or normalises an image.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -23,6 +24,8 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
 # Pillow starts to suspect a decompression bomb here; three bytes a pixel make it 268 MB.
 MAX_PIXELS = 89_478_485
+# The share of the shorter side that a zoomed view shows: enough that what is spoken of stays in.
+_ZOOM = 0.85
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -112,7 +115,7 @@ class Preprocessing:
     is stretched to S x S, because captions speak of all of it; or "crop": the centred square with
     ``crop_fraction`` (0 to 1] of the shorter side is taken, ImageNet's protocol (342 px resized and
     299 px cropped is a fraction of 299/342). ``mean`` and ``std`` are per channel, for values
-    scaled to [0, 1].
+    scaled to [0, 1]. ``mirrored`` turns left into right.
 
     Raises:
         UserError: a value out of its range, or a crop fraction that would have no effect.
@@ -124,6 +127,7 @@ class Preprocessing:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         # Lists arrive here from YAML and JSON; a frozen, hashable value needs tuples of floats.
@@ -142,6 +146,8 @@ class Preprocessing:
             # gigabytes. It is the same map, up to half a pixel.
             box=self.view(image.width, image.height),
         )
+        if self.mirrored:
+            pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         # numpy, not torch: this runs in many threads, and each would start torch's own team. In
         # place and channel by channel: whole-array arithmetic on the transposed view takes eight
         # times as long, a tenth of a small network.
@@ -163,12 +169,29 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary for JSON; ``from_json`` gives an equal object back."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        fields = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        if not self.mirrored:  # as it was before pictures could be: stores go by this
+            del fields["mirrored"]
+        return fields
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
         """Inverse of ``to_json``."""
         return cls(**fields)
+
+
+# Ways to show the same picture in training, by name: what captions say of one holds for all, but
+# for left and right, which a caption in 250 speaks of.
+VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
+    "original": lambda usual: usual,
+    "mirrored": lambda usual: replace(usual, mirrored=True),
+    "zoomed": lambda usual: replace(
+        usual, resize="crop", crop_fraction=_ZOOM * usual.crop_fraction
+    ),
+    "zoomed_mirrored": lambda usual: replace(
+        usual, resize="crop", crop_fraction=_ZOOM * usual.crop_fraction, mirrored=True
+    ),
+}
 
 
 def _problems(rule: Preprocessing) -> list[str]:
