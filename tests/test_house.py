@@ -16,10 +16,10 @@ PLUGINS = sorted((SOURCE.parent / "hydra_plugins").rglob("*.py"))
 
 FLOORS = {
     1: ("errors", "types", "files", "config", "text"),
-    2: ("vision", "models", "decoding", "metrics", "tracking"),
+    2: ("vision", "models", "decoding", "metrics", "tracking", "search"),
     3: ("data", "runs"),
     4: ("training", "sweeps", "caption", "report", "tables"),
-    5: ("parts", "evaluation", "experiment", "comparison"),
+    5: ("parts", "evaluation", "ensembles", "experiment", "comparison"),
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -39,6 +39,7 @@ FENCES = {
     "omegaconf": {"config", "experiment", "cli"},
     "lightning": {"data.datamodule", "training", "parts", "experiment", "tracking"},
     "wandb": {"tracking"},
+    "optuna": {"search"},
     "timm": {"vision"},
     "torchvision": {"vision"},
     "openvino": {"vision"},

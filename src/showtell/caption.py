@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from showtell.config import build, check_node
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch, Hypothesis
+from showtell.decoding.ensemble import Ensemble
 from showtell.errors import UserError
-from showtell.models.decoder import AttentiveDecoder, Decoder
-from showtell.runs import RECORD, VOCABULARY, load_weights, read_record
+from showtell.models.decoder import AttentiveDecoder, StepDecoder
+from showtell.runs import MEMBERS, RECORD, VOCABULARY, load_weights, read_record
 from showtell.text.tokenizer import detokenize, tokenize
 from showtell.text.vocabulary import BEGIN, Vocabulary
 from showtell.types import FeatureKind
@@ -76,7 +77,12 @@ class Run:
     @property
     def feature_kind(self) -> FeatureKind:
         """What the decoder reads: pooled features or the grid."""
-        return cast(Decoder, self.decoder).feature_kind
+        return cast(StepDecoder, self.decoder).feature_kind
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder lies, and computes."""
+        return next(self.decoder.parameters()).device
 
     def with_beam(self, beam_size: int | None) -> Run:
         """The same run with another beam width; None keeps the run's own."""
@@ -90,7 +96,7 @@ class Run:
 
     def decode(self, features: Tensor) -> list[Hypothesis]:
         """As the search leaves them: token ids, and whether the caption came to its end."""
-        return self.search(cast(Decoder, self.decoder), features)
+        return self.search(cast(StepDecoder, self.decoder), features.to(self.device))
 
     def text_of(self, hypothesis: Hypothesis) -> str:
         """A caption as a person would write it."""
@@ -161,22 +167,24 @@ class Run:
 
     def _encode(self, paths: Sequence[Path]) -> list[Tensor | ImageError]:
         """Features (D,) or (R, D) of each file, beside the decoder; or why there are none."""
-        device = device_for("auto")
-        self.decoder.to(device)
         encoded = encode(
-            paths, self.encoder, kind=self.feature_kind, batch_size=len(paths), device=device
+            paths, self.encoder, kind=self.feature_kind, batch_size=len(paths), device=self.device
         )
         return [
-            entry if isinstance(entry, ImageError) else torch.from_numpy(entry).float().to(device)
+            entry
+            if isinstance(entry, ImageError)
+            else torch.from_numpy(entry).float().to(self.device)
             for entry in encoded
         ]
 
 
-def load_run(path: str | Path, *, encoder_weights: str | None = None) -> Run:
-    """Load a run folder on any machine, with or without its data set.
+def load_run(
+    path: str | Path, *, encoder_weights: str | None = None, accelerator: str = "auto"
+) -> Run:
+    """Load a run folder, or an ensemble's, on any machine, with or without its data set.
 
     ``encoder_weights`` names the file with the encoder's weights where they lie elsewhere than when
-    the run was trained; others than those are refused.
+    the run was trained; others than those are refused. ``accelerator`` is that of `device_for`.
 
     Nothing in the folder is executed: JSON says which of this package's decoders to build, and
     the weights are safetensors.
@@ -193,11 +201,61 @@ def load_run(path: str | Path, *, encoder_weights: str | None = None) -> Run:
             f"{folder / VOCABULARY} holds {len(vocabulary)} tokens, {RECORD} speaks of "
             f"{sizes.get('vocabulary_size')}; restore it from a copy"
         )
-    decoder: nn.Module = _build(folder, "model", record, **sizes)
-    load_weights(folder, decoder)
+    if "members" in record:
+        decoder: nn.Module = _load_members(folder, vocabulary)
+    else:
+        decoder = _build(folder, "model", record, **sizes)
+        load_weights(folder, decoder)
     search: BeamSearch = _build(folder, "decoding", record)
     weights = encoder_weights or record["encoder"].get("weights")
-    return Run(folder, record, decoder.eval(), vocabulary, search, weights)
+    decoder = decoder.eval().to(device_for(accelerator))
+    return Run(folder, record, decoder, vocabulary, search, weights)
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """The run folders that an ensemble's folder holds; a plain run's own folder.
+
+    Raises:
+        UserError: when this is no run folder, or an ensemble's that does not name its members.
+    """
+    record = read_record(folder)
+    if "members" not in record:
+        return [folder]
+    names = record["members"]
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{folder / RECORD} names no members; restore it from a copy")
+    return [folder / MEMBERS / str(number) for number in range(1, len(names) + 1)]
+
+
+def check_members(members: Sequence[Run]) -> None:
+    """Refuse runs that cannot write together.
+
+    Raises:
+        UserError: when two differ in their words or in their encoder.
+    """
+    first = members[0]
+    for run in members[1:]:
+        both = f"{run.folder} and {first.folder}"
+        if run.vocabulary.words != first.vocabulary.words:
+            raise UserError(
+                f"{both} have different words; an ensemble is made of runs that were trained on "
+                "the same captions with the same text settings"
+            )
+        if run.record["encoder"].get("identity") != first.record["encoder"].get("identity"):
+            raise UserError(
+                f"{both} read features of different encoders; an ensemble is made of runs with "
+                "the same encoder, weights and preprocessing"
+            )
+
+
+def _load_members(folder: Path, vocabulary: Vocabulary) -> Ensemble:
+    members = [load_run(member) for member in member_folders(folder)]
+    check_members(members)
+    if members[0].vocabulary.words != vocabulary.words:
+        raise UserError(
+            f"{folder / VOCABULARY} is not that of the members beside it; restore it from a copy"
+        )
+    return Ensemble([run.decoder for run in members])
 
 
 def device_for(accelerator: str) -> torch.device:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from showtell.errors import UserError
@@ -68,6 +68,20 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FILE", help="the table as Markdown (.md) or .csv"
     )
     compare.set_defaults(command=_compare)
+
+    ensemble = commands.add_parser("ensemble", help="make one run of several that write together")
+    ensemble.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    ensemble.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="the run folder to make"
+    )
+    ensemble.add_argument(
+        "--search",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="decoding=... decoding.beam_size=...; default: the search of the first run",
+    )
+    ensemble.set_defaults(command=_ensemble)
 
     caption = commands.add_parser("caption", help="caption new pictures with a run")
     caption.add_argument("run", type=Path, metavar="RUN", help="a run folder")
@@ -156,18 +170,24 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ensemble(options: argparse.Namespace) -> int:
+    from showtell.config import compose
+
+    if strange := [each for each in options.search if not each.startswith("decoding")]:
+        raise UserError(f"--search {strange[0]}: give decoding=CHOICE or decoding.KEY=VALUE")
+    search = compose(options.search)["decoding"] if options.search else None
+    from showtell.ensembles import gather
+
+    print(f"run: {gather(options.runs, options.output, search=search)}")
+    return 0
+
+
 def _caption(options: argparse.Namespace) -> int:
-    from showtell.caption import find_pictures, load_run
-    from showtell.runs import write_json
+    from showtell.caption import load_run
 
     run = load_run(options.run, encoder_weights=options.encoder_weights)
     run = run.with_beam(options.beam_size)
-    pictures, problems = [], []
-    for path in options.pictures:
-        try:
-            pictures += find_pictures(path)
-        except UserError as error:
-            problems.append(str(error))
+    pictures, problems = _find_pictures(options.pictures)
     captions: dict[Path, str] = {}
     for result in run.caption_files(pictures):
         if result.caption is None:
@@ -176,20 +196,37 @@ def _caption(options: argparse.Namespace) -> int:
             captions[result.path] = result.caption
             print(f"{result.path}\t{result.caption}", flush=True)
     if options.output:
-        names = Counter(path.name for path in captions)
-        write_json(
-            options.output,
-            [
-                # Two pictures of one name are told apart by their paths.
-                {"image_id": path.name if names[path.name] == 1 else str(path), "caption": caption}
-                for path, caption in captions.items()
-            ],
-        )
+        _write_captions(options.output, captions)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
         print(f"skipped {len(problems)}, captioned {len(captions)}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _find_pictures(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The pictures that files and folders stand for, and what is wrong with those of no use."""
+    from showtell.caption import find_pictures
+
+    pictures, problems = [], []
+    for path in named:
+        try:
+            pictures += find_pictures(path)
+        except UserError as error:
+            problems.append(str(error))
+    return pictures, problems
+
+
+def _write_captions(output: Path, captions: Mapping[Path, str]) -> None:
+    """Write the COCO results format; two pictures of one name are told apart by their paths."""
+    from showtell.runs import write_json
+
+    names = Counter(path.name for path in captions)
+    rows = [
+        {"image_id": path.name if names[path.name] == 1 else str(path), "caption": caption}
+        for path, caption in captions.items()
+    ]
+    write_json(output, rows)
 
 
 def _report(options: argparse.Namespace) -> int:

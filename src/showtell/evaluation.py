@@ -90,7 +90,11 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
     Raises:
         UserError: when the data set lacks the split, or the run cannot be loaded.
     """
-    run = load_run(folder, encoder_weights=config["encoder"]["weights"])
+    run = load_run(
+        folder,
+        encoder_weights=config["encoder"]["weights"],
+        accelerator=config["trainer"]["accelerator"],
+    )
     images = data.split(split)
     if not images:
         raise UserError(f"{data.name} has no {split} images; it has {', '.join(data.splits)}")
