@@ -1,16 +1,20 @@
-"""``lstm_glove`` trained as it is commonly written: two ways to compare with.
+"""Models trained as they are commonly written: ways to compare with.
 
-Both repeat an image's features for every caption or prefix, pad to a common length and compute the
+``lstm_glove`` has two of them, the Transformer one of PyTorch, and every model a loop of its steps.
+All repeat an image's features for every caption or prefix, pad to a common length and compute the
 padding too. Their losses are the model's own (tests/benchmarks/test_plain_training.py).
 
-Dimension key: B images, N captions, S prefixes, T positions, V vocabulary, D feature size.
+Dimension key: B images, N captions, S prefixes, T positions, V vocabulary, D feature size,
+R regions, E embedding, H hidden.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from showtell.data.batches import Batch
+from showtell.models.decoder import Decoder
 from showtell.models.lstm import LSTMDecoder
+from showtell.models.transformer import TransformerDecoder, TransformerLayer, sinusoids
 from showtell.text.vocabulary import PAD
 
 
@@ -26,7 +32,7 @@ from showtell.text.vocabulary import PAD
 class PaddedCaptions:
     """Captions as a loader of (image, caption) pairs gives them."""
 
-    features: Tensor  # (N, D)
+    features: Tensor  # (N, D) or (N, R, D)
     tokens: Tensor  # (N, T) BEGIN and the words
     targets: Tensor  # (N, T) the words and END
 
@@ -78,6 +84,94 @@ def take(prefixes: Prefixes, rows: Sequence[int] | Tensor) -> Prefixes:
     )
 
 
+def loss_of(scores: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """Of scores (., V) and targets (.), some of them padding."""
+    return F.cross_entropy(scores, targets, ignore_index=PAD, label_smoothing=label_smoothing)
+
+
+class StepLoop(nn.Module):
+    """A decoder's single steps, word by word over padded captions, each with its own image."""
+
+    def __init__(self, decoder: Decoder, *, label_smoothing: float) -> None:
+        super().__init__()
+        self.layers = deepcopy(cast(nn.Module, decoder))
+        self.label_smoothing = label_smoothing
+
+    def forward(self, captions: PaddedCaptions) -> Tensor:
+        """The loss."""
+        decoder, scores = cast(Decoder, self.layers), []
+        state = decoder.start(captions.features)
+        for tokens_N in captions.tokens.unbind(1):
+            scores_NV, state = decoder.step(tokens_N, state)
+            scores.append(scores_NV)
+        scores_NTV = torch.stack(scores, dim=1)
+        return loss_of(scores_NTV.flatten(0, 1), captions.targets.flatten(), self.label_smoothing)
+
+
+class PyTorchTransformer(nn.Module):
+    """``nn.TransformerDecoder`` over padded captions, each with its own image."""
+
+    def __init__(self, decoder: TransformerDecoder, *, label_smoothing: float) -> None:
+        super().__init__()
+        self.around = deepcopy(decoder)  # what stands before and behind the layers
+        self.around.layers = nn.ModuleList()
+        ours = [cast(TransformerLayer, layer) for layer in decoder.layers]
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(2, 1), 0)
+        self.decoder.layers = nn.ModuleList(pytorch_layer(layer, decoder.heads) for layer in ours)
+        self.image_dropout = nn.Dropout(decoder.image_dropout.rate)
+        self.word_dropout = nn.Dropout(decoder.word_dropout.rate)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, captions: PaddedCaptions) -> Tensor:
+        """The loss."""
+        scores_NTV = self.score(captions.features, captions.tokens)
+        return loss_of(scores_NTV.flatten(0, 1), captions.targets.flatten(), self.label_smoothing)
+
+    def score(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Scores (N, T, V) of features (N, R, D) and tokens (N, T)."""
+        around, length = self.around, tokens.shape[1]
+        regions_NRH = torch.relu(around.region(self.image_dropout(around.image_norm(features))))
+        words_NTH = around.word(around.embedding(tokens))
+        width = words_NTH.shape[2]
+        words_NTH = words_NTH * math.sqrt(width) + sinusoids(length, width, tokens.device)
+        read_NTH = self.decoder(
+            self.word_dropout(words_NTH),
+            regions_NRH,
+            tgt_mask=nn.Transformer.generate_square_subsequent_mask(length),
+            tgt_is_causal=True,
+        )
+        table = around.embedding.table()
+        projected = around.output.projection(around.norm(read_NTH).flatten(0, 1))
+        scores = F.linear(projected, table, around.output.bias) if around.output.tied else projected
+        return scores.unflatten(0, tokens.shape)
+
+
+def pytorch_layer(layer: TransformerLayer, heads: int) -> nn.TransformerDecoderLayer:
+    """PyTorch's layer with the weights and the dropout rate of ours."""
+    asks, memory = layer.image_asks, layer.image_memory
+    dense_size, width = layer.dense.weight.shape
+    rate = layer.dropout.rate
+    theirs = nn.TransformerDecoderLayer(
+        width, heads, dense_size, rate, batch_first=True, norm_first=True
+    )
+    parts = {
+        "self_attn.in_proj_": layer.word_asks.state_dict(),
+        "self_attn.out_proj.": layer.word_found.state_dict(),
+        "multihead_attn.in_proj_": {
+            "weight": torch.cat([asks.weight, memory.weight]),
+            "bias": torch.cat([asks.bias, memory.bias]),
+        },
+        "multihead_attn.out_proj.": layer.image_found.state_dict(),
+        "linear1.": layer.dense.state_dict(),
+        "linear2.": layer.dense_out.state_dict(),
+        "norm1.": layer.word_norm.state_dict(),
+        "norm2.": layer.image_norm.state_dict(),
+        "norm3.": layer.dense_norm.state_dict(),
+    }
+    theirs.load_state_dict({p + n: w for p, state in parts.items() for n, w in state.items()})
+    return theirs
+
+
 class PlainDecoder(nn.Module):
     """The layers of ``lstm_glove`` around a recurrence, with PyTorch's own dropout."""
 
@@ -102,9 +196,7 @@ class PlainDecoder(nn.Module):
 
     def compare(self, scores: Tensor, targets: Tensor) -> Tensor:
         """The loss per real target."""
-        return F.cross_entropy(
-            scores, targets, ignore_index=PAD, label_smoothing=self.label_smoothing
-        )
+        return loss_of(scores, targets, self.label_smoothing)
 
 
 class CellLoop(PlainDecoder):

@@ -3,9 +3,11 @@
     python benchmarks/training.py [--data FOLDER] [--models lstm_glove ...]
 
 A call trains on a few batches of 32 images with their five captions: forwards, backwards, clipping
-and the optimizer. Every model of conf/model stands in the table. Beside ``lstm_glove`` stand the
-same model as an LSTM cell called word by word over padded captions in shuffled order, the same as
-one sample for each prefix of a caption, and the same under Lightning with the callbacks of a run.
+and the optimizer. Every model of conf/model stands in the table, beside a plain form of itself: its
+single steps, or a Transformer's layers from PyTorch, over padded captions in shuffled order, each
+with a copy of its image. ``lstm_glove`` has other plain forms: an LSTM cell called word by word,
+and one sample for each prefix of a caption; it is also measured under Lightning with the callbacks
+of a run.
 FLOP are those of the model's matrix products over real tokens, three times the forward ones,
 whatever a way computes beside. Without ``--data`` (Flickr8k in any layout) captions are made up
 with Flickr8k's lengths.
@@ -43,13 +45,22 @@ from measure import (
     ratio,
     time_in_turns,
 )
-from plain_training import CellLoop, PrefixLoop, cut_prefixes, pad_captions, take
+from plain_training import (
+    CellLoop,
+    PrefixLoop,
+    PyTorchTransformer,
+    StepLoop,
+    cut_prefixes,
+    pad_captions,
+    take,
+)
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from showtell.config import build, choices_of, compose
 from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions
 from showtell.data.sources import flickr8k
+from showtell.models.transformer import TransformerDecoder
 from showtell.parts import Settings
 from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import Vocabulary
@@ -68,6 +79,7 @@ LENGTHS = (
 )
 MADE_IMAGES = 1024  # one pool of the sorting by length
 CELL, PREFIX, LIGHTNING = "cell loop, padded", "a sample per prefix", "under Lightning"
+EAGER = "plain, padded"
 COMPARED = "lstm_glove"
 SMALL, SMALL_STEPS = "a very small step", 50
 PEAK = "limit: product 2048^3"
@@ -224,7 +236,9 @@ def works_of(model: str, bench: Bench) -> dict[str, Work]:
     tokens = sum(len(batch.targets) for batch in batches)
     units = {"tokens": tokens, "FLOP": training_flop(decoder, batches)}
     works = {model: Work(train_ours(decoder, batches, settings.optimization), units)}
-    if model == COMPARED:
+    if model != COMPARED:
+        works |= eager_work(model, config, bench, units["FLOP"] / tokens)
+    else:
         fit = UnderLightning(config, bench, batches)
         works[f"{model}, {LIGHTNING}"] = Work(fit, units, own_clock=True)
         works |= plain_works(config, bench, units["FLOP"] / tokens)
@@ -245,6 +259,21 @@ def small_works(bench: Bench) -> dict[str, Work]:
         SMALL: Work(train_ours(decoder, batches, settings), units),
         f"{SMALL}, {LIGHTNING}": Work(fit, units, own_clock=True),
     }
+
+
+def eager_work(
+    model: str, config: dict[str, Any], bench: Bench, flop_per_token: float
+) -> dict[str, Work]:
+    """The plain form of a model."""
+    smoothing = cross_entropy_of(Settings.of(config)).label_smoothing
+    decoder: Any = bench.decoder(config)
+    batches = bench.batches(decoder.feature_kind, sorted_by_length=False)
+    captions = [pad_captions(batch) for batch in batches]
+    form = PyTorchTransformer if isinstance(decoder, TransformerDecoder) else StepLoop
+    plain = form(decoder, label_smoothing=smoothing)
+    useful = sum(each.useful for each in captions)
+    call = train_plainly(plain, [partial(plain, each) for each in captions], 1.0)
+    return {f"{model}, {EAGER}": Work(call, {"tokens": useful, "FLOP": flop_per_token * useful})}
 
 
 def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> dict[str, Work]:
@@ -374,6 +403,17 @@ def figures_of(models: Sequence[str], timings: dict[str, Timing]) -> list[Figure
             target=0.6 if model == COMPARED else None,
         )
         for model in models
+    ]
+    shares += [
+        ratio(
+            f"{model} over {EAGER}",
+            timings[model],
+            timings[f"{model}, {EAGER}"],
+            "tokens",
+            target=2,
+        )
+        for model in models
+        if model != COMPARED
     ]
     if COMPARED not in models:
         return shares

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from showtell.config import build, choices_of, compose
 from showtell.data.batches import Batch
 from showtell.models.lstm import LSTMDecoder
+from showtell.models.transformer import TransformerDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD
 from showtell.training.loss import cross_entropy
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from plain_training import CellLoop, PrefixLoop, cut_prefixes, pad_captions, take
+from plain_training import (
+    CellLoop,
+    PrefixLoop,
+    PyTorchTransformer,
+    StepLoop,
+    cut_prefixes,
+    pad_captions,
+    take,
+)
 
 V, D = 23, 6
 
@@ -72,6 +83,27 @@ def test_loss_and_gradients_are_ours(way: str) -> None:
     for name, parameter in model.named_parameters():
         name = name.replace("lstm.", "cell.").removesuffix("_l0") if way == "cell loop" else name
         torch.testing.assert_close(theirs[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", choices_of("model"))
+def test_a_loop_of_steps_has_the_loss_of_every_model(name: str) -> None:
+    torch.manual_seed(0)
+    small = ["model.embedding_width=16", "model.hidden_size=16"]
+    config = compose([f"model={name}", "debug=overfit", *small])
+    sizes = {"vocabulary_size": V, "feature_size": D, "vector_width": 5}
+    model = build("model", config["model"], **sizes).eval()
+    given = batch()
+    if model.feature_kind == "grid":
+        given = replace(given, features=torch.randn(3, 4, D))
+    scores = model(given.features, given.tokens, given.lengths, given.image_of_row)
+    expected = cross_entropy(scores, given.targets, label_smoothing=0.1).item()
+    ways: list[StepLoop | PyTorchTransformer] = [StepLoop(model, label_smoothing=0.1)]
+    if isinstance(model, TransformerDecoder):
+        ways.append(PyTorchTransformer(model, label_smoothing=0.1))
+    captions = pad_captions(given)
+    assert [way.eval()(captions).item() for way in ways] == pytest.approx(
+        [expected] * len(ways), abs=1e-5
+    )
 
 
 def test_each_token_has_one_prefix() -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from showtell.decoding.beam import BeamSearch
-from showtell.models.transformer import TransformerDecoder, TransformerLayer, mix, sinusoids
+from showtell.models.transformer import TransformerDecoder, mix, sinusoids
 from showtell.text.vocabulary import BEGIN, PAD
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from plain_training import PyTorchTransformer
 
 V, D, R, H, HEADS, LAYERS = 11, 6, 4, 8, 2, 3
 
@@ -28,35 +34,6 @@ def transformer(**changes: float) -> TransformerDecoder:
     return decoder.eval()
 
 
-def pytorch_layer(layer: TransformerLayer) -> nn.TransformerDecoderLayer:
-    """PyTorch's layer with the weights of ours."""
-    theirs = nn.TransformerDecoderLayer(H, HEADS, 12, batch_first=True, norm_first=True)
-    memory, asks = layer.image_memory, layer.image_asks
-    parts = {
-        "self_attn.in_proj_": layer.word_asks.state_dict(),
-        "self_attn.out_proj.": layer.word_found.state_dict(),
-        "multihead_attn.in_proj_": {
-            "weight": torch.cat([asks.weight, memory.weight]),
-            "bias": torch.cat([asks.bias, memory.bias]),
-        },
-        "multihead_attn.out_proj.": layer.image_found.state_dict(),
-        "linear1.": layer.dense.state_dict(),
-        "linear2.": layer.dense_out.state_dict(),
-        "norm1.": layer.word_norm.state_dict(),
-        "norm2.": layer.image_norm.state_dict(),
-        "norm3.": layer.dense_norm.state_dict(),
-    }
-    theirs.load_state_dict({p + n: w for p, state in parts.items() for n, w in state.items()})
-    return theirs
-
-
-def pytorch_decoder(decoder: TransformerDecoder) -> nn.TransformerDecoder:
-    """PyTorch's layers with the weights of ours."""
-    theirs = nn.TransformerDecoder(nn.TransformerDecoderLayer(H, HEADS, 12), LAYERS, decoder.norm)
-    theirs.layers = nn.ModuleList(pytorch_layer(layer) for layer in decoder.layers)  # type: ignore[arg-type]
-    return theirs.eval()
-
-
 def place(time: int) -> Tensor:
     """Vaswani et al. 2017, section 3.5, number by number."""
     angles = [time / 10000 ** (2 * (i // 2) / H) for i in range(H)]
@@ -66,7 +43,7 @@ def place(time: int) -> Tensor:
 @pytest.mark.parametrize("tied", [False, True])
 def test_it_is_pytorchs_decoder(tied: bool) -> None:
     decoder = transformer(tied_output=tied)
-    theirs = pytorch_decoder(decoder)
+    theirs = PyTorchTransformer(decoder, label_smoothing=0.0).eval()
     torch.manual_seed(1)
     images, lengths = torch.randn(2, R, D), torch.tensor([5, 3, 4])
     tokens = torch.randint(4, V, (3, 5))
@@ -74,27 +51,19 @@ def test_it_is_pytorchs_decoder(tied: bool) -> None:
     padding = torch.arange(5) >= lengths.unsqueeze(1)
     tokens[padding] = PAD
     image_of_row = torch.tensor([1, 0, 1])
-    regions = torch.relu(decoder.region(decoder.image_norm(images)))[image_of_row]
-    words = decoder.word(decoder.embedding(tokens)) * math.sqrt(H)
-    words = words + torch.stack([place(time) for time in range(5)])
-    read = theirs(
-        words,
-        regions,
-        tgt_mask=nn.Transformer.generate_square_subsequent_mask(5),
-        tgt_is_causal=True,
-    )
-    expected = decoder.output(read[~padding], decoder.embedding)
+    expected = theirs.score(images[image_of_row], tokens)[~padding]
     found = decoder(images, tokens, lengths, image_of_row)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    learned = [p for p in decoder.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(found.square().sum(), learned, retain_graph=True)
-    # PyTorch's layers hold copies: what both share is the same tensor, and so are its gradients.
-    shared = [decoder.region.weight, decoder.word.weight, decoder.norm.weight]
-    own = {id(p): g for p, g in zip(learned, ours, strict=True)}
-    for parameter, gradient in zip(
-        shared, torch.autograd.grad(expected.square().sum(), shared), strict=True
-    ):
-        torch.testing.assert_close(own[id(parameter)], gradient, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for name, parameter in decoder.named_parameters():
+        if not name.startswith("layers."):
+            own = theirs.around.get_parameter(name).grad
+            torch.testing.assert_close(parameter.grad, own, atol=1e-4, rtol=1e-4)
+    for ours, layer in zip(decoder.layers, theirs.decoder.layers, strict=True):
+        asks = ours.word_asks.weight.grad  # type: ignore[union-attr]
+        their_asks = layer.self_attn.in_proj_weight.grad  # type: ignore[union-attr]
+        torch.testing.assert_close(asks, their_asks, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_are_the_numerical_ones() -> None:
