@@ -23,7 +23,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 DRAWING = PAGE.with_suffix(".svg")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 # The order of the stages of a run; what is not named here comes behind them.
-ORDER = ("extraction", "training", "validation", "scores", "decoding", "startup", "scale")
+ORDER = (
+    *("extraction", "training", "validation", "scores", "decoding"),
+    *("startup", "scale", "sweep"),
+)
 
 # The drawing, in pixels.
 WIDTH, ROW, TOP, MARGIN = 860, 22, 58, 12

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,18 @@ def test_five_hundred_runs_at_once_get_five_hundred_folders(tmp_path: Path) -> N
         folders = list(pool.map(lambda _: runs.create_run_folder(tmp_path, "same"), range(500)))
     assert len(set(folders)) == 500
     assert all((folder / "checkpoints").is_dir() for folder in folders)
+
+
+def test_five_hundred_runs_of_four_processes_get_five_hundred_folders(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from showtell.runs import create_run_folder\n"
+        "for _ in range(125): print(create_run_folder(Path(sys.argv[1]), 'same'))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    folders = [line for process in processes for line in process.communicate()[0].splitlines()]
+    assert len(folders) == len(set(folders)) == 500
+    assert {str(folder) for folder in tmp_path.iterdir()} == set(folders)
 
 
 def test_a_name_cannot_leave_the_root(tmp_path: Path) -> None:

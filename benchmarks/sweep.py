@@ -1,0 +1,81 @@
+"""What a sweep of equal jobs on two CPU slots takes beside the same jobs one after the other.
+
+    python benchmarks/sweep.py [--turns 1]
+
+Both start ``train.py`` for every job, with one thread each, and find the pictures drawn and
+encoded. The limit is half: what is above it is the driver, and what two processes take from each
+other in memory and caches.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from measure import Figure, Report, Timing, parser, prepare
+
+PROGRAM = Path(__file__).parents[1] / "train.py"
+JOBS, SLOTS = 8, 2
+TARGET = 1.15
+
+
+def main() -> None:
+    """Measure, print and write ``sweep.json``."""
+    options = parser(__doc__)
+    options.set_defaults(turns=1)  # minutes each
+    chosen = options.parse_args()
+    prepare(chosen)
+    jobs = SLOTS if chosen.quick else JOBS
+    alone, together = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        places = Path(folder)
+        run(places, ["seed=0"])  # draws and encodes the pictures
+        for turn in range(chosen.turns):
+            seeds = [f"seed={1 + turn * jobs + job}" for job in range(jobs)]
+            alone.append(sum(run(places, [seed]) for seed in seeds))
+            listed = "seed=" + ",".join(seed.removeprefix("seed=") for seed in seeds)
+            together.append(run(places, ["-m", listed, f"hydra.launcher.cpu_slots={SLOTS}"]))
+    report = report_of(alone, together, jobs)
+    report.show()
+    report.save(chosen.output)
+
+
+def run(places: Path, words: Sequence[str]) -> float:
+    """Seconds of ``train.py`` with these words, its files and its locks below ``places``."""
+    roots = [f"{key}.root={places / key}" for key in ("data", "features", "output")]
+    command = [sys.executable, str(PROGRAM), "experiment=smoke", *roots, *words]
+    single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TMPDIR": str(places)}
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **single})
+    if done.returncode:
+        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr}")
+    return time.perf_counter() - began
+
+
+def report_of(alone: Sequence[float], together: Sequence[float], jobs: int) -> Report:
+    """The timings of all turns, and the ratio to what two slots could reach at best."""
+    units = {"jobs": float(jobs)}
+    timings = {
+        "one after the other": Timing(tuple(alone), units),
+        f"a sweep on {SLOTS} slots": Timing(tuple(together), units),
+    }
+    ratios = [SLOTS * b / a for a, b in zip(alone, together, strict=True)]
+    figure = Figure(
+        f"sweep of {jobs} jobs on {SLOTS} slots / half of one after the other",
+        statistics.median(ratios),
+        min(ratios),
+        max(ratios),
+        target=TARGET,
+        at_most=True,
+    )
+    return Report("sweep", timings, [figure], {"jobs": jobs, "slots": SLOTS})
+
+
+if __name__ == "__main__":
+    main()
