@@ -105,7 +105,8 @@ def job(composed: DictConfig) -> None:
 def main() -> None:
     """Run the command line; what the user can mend is one sentence and status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own pages
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: through every `finally`
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C: through every `finally`
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     # Hydra, the captions and PyTorch make a million small objects and no rubbish until the training
     # begins: looking for it takes a sixth of the start.
     gc.disable()

@@ -86,6 +86,7 @@ def build_training(
     trainer: dict[str, Any] | None = None,
     dropout: float = 0.2,
     patience: int | None = None,
+    every_steps: int | None = 1,
 ) -> Training:
     objective = objective or CrossEntropy(label_smoothing=0.1, scheduled_sampling=0.0)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ def build_training(
         steps_per_epoch=len(data.train_batches),
         max_epochs=run.max_epochs,
     )
-    every = CallbackSettings("val/BLEU-4", patience, 1, 0).build(folder)
+    every = CallbackSettings("val/BLEU-4", patience, every_steps, 0).build(folder)
     curves = CsvCurves(folder / "metrics.csv")
     lightning_trainer = run.build(
         folder, callbacks=[*callbacks, *every], loggers=[curves], gradient_clip=rules.gradient_clip

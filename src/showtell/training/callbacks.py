@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 
 from showtell.runs import LAST_CHECKPOINT, save_weights
 from showtell.training.checkpoints import RandomStates
+from showtell.training.interruption import SaveWhenAsked
 from showtell.training.module import CaptioningModule
 
 # What validation reports after every epoch and a higher value of is better.
@@ -54,8 +55,8 @@ class CallbackSettings:
             callbacks.append(Patience(self.monitor, mode="max", patience=self.patience))
         if self.progress_refresh:
             callbacks.append(EpochProgress(keep_best, refresh_rate=self.progress_refresh))
-        # Last: what it saves includes what the callbacks before it decided.
-        callbacks += self._checkpoints(run_folder)
+        # Last: what they save includes what the callbacks before them decided.
+        callbacks += [*self._checkpoints(run_folder), SaveWhenAsked(run_folder / LAST_CHECKPOINT)]
         return callbacks
 
     def _checkpoints(self, run_folder: Path) -> list[Callback]:

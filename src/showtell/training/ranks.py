@@ -160,3 +160,13 @@ def summed(value: Tensor) -> Tensor:
     if world_size() > 1:
         distributed.all_reduce(total)
     return total
+
+
+def largest(value: int) -> int:
+    """The largest ``value`` of any process."""
+    if world_size() == 1:
+        return value
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    most = torch.tensor(value, device=device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return int(most)
