@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -44,11 +45,14 @@ class Page(HTMLParser):
         """The text with single spaces."""
         return " ".join(self.text.split())
 
-    def check_self_contained(self) -> None:
-        """Nothing that fetches, runs, or is missing for those who do not see."""
+    def check_self_contained(self, links: Sequence[str] = ()) -> None:
+        """Nothing that fetches, runs, or is missing for those who do not see; only these links."""
         tags = {tag for tag, _ in self.elements}
-        assert not tags & {"script", "iframe", "object", "embed", "base", "form", "a"}
+        assert not tags & {"script", "iframe", "object", "embed", "base", "form"}
+        assert [link["href"] for link in self.all("a")] == list(links)
         for tag, attributes in self.elements:
+            if tag == "a":
+                continue
             assert not [name for name in attributes if name.startswith("on")], tag
             for name in ("src", "href", "srcset", "poster", "action", "xlink:href"):
                 assert attributes.get(name, "data:").startswith("data:"), (tag, name)
