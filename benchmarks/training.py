@@ -235,7 +235,7 @@ def works_of(model: str, bench: Bench) -> dict[str, Work]:
     batches = bench.batches(decoder.feature_kind)
     tokens = sum(len(batch.targets) for batch in batches)
     units = {"tokens": tokens, "FLOP": training_flop(decoder, batches)}
-    works = {model: Work(train_ours(decoder, batches, settings.optimization), units)}
+    works = {model: Work(train_ours(decoder, batches, settings), units)}
     if model != COMPARED:
         works |= eager_work(model, config, bench, units["FLOP"] / tokens)
     else:
