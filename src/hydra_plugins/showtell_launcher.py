@@ -73,8 +73,8 @@ class LocalLauncher(Launcher):
             jobs_per_gpu=self._jobs_per_gpu,
             cpu_slots=self._cpu_slots,
         )
-        program = [sys.executable, sys.argv[0]]
-        if configs[0]["tracking"].get("group") is None:
+        program = [sys.executable, sys.argv[0], *self._search_path()]
+        if configs[0]["tracking"]["group"] is None:
             program.append(f"tracking.group={folder.name}")
         with open_sweep(folder, command) as sweep:
             jobs = [
@@ -101,6 +101,16 @@ class LocalLauncher(Launcher):
             for job in jobs
         ]
 
+    def _search_path(self) -> list[str]:
+        """What has Hydra find configurations of the user's own, which every job needs too."""
+        sources = self._config.hydra.runtime.config_sources
+        folders = [each.path for each in sources if each.provider == "command-line"]
+        overrides = self._config.hydra.overrides.hydra
+        return [
+            *(f"--config-dir={folder}" for folder in folders),
+            *(each for each in overrides if each.startswith("hydra.searchpath=")),
+        ]
+
     def _resolved(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The checked configuration of one job."""
         from showtell.config import resolve
@@ -118,6 +128,9 @@ class LocalLauncher(Launcher):
             )
         if config["resume"] is not None:
             raise UserError("resume is for one run: a sweep goes on when its command is run again")
+        devices = config["trainer"].get("devices", 1)
+        if devices != 1:
+            raise UserError(f"trainer.devices={devices}: a job of a sweep has one device, its own")
         return config
 
 

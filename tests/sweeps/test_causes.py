@@ -36,12 +36,14 @@ Traceback (most recent call last):
             TRACEBACK.format("A", "b").replace("A: b", "MemoryError"),
             "out of memory: MemoryError",
         ),
+        (1, TRACEBACK.format("StopTraining", "now\nand never\n"), "StopTraining: now"),
         (3, "epoch 1\n", "exit status 3"),
+        (143, "interrupted; go on with: ...\n", "exit status 143: ended by SIGTERM"),
         (0, "epoch 1\n", "ended with status 0 before its run was finished"),
         (-11, "epoch 1\n", "killed by SIGSEGV"),
         (-40, "", "killed by signal 40"),
         (1, "\x1b[31merror: red\x1b[0m\n", "red"),
-        (1, "  File 'ValueError: quoted'\n", "exit status 1"),
+        (1, "ValueError: in no traceback\n", "exit status 1"),
     ],
 )
 def test_a_cause_is_one_sentence(tmp_path: Path, status: int, log: str, expected: str) -> None:
@@ -55,5 +57,5 @@ def test_only_the_last_attempt_speaks_and_not_for_long(tmp_path: Path) -> None:
     file.write_text("error: old\n")
     start = file.stat().st_size
     assert cause_of(1, file, start=start) == "exit status 1"
-    file.write_text("error: old\n" + "ValueError: " + "long " * 1000)
+    file.write_text("error: old\nerror: " + "long " * 1000)
     assert len(cause_of(1, file, start=start)) == 300

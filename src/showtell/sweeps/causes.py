@@ -12,7 +12,6 @@ _LONGEST = 300
 # Progress bars rewrite their line, and colours are of no use in a file.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|out of memory|can't allocate memory", re.I)
-_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Warning)\b.*")
 
 
 def cause_of(status: int, log: Path, *, start: int) -> str:
@@ -28,7 +27,9 @@ def cause_of(status: int, log: Path, *, start: int) -> str:
         return _shortened(memory + said)
     if status == 0:
         return "ended with status 0 before its run was finished"
-    return f"exit status {status}"
+    # As shells and our own programs tell of a signal that was handled.
+    handled = f": ended by {_signal_name(status - 128)}" if status > 128 else ""
+    return f"exit status {status}{handled}"
 
 
 def _last_words(log: Path, start: int) -> str | None:
@@ -38,12 +39,15 @@ def _last_words(log: Path, start: int) -> str | None:
         stream.seek(max(start, size - _TAIL_BYTES))
         text = stream.read().decode(errors="replace")
     lines = [_CONTROL.sub("", line).strip("\r") for line in text.splitlines()]
-    for line in reversed(lines):
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
-        if _EXCEPTION.match(line):
-            return line
-    return None
+    said, in_traceback = None, False
+    for line in lines:
+        if line.startswith("Traceback (most recent call last)"):
+            in_traceback = True
+        elif line.startswith("error: "):
+            said = line.removeprefix("error: ")
+        elif in_traceback and line.strip() and not line.startswith(" "):
+            said, in_traceback = line, False
+    return said
 
 
 def _signal_name(number: int) -> str:

@@ -74,7 +74,8 @@ class Driver:
             BaseException: whatever ends the sweep early. Its jobs are told to end first; run again,
                 they go on where they were.
         """
-        waiting = deque(job for job in jobs if job.status != "finished")
+        # By number, since two combinations of a command may be one job.
+        waiting = deque({job.number: job for job in jobs if job.status != "finished"}.values())
         for job in waiting:
             job.status, job.cause = "waiting", None
         self.sweep.save()
@@ -106,18 +107,19 @@ class Driver:
                     waiting.append(job)
                     continue
                 with log:
-                    self._start_one(job, slot, log, slot_lock, running)
+                    self.sweep.settle(job)  # a process of an earlier start may have finished it
+                    if job.status != "finished":
+                        self._start_one(job, slot, log, slot_lock, running)
 
     def _start_one(
         self, job: Job, slot: Slot, log: BinaryIO, slot_lock: BinaryIO, running: list[_Running]
     ) -> None:
-        command = self._command(job)
         job.status, job.seconds, job.attempts = "running", None, job.attempts + 1
         self.sweep.save()
         signs = [self.sweep.run_folder(job), *self.signs]
         try:
             process = JobProcess(
-                command, slot.environment, log=log, slot_lock=slot_lock, signs=signs
+                self._command(job), slot.environment, log=log, slot_lock=slot_lock, signs=signs
             )
         except OSError as error:  # no memory, no more processes: later jobs may have more luck
             self._fail(job, f"could not be started ({error.strerror})")
@@ -181,6 +183,10 @@ class Driver:
 
     def _interrupt(self, running: list[_Running]) -> None:
         """End what still runs: as a rule nothing."""
+        if running:
+            self.tell(
+                f"interrupted: ending {len(running)} jobs; the same command goes on with them"
+            )
         try:
             for entry in running:
                 entry.process.signal(signal.SIGTERM)
@@ -199,6 +205,9 @@ def summary(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
     lines = [f"{len(failed)} of {len(jobs)} jobs failed:"] if failed else []
     for job in failed:
         lines += [f"  {job.run}: {job.cause}", f"    {sweep.log_file(job)}"]
+        folder = sweep.run_folder(job)
+        if (folder / runs.LAST_CHECKPOINT).is_file():  # from which it may fail for ever
+            lines.append(f"    goes on from its last checkpoint; to begin anew, delete {folder}")
     return [*lines, f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished"]
 
 
