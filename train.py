@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from showtell.config import (
     CHANGEABLE_ON_RESUME,
     build,
+    compose_unchecked,
     explain,
     overview,
     resolve,
@@ -25,6 +26,7 @@ from showtell.config import (
     sweep_name,
 )
 from showtell.errors import UserError
+from showtell.search import as_overrides, join, place
 
 
 def run(composed: DictConfig) -> Path | None:
@@ -33,6 +35,11 @@ def run(composed: DictConfig) -> Path | None:
     None where other processes do it, and the first of them says so.
     """
     job = HydraConfig.get()
+    if composed.search.trial is not None:
+        folder = composed.output.folder
+        sweep = Path(job.sweep.dir) if folder is None else Path(folder).parent
+        values = join(*place(composed.search, sweep)).values
+        composed = compose_unchecked([*job.overrides.task, *as_overrides(values)])
     choices = job.runtime.choices
     composed.name = composed.name or "-".join(choices.get(g, g) for g in ("model", "data"))
     if job.mode is RunMode.MULTIRUN:

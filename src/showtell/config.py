@@ -13,6 +13,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -63,6 +64,8 @@ PLAIN = {
     "output.folder": "str | None",
     "features.root": "str",
     "features.batch_size": "int",
+    "search.study": "str | None",
+    "search.trial": "int | None",
 }
 # The random generators take no other seeds; more images a pass would not fit any memory.
 RANGES = {"seed": (0, 2**32 - 1), "features.batch_size": (1, 2**16)}
@@ -105,15 +108,19 @@ def _read_choice(file: Path) -> dict[str, Any]:
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration that ``python train.py OVERRIDES`` would have, checked."""
-    return resolve(_compose(overrides))
+    return resolve(compose_unchecked(overrides))
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def compose_unchecked(overrides: Sequence[str]) -> DictConfig:
+    """The configuration as Hydra composes it."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    is_running = GlobalHydra.instance().is_initialized()
+    folder = str(config_folder())
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        with nullcontext() if is_running else initialize_config_dir(folder, version_base="1.3"):
             return compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
@@ -138,7 +145,7 @@ def overview(overrides: Sequence[str]) -> str:
             "\nGROUP=CHOICE, each a file of conf/:",
             *(f"  {group}: {', '.join(names)}" for group, names in choices.items()),
             "\nKEY=VALUE, as in optim.lr=1e-4:\n",
-            OmegaConf.to_yaml(_compose(overrides)),
+            OmegaConf.to_yaml(compose_unchecked(overrides)),
             "`python train.py --hydra-help` lists the options of Hydra itself.",
         ]
     )
@@ -319,7 +326,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: all problems together, one a line.
     """
-    known = [*INJECTED, "name", "seed", "resume", "start_from", "output", "features"]
+    known = [*INJECTED, "name", "seed", "resume", "start_from", "output", "features", "search"]
     problems = check_keys(config, known, "")
     for group in INJECTED:
         node = config.get(group)
@@ -337,6 +344,7 @@ def check(config: Mapping[str, Any]) -> None:
 def _check_plain(config: Mapping[str, Any]) -> list[str]:
     problems = check_keys(config.get("output") or {}, ["root", "folder"], "output.")
     problems += check_keys(config.get("features") or {}, ["root", "batch_size"], "features.")
+    problems += check_keys(config.get("search") or {}, ["study", "trial"], "search.")
     for path, annotation in PLAIN.items():
         value: Any = config
         for key in path.split("."):

@@ -36,6 +36,7 @@ from showtell.training.alarms import CollapseAlarms, raise_alarms
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.examples import EpochExamples, evenly_spaced
 from showtell.training.module import CaptioningModule
+from showtell.training.pruning import trial_callbacks
 from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
@@ -259,6 +260,7 @@ def _fit(
         callbacks=[
             alarms,
             *([] if tracker is None else [EpochExamples(tracker, parts.images["val"])]),
+            *trial_callbacks(config.get("search", {}), folder, monitor=settings.callbacks.monitor),
             *settings.callbacks.build(folder),
         ],
         loggers=[] if tracker is None else tracker.loggers,

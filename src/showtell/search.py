@@ -1,0 +1,255 @@
+"""The search for good values, with Optuna: the only module that knows it.
+
+A search is a *study*: one file, to which processes on any number of machines add lines. It is run
+by as many jobs as it has trials. Each asks the study for values when it starts, so that it learns
+from all that ended before, and tells it a score after every epoch, so that it is stopped when
+others did better. Nothing is lost with the process that started them.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from showtell.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY_FILE = "study.journal"
+Value = str | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """The values one option may take: any of ``choices``, or from ``low`` to ``high``, included.
+
+    Attributes:
+        choices: if not empty, the only thing that counts.
+        low: whole numbers give whole numbers.
+        high: at least ``low``.
+        step: between neighbours; None for all numbers, or every whole one.
+        log: whether factors are what matters, as for a learning rate.
+    """
+
+    choices: Sequence[Value] = ()
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """As Optuna calls it.
+
+        Raises:
+            ValueError: no value is possible.
+        """
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
+
+        if self.choices:
+            return CategoricalDistribution(list(self.choices))
+        ends = (self.low, self.high, 1 if self.step is None else self.step)
+        if all(isinstance(end, int) for end in ends):
+            low, high, step = map(int, ends)
+            return IntDistribution(low, high, log=self.log, step=step)
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a study looks for values.
+
+    Attributes:
+        space: option -> its values.
+        score: what is made as high as possible.
+        seed: of the sampler; a search that runs one trial at a time repeats itself.
+        random_trials: so many trials take random values before the sampler begins to learn.
+        unpruned_trials: so many trials must have ended before any is stopped early.
+        unpruned_epochs: so many epochs every trial is given.
+    """
+
+    space: Mapping[str, Dimension]
+    score: str
+    seed: int
+    random_trials: int
+    unpruned_trials: int
+    unpruned_epochs: int
+
+
+class Trial:
+    """One training of a search, from the job that runs it.
+
+    Attributes:
+        values: option -> the value to try.
+    """
+
+    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        self.values: dict[str, Value] = trial.params
+        self._study = study
+        self._trial = trial
+        self._is_pruned = False
+
+    def report(self, epoch: int, score: float) -> bool:
+        """Tell the score of an epoch, from 0; whether to stop, for others were better by then.
+
+        An epoch that was told before, by a process that was killed, is not told again.
+        """
+        if epoch not in self._study.trials[self._trial.number].intermediate_values:
+            self._trial.report(score, epoch)
+        self._is_pruned = self._trial.should_prune()
+        return self._is_pruned
+
+    def finish(self) -> None:
+        """Close the trial with the best of its scores."""
+        from optuna.trial import TrialState
+
+        scores = self._study.trials[self._trial.number].intermediate_values.values()
+        if self._is_pruned:
+            self._study.tell(self._trial, state=TrialState.PRUNED)
+        elif scores:
+            self._study.tell(self._trial, max(scores))
+        else:
+            self._study.tell(self._trial, state=TrialState.FAIL)
+
+
+def as_overrides(values: Mapping[str, Value]) -> list[str]:
+    """Option=value, as Hydra reads them."""
+    texts = {None: "null", True: "true", False: "false"}
+    return [
+        f"{option}={texts[value] if value is None or isinstance(value, bool) else value}"
+        for option, value in values.items()
+    ]
+
+
+def create_study(file: Path, plan: Plan) -> None:
+    """Begin the study in ``file``, or go on with it.
+
+    Raises:
+        UserError: Optuna is missing, the file cannot be used, or it has another search space.
+    """
+    from optuna.distributions import distribution_to_json
+
+    study = _open(file, create=True)
+    space = {
+        option: distribution_to_json(_checked(option, each)) for option, each in plan.space.items()
+    }
+    known = study.user_attrs.get("space", space)
+    if known != space:
+        changed = sorted(o for o in {*known, *space} if known.get(o) != space.get(o))
+        raise UserError(
+            f"{file} searches other values of {', '.join(changed)}: restore the search space, or "
+            "begin another search with another output.root"
+        )
+    settings = ("score", "seed", "random_trials", "unpruned_trials", "unpruned_epochs")
+    for name, value in {"space": space, **{name: getattr(plan, name) for name in settings}}.items():
+        study.set_user_attr(name, value)
+
+
+def place(search: Mapping[str, Any], sweep: Path) -> tuple[Path, str]:
+    """The study of a run in the folder ``sweep``, and what it calls the run's job.
+
+    ``search`` is that node of the configuration. The name has the whole path: sweeps of one command
+    on several machines may share a study.
+    """
+    slot = sweep.resolve() / f"trial {search['trial']}"
+    return Path(search["study"] or sweep / STUDY_FILE), str(slot)
+
+
+def join(file: Path, slot: str) -> Trial:
+    """The trial of the job called ``slot``: the one it left unfinished, or else a new one."""
+    unfinished = rejoin(file, slot)
+    if unfinished is not None:
+        return unfinished
+    from optuna.distributions import json_to_distribution
+
+    study = _open(file, slot=slot)
+    space = study.user_attrs["space"]
+    trial = study.ask({option: json_to_distribution(text) for option, text in space.items()})
+    trial.set_user_attr("slot", slot)
+    return Trial(study, trial)
+
+
+def rejoin(file: Path, slot: str) -> Trial | None:
+    """The trial that the job called ``slot`` left unfinished, if there is one."""
+    import optuna
+
+    study = _open(file, slot=slot)
+    for found in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+        if found.user_attrs.get("slot") == slot:
+            return Trial(study, optuna.Trial(study, found._trial_id))
+    return None
+
+
+def summary(file: Path, command: Sequence[str]) -> list[str]:
+    """What a search has found: its best trial, and how to train it again.
+
+    ``command`` are the overrides that all trials share.
+    """
+    from optuna.trial import TrialState
+
+    study = _open(file)
+    counts = {state: len(study.get_trials(False, [state])) for state in TrialState}
+    lines = [
+        f"search: {counts[TrialState.COMPLETE]} trials trained to the end, "
+        f"{counts[TrialState.PRUNED]} stopped early, {counts[TrialState.RUNNING]} not ended",
+    ]
+    if counts[TrialState.COMPLETE] == 0:
+        return lines
+    best = study.best_trial
+    best_slot = "/".join(Path(best.user_attrs["slot"]).parts[-2:])
+    words = [*command, *as_overrides(best.params)]
+    return [
+        *lines,
+        f"best: {study.user_attrs['score']} {best.value:.4f} in {best_slot}",
+        f"  {shlex.join(['python', 'train.py', *words])}",
+    ]
+
+
+def _checked(option: str, dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    try:
+        return dimension.distribution()
+    except ValueError as error:
+        raise UserError(f"{option}: {error}; see docs/search.md for how to write values") from error
+
+
+def _open(file: Path, *, create: bool = False, slot: str = "") -> optuna.Study:
+    """The study in ``file``; ``slot`` seeds what it will suggest."""
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise UserError("a search needs Optuna: pip install 'showtell[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not create and not file.is_file():
+        raise UserError(f"{file} is missing: a trial belongs to a search, started by sweep=optuna")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+        study = optuna.create_study(
+            storage=storage, study_name="showtell", direction="maximize", load_if_exists=True
+        )
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be used ({error.strerror}): make room or give write permission there"
+        ) from error
+    settings = study.user_attrs
+    if "seed" in settings:
+        # Of its own for each trial, the same wherever the search lies.
+        known = len(study.get_trials(deepcopy=False))
+        seed = random.Random(f"{settings['seed']} {Path(slot).name} {known}").getrandbits(32)
+        study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=settings["random_trials"], seed=seed
+        )
+        study.pruner = optuna.pruners.MedianPruner(
+            n_startup_trials=settings["unpruned_trials"],
+            n_warmup_steps=settings["unpruned_epochs"],
+        )
+    return study
