@@ -18,6 +18,8 @@ from showtell.config import build, check_node
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch, Hypothesis
 from showtell.decoding.ensemble import Ensemble
+from showtell.decoding.sampling import Sampling
+from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.models.decoder import AttentiveDecoder, StepDecoder
 from showtell.runs import MEMBERS, RECORD, VOCABULARY, load_weights, read_record
@@ -45,7 +47,7 @@ class Look:
     """A caption word by word, and where the decoder looked in the network's view for each."""
 
     words: tuple[str, ...]
-    weights: npt.NDArray[np.float32]  # (words, rows, columns), each word's sum to 1
+    weights: npt.NDArray[np.float32]  # (words, rows, columns), each word's sum to at most 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Run:
     record: dict[str, Any]
     decoder: nn.Module
     vocabulary: Vocabulary
-    search: BeamSearch
+    search: Search
     encoder_weights: str | None
 
     @cached_property
@@ -85,14 +87,43 @@ class Run:
         return next(self.decoder.parameters()).device
 
     def with_beam(self, beam_size: int | None) -> Run:
-        """The same run with another beam width; None keeps the run's own."""
+        """The same run with another beam width; None keeps the run's own.
+
+        Raises:
+            UserError: when the run does not search with one beam.
+        """
         if beam_size is None:
             return self
+        if not isinstance(self.search, BeamSearch):
+            raise UserError(
+                f"{self.folder} captions by {type(self.search).__name__}, which has no one beam: "
+                "leave the beam size out"
+            )
         return replace(self, search=replace(self.search, beam_size=beam_size))
+
+    def with_sampling(self, **options: Any) -> Run:
+        """The same run, whose captions are drawn by `Sampling` under the rules of its search.
+
+        Args:
+            options: ``temperature``, ``top_k``, ``top_p`` and ``seed`` of `Sampling`.
+        """
+        kept = ("min_length", "max_length", "allow_unknown", "no_repeat", "bad_endings")
+        rules = {name: getattr(self.search, name) for name in kept}
+        search = Sampling(**rules, **options).with_vocabulary(self.vocabulary)
+        return replace(self, search=search)
 
     def write(self, features: Tensor) -> list[str]:
         """One caption per image from features (B, D) or (B, R, D)."""
         return [self.text_of(hypothesis) for hypothesis in self.decode(features)]
+
+    def _write_several(self, features: Tensor, samples: int | None) -> list[list[str]]:
+        """The captions of each image: one, or so many that are drawn."""
+        if samples is None:
+            return [[caption] for caption in self.write(features)]
+        assert isinstance(self.search, Sampling), "the run does not draw: see with_sampling"
+        decoder = cast(StepDecoder, self.decoder)
+        drawn = self.search.several(decoder, features.to(self.device), samples)
+        return [[self.text_of(hypothesis) for hypothesis in each] for each in drawn]
 
     def decode(self, features: Tensor) -> list[Hypothesis]:
         """As the search leaves them: token ids, and whether the caption came to its end."""
@@ -116,18 +147,25 @@ class Run:
             captions.append(result.caption)
         return captions
 
-    def caption_files(self, paths: Iterable[Path]) -> Iterator[Captioned]:
-        """Caption files in order, a batch at a time; an unreadable one does not stop the rest."""
+    def caption_files(
+        self, paths: Iterable[Path], *, samples: int | None = None
+    ) -> Iterator[Captioned]:
+        """Caption files in order, a batch at a time; an unreadable one does not stop the rest.
+
+        With ``samples`` each picture comes so many times, with a caption that is drawn anew; the
+        run is one of `with_sampling`.
+        """
         paths = iter(paths)
         while chunk := list(islice(paths, BATCH_SIZE)):
             encoded = self._encode(chunk)
             readable = [features for features in encoded if not isinstance(features, ImageError)]
-            captions = iter(self.write(torch.stack(readable)) if readable else ())
+            written = self._write_several(torch.stack(readable), samples) if readable else ()
+            captions = iter(written)
             for path, features in zip(chunk, encoded, strict=True):
                 if isinstance(features, ImageError):
                     yield Captioned(path, None, str(features))
                 else:
-                    yield Captioned(path, next(captions), None)
+                    yield from (Captioned(path, caption, None) for caption in next(captions))
 
     def look(
         self, images: Sequence[str | Path], captions: Sequence[str] | None = None
@@ -206,10 +244,10 @@ def load_run(
     else:
         decoder = _build(folder, "model", record, **sizes)
         load_weights(folder, decoder)
-    search: BeamSearch = _build(folder, "decoding", record)
+    search: Search = _build(folder, "decoding", record)
     weights = encoder_weights or record["encoder"].get("weights")
     decoder = decoder.eval().to(device_for(accelerator))
-    return Run(folder, record, decoder, vocabulary, search, weights)
+    return Run(folder, record, decoder, vocabulary, search.with_vocabulary(vocabulary), weights)
 
 
 def member_folders(folder: Path) -> list[Path]:

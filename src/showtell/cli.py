@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from showtell.errors import UserError
 
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument(
         "--output", type=Path, metavar="FILE", help="captions as COCO results JSON"
     )
+    _add_sampling(caption)
     caption.set_defaults(command=_caption)
 
     report = commands.add_parser("report", help="one self-contained HTML page of a run or sweep")
@@ -110,6 +112,18 @@ def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help=f"as for train.py: {example}"
     )
+
+
+def _add_sampling(caption: argparse.ArgumentParser) -> None:
+    """The options of drawn captions; their defaults are those of conf/decoding/nucleus.yaml."""
+    drawn = caption.add_argument_group("drawn captions")
+    drawn.add_argument(
+        "--samples", type=_at_least_1, metavar="N", help="draw so many of each picture"
+    )
+    drawn.add_argument("--temperature", type=float, metavar="T", help="below 1: more probable ones")
+    drawn.add_argument("--top-k", type=int, metavar="K", help="from the K most probable words")
+    drawn.add_argument("--top-p", type=float, metavar="P", help="from words of this probability")
+    drawn.add_argument("--seed", type=int, metavar="S", help="another one draws other captions")
 
 
 def _at_least_1(text: str) -> int:
@@ -183,25 +197,44 @@ def _ensemble(options: argparse.Namespace) -> int:
 
 
 def _caption(options: argparse.Namespace) -> int:
+    drawing = _drawing(options)
     from showtell.caption import load_run
 
     run = load_run(options.run, encoder_weights=options.encoder_weights)
-    run = run.with_beam(options.beam_size)
+    run = run.with_beam(options.beam_size) if drawing is None else run.with_sampling(**drawing)
     pictures, problems = _find_pictures(options.pictures)
-    captions: dict[Path, str] = {}
-    for result in run.caption_files(pictures):
+    captions: list[tuple[Path, str]] = []
+    for result in run.caption_files(pictures, samples=options.samples):
         if result.caption is None:
             problems.append(str(result.problem))
         else:
-            captions[result.path] = result.caption
+            captions.append((result.path, result.caption))
             print(f"{result.path}\t{result.caption}", flush=True)
     if options.output:
         _write_captions(options.output, captions)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
-        print(f"skipped {len(problems)}, captioned {len(captions)}", file=sys.stderr)
+        captioned = len({path for path, _ in captions})
+        print(f"skipped {len(problems)}, captioned {captioned}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _drawing(options: argparse.Namespace) -> dict[str, Any] | None:
+    """How captions are drawn; None where they are searched for."""
+    from showtell.config import choices_of
+
+    usual = choices_of("decoding")["nucleus"]
+    names = ("temperature", "top_k", "top_p", "seed")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.samples is None:
+        if given:
+            flag = next(iter(given)).replace("_", "-")
+            raise UserError(f"--{flag} has no effect without --samples N; give both or none")
+        return None
+    if options.beam_size is not None:
+        raise UserError("--beam-size has no effect on captions that are drawn; leave it out")
+    return {name: given.get(name, usual[name]) for name in names}
 
 
 def _find_pictures(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -214,17 +247,17 @@ def _find_pictures(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
             pictures += find_pictures(path)
         except UserError as error:
             problems.append(str(error))
-    return pictures, problems
+    return list(dict.fromkeys(pictures)), problems
 
 
-def _write_captions(output: Path, captions: Mapping[Path, str]) -> None:
+def _write_captions(output: Path, captions: Sequence[tuple[Path, str]]) -> None:
     """Write the COCO results format; two pictures of one name are told apart by their paths."""
     from showtell.runs import write_json
 
-    names = Counter(path.name for path in captions)
+    names = Counter(path.name for path in {path for path, _ in captions})
     rows = [
         {"image_id": path.name if names[path.name] == 1 else str(path), "caption": caption}
-        for path, caption in captions.items()
+        for path, caption in captions
     ]
     write_json(output, rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 
 from showtell import runs
 from showtell.caption import Run, load_run
-from showtell.decoding.beam import BeamSearch, Hypothesis
+from showtell.decoding.beam import Hypothesis
+from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.metrics.alarms import (
     Alarm,
@@ -168,16 +169,21 @@ def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:
     ]
 
 
-def _context(search: BeamSearch, split: Split) -> dict[str, object]:
-    """What the signature says of how the captions came about."""
-    return {
-        "split": split,
-        "beam": search.beam_size,
-        "length_penalty": search.length_penalty,
-        "min_length": search.min_length,
-        "max_length": search.max_length,
-        "allow_unknown": "yes" if search.allow_unknown else "no",
-    }
+def _context(search: Search, split: Split) -> dict[str, object]:
+    """What the signature says of how the captions came about: every rule that is in force."""
+    options = {name: value for name, value in asdict(search).items() if name != "ending_ids"}
+    names = {"beam_size": "beam"}
+    in_force = {names.get(k, k): _told(v) for k, v in options.items() if v not in (None, (), [])}
+    return {"split": split, **in_force}
+
+
+def _told(value: object) -> object:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ",".join(map(str, value))
+    return value
 
 
 def _captions_of(images: Sequence[CaptionedImage]) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from showtell.caption import device_for, load_run
 from showtell.config import build, target_of
-from showtell.decoding.beam import BeamSearch
+from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.text.glove import Coverage, WordVectors, load_vectors
 from showtell.text.settings import TextSettings
@@ -38,7 +38,7 @@ class Settings:
     """The groups of a configuration that are plain settings, as typed objects."""
 
     text: TextSettings
-    search: BeamSearch
+    search: Search
     objective: CrossEntropy | SelfCritical
     optimization: Optimization
     trainer: TrainerSettings
@@ -107,6 +107,7 @@ def prepare(config: Config, data: CaptionData) -> Parts:
         (tokenize(caption) for image in images["train"] for caption in image.captions),
         min_count=settings.text.min_count,
     )
+    settings = replace(settings, search=settings.search.with_vocabulary(vocabulary))
     vectors = _word_vectors(settings.text, vocabulary)
     decoder = _build_within_range("model", config, **_sizes(vocabulary, encoder, settings.text))
     if vectors is not None:

@@ -257,7 +257,7 @@ def test_the_host_waits_only_when_it_looks_which_images_are_decided(
     decoder.output.bias[END] = -1e4  # no image is decided before the last word
     features = pictures(decoder, 4)
     monkeypatch.setattr(beam_module, "CPU_PACE", Pace(64, words))
-    monkeypatch.setattr(beam_module._Ended, "best", lambda *_: [])
+    monkeypatch.setattr(beam_module.Ended, "best", lambda *_: [])
     with WaitsForDevice() as waits:
         beam(decoder, features)
     assert waits.count == looks

@@ -10,9 +10,9 @@ import torch
 from tiny_decoders import MODELS, VOCABULARY, Make, Words, all_log_probs, lstm, pictures
 from torch import Tensor
 
-from showtell.decoding import sampling as sampling_module
-from showtell.decoding.beam import Pace
-from showtell.decoding.sampling import Samples, draw, sample
+from showtell.decoding import beam as beam_module
+from showtell.decoding.beam import BeamSearch, Pace
+from showtell.decoding.sampling import Samples, Sampling, draw, sample
 from showtell.models.decoder import Decoder, State
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 
@@ -95,7 +95,7 @@ def test_leaving_early_changes_no_caption(
     decoder = model(3)
     features = pictures(decoder, 5)
     expected = sample(decoder, features, samples=4, max_length=20, generator=seeded(2))
-    monkeypatch.setattr(sampling_module, "CPU_PACE", Pace(1, words))
+    monkeypatch.setattr(beam_module, "CPU_PACE", Pace(1, words))
     found = sample(decoder, features, samples=4, max_length=20, generator=seeded(2))
     assert captions(found) == captions(expected)
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)
@@ -173,3 +173,87 @@ def test_no_image_needs_no_decoder() -> None:
         0,
         4,
     )
+
+
+def sampling(**changes: Any) -> Sampling:
+    options = {"temperature": 1.0, "top_k": None, "top_p": None, "seed": 0, "min_length": 0}
+    options |= {"max_length": 3, "allow_unknown": False, "no_repeat": 0, "bad_endings": []}
+    return Sampling(**{**options, **changes})
+
+
+def filtered(probs: list[float], options: Sampling) -> list[float]:
+    """One distribution of words after temperature, top-k and nucleus, in plain lists."""
+    weights = [0.0 if i in SPECIAL else p ** (1 / options.temperature) for i, p in enumerate(probs)]
+    order = sorted(range(len(weights)), key=lambda i: -weights[i])[: options.top_k]
+    total = sum(weights[i] for i in order)
+    kept, mass = [], 0.0
+    for i in order:
+        if options.top_p is not None and mass >= options.top_p:
+            break
+        kept.append(i)
+        mass += weights[i] / total
+    total = sum(weights[i] for i in kept)
+    return [w / total if i in kept else 0.0 for i, w in enumerate(weights)]
+
+
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 2.0, "top_k": 2},
+    {"top_p": 0.7},
+    {"temperature": 1.3, "top_k": 3, "top_p": 0.8},
+]
+
+
+@pytest.mark.parametrize("changes", FILTERS)
+@torch.inference_mode()
+def test_first_words_are_drawn_from_the_filtered_distribution(changes: dict[str, Any]) -> None:
+    decoder, options = lstm(1), sampling(**changes)
+    features = pictures(decoder, 2)
+    for i, drawn in enumerate(options.several(decoder, features, 2000)):
+        (first, *_) = all_log_probs(decoder, features[i : i + 1], 0).values()
+        expected = filtered([math.exp(p) for p in first], options)
+        words = [h.token_ids[0] if h.token_ids else END for h in drawn]
+        counts = {(word,): words.count(word) for word in set(words)}
+        cells = {(word,): p for word, p in enumerate(expected) if p}
+        assert set(counts) <= set(cells)
+        assert len(cells) == 1 or abs(chi_square(counts, cells)) < 4
+
+
+@pytest.mark.parametrize("model", MODELS)
+@torch.inference_mode()
+def test_an_image_gets_the_same_captions_in_any_company_and_number(model: Make) -> None:
+    decoder, options = model(2), sampling(max_length=9, top_p=0.9)
+    features = pictures(decoder, 6)
+    together = options.several(decoder, features, 5)
+    order = [3, 1, 5, 0]
+    again = options.several(decoder, features[order], 5)
+    assert [[h.token_ids for h in each] for each in again] == [
+        [h.token_ids for h in together[i]] for i in order
+    ]
+    alone = options.several(decoder, features[2:3], 2)[0]
+    assert [h.token_ids for h in alone] == [h.token_ids for h in together[2][:2]]
+    first = options(decoder, features)
+    assert [h.token_ids for h in first] == [each[0].token_ids for each in together]
+    other = sampling(max_length=9, top_p=0.9, seed=1).several(decoder, features, 5)
+    assert other != together
+
+
+@torch.inference_mode()
+def test_a_vanishing_temperature_and_a_single_word_are_greedy() -> None:
+    decoder = lstm(3)
+    features = pictures(decoder, 5)
+    rules = {"min_length": 0, "max_length": 3, "allow_unknown": False}
+    greedy = BeamSearch(beam_size=1, length_penalty=0.0, **rules)(decoder, features)
+    for changes in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        found = sampling(**changes)(decoder, features)
+        assert [h.token_ids for h in found] == [h.token_ids for h in greedy]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}],
+)
+def test_options_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        sampling(**changes)

@@ -5,14 +5,17 @@ Dimension key: B images, K beams, L live images, N = L * K rows, V vocabulary, T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from showtell.decoding.constraints import Constraints, bound_endings, known_endings
 from showtell.models.decoder import State, StepDecoder
-from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
+from showtell.text.vocabulary import BEGIN, END, PAD, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class BeamSearch:
             2016, "Google's Neural Machine Translation System", equation 14 without its
             constants). 0 compares plain log probabilities, which prefers short captions.
         allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
+        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        bad_endings: words that are never the last one.
+        ending_ids: their ids, by `with_vocabulary`.
     """
 
     beam_size: int
@@ -64,40 +70,49 @@ class BeamSearch:
     max_length: int
     length_penalty: float
     allow_unknown: bool
+    # Runs of before these rules have none in their `run.json`; conf/decoding gives them all.
+    no_repeat: int = 0
+    bad_endings: Sequence[str] = ()
+    ending_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:
             raise ValueError(f"beam_size is at least 1, not {self.beam_size}")
-        if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
-            raise ValueError("0 <= min_length <= max_length and 1 <= max_length")
-        if self.length_penalty < 0:
-            raise ValueError("a negative length_penalty would make longer captions ever worse")
+        check_length_penalty(self.length_penalty)
+        self._constraints(self.ending_ids or ())
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        """The same search, told the ids of its words."""
+        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
 
     @torch.inference_mode()
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
-        pace = CPU_PACE if features.device.type == "cpu" else GPU_PACE
+        rules = self._constraints(bound_endings(self.bad_endings, self.ending_ids))
+        pace = pace_on(features.device)
         groups = torch.split(features, max(1, pace.rows // self.beam_size))
-        return [h for group in groups for h in self._search(decoder, group, pace.words)]
+        return [h for group in groups for h in self._search(decoder, group, rules, pace.words)]
 
     def _search(
-        self, decoder: StepDecoder, features: Tensor, words_between: int
+        self, decoder: StepDecoder, features: Tensor, rules: Constraints, words_between: int
     ) -> list[Hypothesis]:
         """Decode all images of ``features`` together."""
-        beams = _Beams(decoder.start(features), len(features), self.beam_size)
-        ended = _Ended(len(features), self.beam_size, self.max_length, features.device)
+        beams = Beams(decoder.start(features), len(features), self.beam_size)
+        ended = Ended(len(features), self.beam_size, self.max_length, features.device)
         for words in range(self.max_length + 1):
             scores_LKV = beams.step(decoder)
-            self._forbid(scores_LKV, words)
-            cut_LK = _end_all(scores_LKV) if words == self.max_length else None
+            rules.forbid(scores_LKV.flatten(0, 1), beams.tokens.flatten(0, 1))
+            cut_LK = end_all(scores_LKV) if words == self.max_length else None
+            totals_LC = beams.totals(scores_LKV).flatten(1)
             # Of 2K continuations at most K end, so that K are left to go on.
-            log_probs, parents, token_ids = beams.best_continuations(scores_LKV, 2 * self.beam_size)
-            ends = token_ids == END
-            ends[:, self.beam_size :].fill_(False)
-            log_probs_of_ends = log_probs.masked_fill(~ends, -torch.inf)
-            ended.add(beams, parents, log_probs_of_ends, words, self._norm(words), cut_LK)
-            beams.extend(parents, token_ids, log_probs.masked_fill(token_ids == END, -torch.inf))
-            decided = ended.decided(beams, self._norm(self.max_length))
+            best = best_continuations(totals_LC, 2 * self.beam_size, scores_LKV.shape[2])
+            norm = length_norm(words, self.length_penalty)
+            ended.add(beams, ending(best, self.beam_size), words, norm, cut_LK)
+            beams.advance(going_on(best, self.beam_size))
+            bound_L = beams.log_probs.amax(dim=1) / length_norm(
+                self.max_length, self.length_penalty
+            )
+            decided = ended.decided(beams.images, bound_L)
             beams.stop(decided)
             if (words + 1) % words_between == 0:
                 beams.drop(decided)
@@ -105,19 +120,66 @@ class BeamSearch:
                     break
         return ended.best()
 
-    def _forbid(self, scores_LKV: Tensor, words: int) -> None:
-        forbidden = [PAD, BEGIN] if self.allow_unknown else [PAD, BEGIN, UNKNOWN]
-        if words < self.min_length:
-            forbidden.append(END)
-        # One by one: a list as an index would be copied to the device at every word.
-        for token_id in forbidden:
-            scores_LKV[..., token_id].fill_(-torch.inf)
-
-    def _norm(self, words: int) -> float:
-        return float((words + 1) ** self.length_penalty)
+    def _constraints(self, endings: tuple[int, ...]) -> Constraints:
+        return Constraints(
+            min_length=self.min_length,
+            max_length=self.max_length,
+            allow_unknown=self.allow_unknown,
+            no_repeat=self.no_repeat,
+            endings=endings,
+        )
 
 
-class _Beams:
+def pace_on(device: torch.device) -> Pace:
+    """How searches go about their work there."""
+    return CPU_PACE if device.type == "cpu" else GPU_PACE
+
+
+def check_length_penalty(penalty: float) -> None:
+    """Refuse one that would make longer captions ever worse."""
+    if penalty < 0:
+        raise ValueError("a negative length_penalty would make longer captions ever worse")
+
+
+def length_norm(words: int, penalty: float) -> float:
+    """What the log probability of a caption of so many words is divided by."""
+    return float((words + 1) ** penalty)
+
+
+class Continuations(NamedTuple):
+    """Ways to go on, each image's best first; minus infinity marks a dead one."""
+
+    log_probs: Tensor  # (L, C) of the caption with its new word
+    parents: Tensor  # (L, C) the beam, in 0..K-1
+    token_ids: Tensor  # (L, C) the new word
+
+
+def best_continuations(totals: Tensor, count: int, vocabulary_size: int) -> Continuations:
+    """The best ``count`` for each row of ``totals`` (L, K * V); dead ones where there are fewer."""
+    found = min(count, totals.shape[1])
+    log_probs, flat = totals.topk(found, dim=1)
+    log_probs = pad(log_probs, (0, count - found), value=-torch.inf)
+    flat = pad(flat, (0, count - found))
+    return Continuations(log_probs, flat // vocabulary_size, flat % vocabulary_size)
+
+
+def ending(best: Continuations, size: int) -> Continuations:
+    """Of the best ``size`` those that end; the others are dead."""
+    ends = best.token_ids == END
+    ends[:, size:].fill_(False)
+    return best._replace(log_probs=best.log_probs.masked_fill(~ends, -torch.inf))
+
+
+def going_on(best: Continuations, size: int) -> Continuations:
+    """The best ``size`` of those that do not end."""
+    live = best.log_probs.masked_fill(best.token_ids == END, -torch.inf)
+    log_probs, chosen = live.topk(size, dim=1)
+    return Continuations(
+        log_probs, best.parents.gather(1, chosen), best.token_ids.gather(1, chosen)
+    )
+
+
+class Beams:
     """The unended captions of each image still searched: one at first, K after the first word."""
 
     def __init__(self, start: State, images: int, size: int) -> None:
@@ -137,25 +199,14 @@ class _Beams:
         log_probs_NV = torch.log_softmax(scores_NV.float().contiguous(), dim=-1)
         return log_probs_NV.view(*self.log_probs.shape, scores_NV.shape[1])
 
-    def best_continuations(self, scores_LKV: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best ``count`` per image: log probability, beam and token, each (L, count).
+    def totals(self, scores_LKV: Tensor) -> Tensor:
+        """Log probabilities (L, K, V) of the captions, each a word longer; written over."""
+        return scores_LKV.add_(self.log_probs.unsqueeze(-1))
 
-        Where there are fewer, dead ones of log probability minus infinity fill up. ``scores_LKV``
-        is written over.
-        """
-        vocabulary_size = scores_LKV.shape[-1]
-        totals = scores_LKV.add_(self.log_probs.unsqueeze(-1)).flatten(1)
-        found = min(count, totals.shape[1])
-        log_probs, flat = totals.topk(found, dim=1)
-        log_probs = pad(log_probs, (0, count - found), value=-torch.inf)
-        flat = pad(flat, (0, count - found))
-        return log_probs, flat // vocabulary_size, flat % vocabulary_size
-
-    def extend(self, parents: Tensor, token_ids: Tensor, log_probs: Tensor) -> None:
-        """Keep the best K of the given continuations (L, C); minus infinity marks a dead one."""
+    def advance(self, chosen: Continuations) -> None:
+        """Go on with these, K for each image."""
         images, width = self.log_probs.shape
-        self.log_probs, chosen = log_probs.topk(self.size, dim=1)
-        parents, token_ids = parents.gather(1, chosen), token_ids.gather(1, chosen)
+        self.log_probs, parents, token_ids = chosen
         prefix = self.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1]))
         self.tokens = torch.cat([prefix, token_ids.unsqueeze(-1)], dim=-1)
         first_rows = torch.arange(images, device=parents.device).unsqueeze(1) * width
@@ -179,7 +230,7 @@ class _Beams:
         self.state = self.state.keep(left, rows)
 
 
-class _Ended:
+class Ended:
     """The best K ended captions of every image."""
 
     def __init__(self, images: int, beams: int, max_length: int, device: torch.device) -> None:
@@ -190,17 +241,17 @@ class _Ended:
 
     def add(
         self,
-        beams: _Beams,
-        parents: Tensor,
-        log_probs: Tensor,
+        beams: Beams,
+        offers: Continuations,
         words: int,
         norm: float,
         cut_LK: Tensor | None,
     ) -> None:
-        """Offer continuations (L, C) of ``parents`` that end; minus infinity where none does.
+        """Offer captions that end after ``words``; ``norm`` divides their log probability.
 
         ``cut_LK`` tells at the longest length which captions would have gone on.
         """
+        log_probs, parents, _ = offers
         size, max_length = self.tokens.shape[1:]
         live = beams.images
         offered = beams.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, words))
@@ -215,15 +266,14 @@ class _Ended:
             cut = torch.cat([self.cut[live], cut_LK.gather(1, parents)], dim=1)
             self.cut[live] = cut.gather(1, chosen)
 
-    def decided(self, beams: _Beams, longest_norm: float) -> Tensor:
-        """Which live images (L,) have K ended captions, or one that none left can surpass.
+    def decided(self, images: Tensor, bound: Tensor) -> Tensor:
+        """Which ``images`` (L,) have K ended captions, or one that none left can surpass.
 
         A log probability only falls as words are added, so an unended caption ends at most with
-        what it has now, divided by the norm of the longest caption.
+        what it has now, divided by the norm of the longest caption: ``bound`` (L,).
         """
-        full = self.scores[beams.images].isfinite().all(dim=1)
-        bound = beams.log_probs.max(dim=1).values / longest_norm
-        return full | (self.scores[beams.images, 0] >= bound)
+        full = self.scores[images].isfinite().all(dim=1)
+        return full | (self.scores[images, 0] >= bound)
 
     def best(self) -> list[Hypothesis]:
         """The best caption of each image."""
@@ -240,7 +290,7 @@ class _Ended:
         ]
 
 
-def _end_all(scores_LKV: Tensor) -> Tensor:
+def end_all(scores_LKV: Tensor) -> Tensor:
     """Leave END as the only continuation; which captions (L, K) had a more probable one."""
     cut_LK = scores_LKV.argmax(dim=-1) != END
     scores_LKV[..., :END].fill_(-torch.inf)

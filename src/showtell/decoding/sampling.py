@@ -6,14 +6,23 @@ V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from showtell.decoding.beam import CPU_PACE, GPU_PACE
+from showtell.decoding.beam import Hypothesis, pace_on
+from showtell.decoding.constraints import Constraints, bound_endings, known_endings
 from showtell.models.decoder import State, StepDecoder
-from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
+from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
+
+# Scores (M, V), a number of [0, 1) for each row (M,), the words so far (M, t) -> the next word
+# (M,) and its log probability (M,).
+Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Samples(NamedTuple):
@@ -48,11 +57,122 @@ def sample(
     """
     shape = (len(features) * samples, max_length + 1)
     uniforms_NT = torch.rand(shape, generator=generator, device=generator.device)
-    rows = _Rows(decoder.start(features), samples, uniforms_NT.to(features.device))
-    words_between = (CPU_PACE if features.device.type == "cpu" else GPU_PACE).words
-    for position in range(max_length + 1):
+    return _write(decoder, features, uniforms_NT.to(features.device), _draw_any)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Captions drawn word by word; which ones depends on the seed and on the image alone.
+
+    The numbers that decide come from ``seed`` and the content of an image's features, so neither
+    the other images nor how many captions are drawn changes any.
+
+    Attributes:
+        temperature: above 0; scores are divided by it, so that less than 1 favours the probable.
+        top_k: draw only from so many most probable words; None for all.
+        top_p: draw only from the fewest words that together have this probability (Holtzman et al.
+            2020, "The Curious Case of Neural Text Degeneration", section 3.1), after ``top_k``;
+            in (0, 1], None for all.
+        seed: of the random numbers, at least 0.
+        min_length: shortest caption in words, at least 0.
+        max_length: longest caption in words; one that would go on is cut there.
+        allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
+        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        bad_endings: words that are never the last one.
+        ending_ids: their ids, by `with_vocabulary`.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    min_length: int
+    max_length: int
+    allow_unknown: bool
+    no_repeat: int
+    bad_endings: Sequence[str]
+    ending_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is above 0, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p lies above 0 and at most at 1, not at {self.top_p}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed lies in 0..2^64 - 1, not at {self.seed}")
+        self._constraints(self.ending_ids or ())
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        """The same sampler, told the ids of its words."""
+        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
+
+    def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
+        """The first caption that is drawn for each image of ``features`` (B, D) or (B, R, D)."""
+        return [first for (first,) in self.several(decoder, features, 1)]
+
+    @torch.inference_mode()
+    def several(self, decoder: StepDecoder, features: Tensor, count: int) -> list[list[Hypothesis]]:
+        """``count`` captions of each image, in the order of the drawing.
+
+        A score is the log probability of drawing this caption.
+        """
+        rules = self._constraints(bound_endings(self.bad_endings, self.ending_ids))
+        draw_word = partial(self._draw, rules)
+        found = []
+        for group in torch.split(features, max(1, pace_on(features.device).rows // count)):
+            uniforms_NT = self._uniforms(group, count).to(features.device)
+            hypotheses = _hypotheses(_write(decoder, group, uniforms_NT, draw_word))
+            found += [hypotheses[i : i + count] for i in range(0, len(hypotheses), count)]
+        return found
+
+    def _uniforms(self, features: Tensor, count: int) -> Tensor:
+        """For each caption of each image a number for each word: (B * count, max_length + 1)."""
+        shape = count, self.max_length + 1
+        rows = [torch.empty(0, self.max_length + 1)]
+        # As float16, as which features are stored.
+        for image in features.half().cpu():
+            content = image.numpy().tobytes() + self.seed.to_bytes(8, "little")
+            key = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+            rows.append(torch.rand(shape, generator=torch.Generator().manual_seed(key)))
+        return torch.cat(rows)
+
+    def _draw(
+        self, rules: Constraints, scores: Tensor, uniforms: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        scores = scores.clone()  # a decoder's own may be needed again
+        rules.forbid(scores, tokens)
+        return draw_filtered(
+            scores / self.temperature, uniforms, top_k=self.top_k, top_p=self.top_p
+        )
+
+    def _constraints(self, endings: tuple[int, ...]) -> Constraints:
+        return Constraints(
+            min_length=self.min_length,
+            max_length=self.max_length,
+            allow_unknown=self.allow_unknown,
+            no_repeat=self.no_repeat,
+            endings=endings,
+        )
+
+
+def _hypotheses(samples: Samples) -> list[Hypothesis]:
+    rows = (tensor.tolist() for tensor in samples)
+    return [
+        Hypothesis(tuple(tokens[: length - ended]), log_prob, ended)
+        for tokens, length, ended, log_prob in zip(*rows, strict=True)
+    ]
+
+
+def _write(decoder: StepDecoder, features: Tensor, uniforms_NT: Tensor, draw: Draw) -> Samples:
+    """Draw N captions, as many for each of the B images, with the given random numbers."""
+    samples = len(uniforms_NT) // max(1, len(features))
+    rows = _Rows(decoder.start(features), samples, uniforms_NT)
+    words_between = pace_on(features.device).words
+    for position in range(uniforms_NT.shape[1]):
         scores_MV, rows.state = decoder.step(rows.last, rows.state)
-        rows.write(position, scores_MV.float())
+        rows.write(position, scores_MV.float(), draw)
         if (position + 1) % words_between == 0 and not rows.drop_ended():
             break
     return rows.found()
@@ -69,16 +189,17 @@ class _Rows:
         self.live = torch.ones(count, dtype=torch.bool, device=device)
         # Which caption each row writes, by image: (groups, rows of a group). Rows of a state
         # without a part that is shared by image may leave one by one.
-        self.captions = torch.arange(count, device=device).view(-1, samples)
-        self.state = start.select(self.captions.flatten() // samples)
+        self.captions = torch.arange(count, device=device).view(-1, max(1, samples))
+        self.state = start.select(self.captions.flatten() // max(1, samples))
         if not start.images:
             self.captions = self.captions.view(-1, 1)
         self.last = torch.full((count,), BEGIN, device=device)
 
-    def write(self, position: int, scores_MV: Tensor) -> None:
+    def write(self, position: int, scores_MV: Tensor, draw: Draw) -> None:
         """Draw a word for each row; END and PAD for those that have ended."""
         captions_M = self.captions.flatten()
-        drawn_M, log_probs_M = draw(scores_MV, self.uniforms[captions_M, position])
+        words_Mt = self.tokens[captions_M, :position]
+        drawn_M, log_probs_M = draw(scores_MV, self.uniforms[captions_M, position], words_Mt)
         live_M = self.live[captions_M]
         if position == self.tokens.shape[1] - 1:  # a word more would be too long
             live_M = live_M & (drawn_M == END)
@@ -113,20 +234,49 @@ class _Rows:
 
 
 def draw(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A word of each row (M,) and its log probability, by inversion of the distribution.
+    """A word of each row (M,) of ``scores`` (M, V), and its log probability (M,).
 
-    One uniform number in [0, 1) decides on a word; `torch.multinomial` wants one for each word of
-    the vocabulary, which on a CPU costs more than all products of a step.
+    Never PAD, BEGIN or UNKNOWN. ``uniforms`` (M,) lie in [0, 1) and decide.
     """
     probs_MV = torch.softmax(scores, dim=1)
     for token_id in (PAD, BEGIN, UNKNOWN):
         probs_MV[:, token_id].fill_(0.0)
+    return _invert(probs_MV, uniforms)
+
+
+def _draw_any(scores: Tensor, uniforms: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    return draw(scores, uniforms)
+
+
+def draw_filtered(
+    scores: Tensor, uniforms: Tensor, *, top_k: int | None, top_p: float | None
+) -> tuple[Tensor, Tensor]:
+    """As `draw`, from the most probable words alone, of which any may be drawn."""
+    probs_MV = torch.softmax(scores, dim=1)
+    if top_k is None and top_p is None:
+        return _invert(probs_MV, uniforms)
+    count = probs_MV.shape[1] if top_k is None else min(top_k, probs_MV.shape[1])
+    probs_MC, words_MC = probs_MV.topk(count, dim=1)
+    if top_p is not None:
+        probs_MC = probs_MC / probs_MC.sum(dim=1, keepdim=True)
+        above_MC = probs_MC.cumsum(dim=1) - probs_MC  # of the words more probable than each
+        probs_MC = probs_MC.masked_fill(above_MC >= top_p, 0.0)
+    drawn_M, log_probs_M = _invert(probs_MC, uniforms)
+    return words_MC.gather(1, drawn_M.unsqueeze(1)).squeeze(1), log_probs_M
+
+
+def _invert(probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """An index of each row (M,) of ``probs`` (M, C), by inversion, and its log probability.
+
+    The rows need not sum to 1. One uniform number decides; `torch.multinomial` wants one for each
+    entry, which on a CPU costs more than all products of a step.
+    """
     # A GPU's sums of prefixes may fall by a rounding where a word has no probability.
-    exact = torch.float32 if scores.device.type == "cpu" else torch.float64
-    cumulated_MV = probs_MV.cumsum(dim=1, dtype=exact)
-    totals_M1 = cumulated_MV[:, -1:]
+    exact = torch.float32 if probs.device.type == "cpu" else torch.float64
+    cumulated_MC = probs.cumsum(dim=1, dtype=exact)
+    totals_M1 = cumulated_MC[:, -1:]
     below = torch.nextafter(totals_M1, torch.zeros_like(totals_M1))
     targets_M1 = torch.minimum(uniforms.unsqueeze(1) * totals_M1, below)
-    # The first word whose sum is above: never one of probability 0.
-    drawn_M1 = torch.searchsorted(cumulated_MV, targets_M1, right=True)
-    return drawn_M1.squeeze(1), (probs_MV.gather(1, drawn_M1) / totals_M1).log().squeeze(1).float()
+    # The first whose sum is above: never one of probability 0.
+    drawn_M1 = torch.searchsorted(cumulated_MC, targets_M1, right=True)
+    return drawn_M1.squeeze(1), (probs.gather(1, drawn_M1) / totals_M1).log().squeeze(1).float()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from showtell.data.batches import Batch
-from showtell.decoding.beam import BeamSearch
+from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.models.decoder import Decoder
 from showtell.text.settings import TextSettings
@@ -73,7 +73,7 @@ class CaptioningModule(LightningModule):
     def __init__(
         self,
         decoder: nn.Module,
-        search: BeamSearch,
+        search: Search,
         generated: GeneratedCaptions,
         *,
         objective: Objective,

@@ -1,0 +1,99 @@
+"""What a caption may be, whatever searches for it: masks over the scores of the next word.
+
+Dimension key: N rows, T words so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, UNKNOWN, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """Rules that forbid words by what was written before; PAD and BEGIN are never written.
+
+    Attributes:
+        min_length: shortest caption in words, at least 0.
+        max_length: longest caption in words, at least 1.
+        allow_unknown: whether UNKNOWN may be written.
+        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        endings: ids of words that are never the last one.
+    """
+
+    min_length: int
+    max_length: int
+    allow_unknown: bool
+    no_repeat: int
+    endings: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
+            raise ValueError("0 <= min_length <= max_length and 1 <= max_length")
+        if self.no_repeat < 0:
+            raise ValueError(f"no_repeat is a number of words or 0, not {self.no_repeat}")
+
+    def forbid(self, scores: Tensor, tokens: Tensor) -> None:
+        """Set ``scores`` (N, V) to minus infinity for what may not follow ``tokens`` (N, T).
+
+        Where nothing at all may follow, END may: every search comes to a caption. A caption of
+        ``max_length`` words may go on; it is for the search to end it.
+        """
+        ends_N = scores[:, END].clone() if self._may_run_dry(scores.shape[1]) else None
+        for token_id in self._forbidden_at(tokens.shape[1]):
+            # One by one: a list as an index would be copied to the device at every word.
+            scores[:, token_id].fill_(-torch.inf)
+        if self.no_repeat:
+            self._forbid_repeats(scores, tokens)
+        if tokens.shape[1]:
+            for word in self.endings:
+                scores[:, END].masked_fill_(tokens[:, -1] == word, -torch.inf)
+        if ends_N is not None:
+            dry_N = scores.amax(dim=1) == -torch.inf
+            scores[:, END] = ends_N.where(dry_N, scores[:, END])
+
+    def _forbidden_at(self, words: int) -> list[int]:
+        """The tokens that may not follow, whichever the ``words`` before are."""
+        forbidden = [PAD, BEGIN] if self.allow_unknown else [PAD, BEGIN, UNKNOWN]
+        if words < self.min_length:
+            forbidden.append(END)
+        if words == self.max_length - 1:  # END has to follow on what comes now
+            forbidden += self.endings
+        return forbidden
+
+    def _forbid_repeats(self, scores: Tensor, tokens: Tensor) -> None:
+        """Forbid each word that once followed the last ``no_repeat`` - 1 words."""
+        length = self.no_repeat
+        if tokens.shape[1] < length:
+            return
+        runs_NRn = tokens.unfold(1, length, 1)  # all of so many words, from the first on
+        last_N1n = tokens[:, tokens.shape[1] - length + 1 :].unsqueeze(1)
+        again_NR = (runs_NRn[:, :, :-1] == last_N1n).all(dim=2)
+        # PAD, which is forbidden anyway, takes the place of those that are not.
+        scores.scatter_(1, runs_NRn[:, :, -1].where(again_NR, PAD), -torch.inf)
+
+    def _may_run_dry(self, vocabulary_size: int) -> bool:
+        """Whether the rules could forbid every word; they cannot with thousands."""
+        repeats = self.max_length if self.no_repeat else 0
+        return vocabulary_size - len(SPECIALS) <= repeats + len(self.endings)
+
+
+def known_endings(words: Sequence[str], vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The ids of those ``words`` that the vocabulary has."""
+    return tuple(i for i in vocabulary.encode(words) if i != UNKNOWN)
+
+
+def bound_endings(words: Sequence[str], ids: tuple[int, ...] | None) -> tuple[int, ...]:
+    """``ids``, or none where there are no ``words``.
+
+    Raises:
+        ValueError: when there are words whose ids nobody told.
+    """
+    if ids is None and words:
+        raise ValueError("bad_endings are words: tell the search their ids by `with_vocabulary`")
+    return ids or ()

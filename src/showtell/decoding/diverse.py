@@ -1,0 +1,165 @@
+"""Beam search in groups that avoid each other's words, all images at once.
+
+Dimension key: B images, L live images, G groups, k beams of a group, K = G * k beams of an image,
+V vocabulary, C continuations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from showtell.decoding.beam import (
+    Beams,
+    Continuations,
+    Ended,
+    Hypothesis,
+    best_continuations,
+    check_length_penalty,
+    end_all,
+    ending,
+    going_on,
+    length_norm,
+    pace_on,
+)
+from showtell.decoding.constraints import Constraints, bound_endings, known_endings
+from showtell.models.decoder import StepDecoder
+from showtell.text.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class DiverseBeamSearch:
+    """One beam for each group; at every word, later groups avoid what earlier ones just wrote.
+
+    Vijayakumar et al. 2018, "Diverse Beam Search for Improved Description of Complex Scenes",
+    with the Hamming diversity: a group chooses its continuations by log probability minus
+    ``diversity`` for each beam of an earlier group that goes on with the same word. Captions are
+    compared by their log probability alone, and END is nobody's own: it is not avoided.
+
+    Attributes:
+        groups: at least 1; the first is plain beam search.
+        beam_size: beams of each group, at least 1.
+        diversity: at least 0, in nats.
+        min_length: shortest caption in words, at least 0.
+        max_length: longest caption in words; at this length END is the only continuation.
+        length_penalty: see ``BeamSearch``.
+        allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
+        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        bad_endings: words that are never the last one.
+        ending_ids: their ids, by `with_vocabulary`.
+    """
+
+    groups: int
+    beam_size: int
+    diversity: float
+    min_length: int
+    max_length: int
+    length_penalty: float
+    allow_unknown: bool
+    no_repeat: int
+    bad_endings: Sequence[str]
+    ending_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.beam_size < 1:
+            raise ValueError("groups and beam_size are at least 1")
+        if self.diversity < 0:
+            raise ValueError(f"diversity is at least 0, not {self.diversity}")
+        check_length_penalty(self.length_penalty)
+        self._constraints(self.ending_ids or ())
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        """The same search, told the ids of its words."""
+        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
+
+    def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
+        """The best caption of each image of ``features`` (B, D) or (B, R, D), of all groups."""
+        found = self.by_group(decoder, features)
+        return [max(each, key=lambda hypothesis: hypothesis.score) for each in found]
+
+    @torch.inference_mode()
+    def by_group(self, decoder: StepDecoder, features: Tensor) -> list[list[Hypothesis]]:
+        """The best caption of each group, for each image."""
+        rules = self._constraints(bound_endings(self.bad_endings, self.ending_ids))
+        pace = pace_on(features.device)
+        parts = torch.split(features, max(1, pace.rows // (self.groups * self.beam_size)))
+        return [each for part in parts for each in self._search(decoder, part, rules, pace.words)]
+
+    def _search(
+        self, decoder: StepDecoder, features: Tensor, rules: Constraints, words_between: int
+    ) -> list[list[Hypothesis]]:
+        images = len(features)
+        beams = Beams(decoder.start(features), images, self.groups * self.beam_size)
+        ended = [
+            Ended(images, self.beam_size, self.max_length, features.device)
+            for _ in range(self.groups)
+        ]
+        for words in range(self.max_length + 1):
+            scores_LKV = beams.step(decoder)
+            rules.forbid(scores_LKV.flatten(0, 1), beams.tokens.flatten(0, 1))
+            cut_LK = end_all(scores_LKV) if words == self.max_length else None
+            norm = length_norm(words, self.length_penalty)
+            going = []
+            for group, (ends, goes_on) in zip(
+                ended, self._continue(beams.totals(scores_LKV)), strict=True
+            ):
+                group.add(beams, ends, words, norm, cut_LK)
+                going.append(goes_on)
+            beams.advance(_beside(going))
+            decided = self._stop(beams, ended)
+            if (words + 1) % words_between == 0:
+                beams.drop(decided)
+                if len(beams.images) == 0:
+                    break
+        return [list(each) for each in zip(*(group.best() for group in ended), strict=True)]
+
+    def _continue(self, totals_LKV: Tensor) -> Iterator[tuple[Continuations, Continuations]]:
+        """What ends and what goes on of each group, as the groups before let it choose."""
+        size = self.beam_size
+        taken_LV = torch.zeros_like(totals_LKV[:, 0])
+        for group in range(self.groups):
+            # All beams are one until the first word.
+            first = 0 if totals_LKV.shape[1] == 1 else group * size
+            own_LkV = totals_LKV[:, first : first + size]
+            rated_LC = (own_LkV - self.diversity * taken_LV.unsqueeze(1)).flatten(1)
+            best = best_continuations(rated_LC, 2 * size, totals_LKV.shape[2])
+            goes_on = going_on(best, size)
+            yield _unrated(ending(best, size), own_LkV, first), _unrated(goes_on, own_LkV, first)
+            live = (goes_on.log_probs > -torch.inf).to(taken_LV.dtype)
+            taken_LV.scatter_add_(1, goes_on.token_ids, live)
+
+    def _stop(self, beams: Beams, ended: Sequence[Ended]) -> Tensor:
+        """Which live images (L,) all groups have decided; what is decided no longer counts."""
+        norm = length_norm(self.max_length, self.length_penalty)
+        decided = []
+        log_probs_LGk = beams.log_probs.view(-1, self.groups, self.beam_size)
+        for log_probs_Lk, group in zip(log_probs_LGk.unbind(1), ended, strict=True):
+            decided_L = group.decided(beams.images, log_probs_Lk.amax(dim=1) / norm)
+            log_probs_Lk.masked_fill_(decided_L.unsqueeze(1), -torch.inf)
+            decided.append(decided_L)
+        return torch.stack(decided).all(dim=0)
+
+    def _constraints(self, endings: tuple[int, ...]) -> Constraints:
+        return Constraints(
+            min_length=self.min_length,
+            max_length=self.max_length,
+            allow_unknown=self.allow_unknown,
+            no_repeat=self.no_repeat,
+            endings=endings,
+        )
+
+
+def _unrated(chosen: Continuations, own_LkV: Tensor, first: int) -> Continuations:
+    """With plain log probabilities, and beams counted from the image's first."""
+    flat = chosen.parents * own_LkV.shape[2] + chosen.token_ids
+    log_probs = own_LkV.flatten(1).gather(1, flat)
+    log_probs = log_probs.masked_fill(chosen.log_probs == -torch.inf, -torch.inf)
+    return Continuations(log_probs, first + chosen.parents, chosen.token_ids)
+
+
+def _beside(groups: Sequence[Continuations]) -> Continuations:
+    return Continuations(*(torch.cat(parts, dim=1) for parts in zip(*groups, strict=True)))
