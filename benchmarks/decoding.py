@@ -158,7 +158,7 @@ def made_case(model: str, images: int) -> Case:
         for parameter in decoder.parameters():
             parameter.mul_(2.0)
     search: BeamSearch = build("decoding", config["decoding"])
-    search = replace(search, min_length=WORDS, max_length=WORDS)
+    search = replace(search, min_length=WORDS, max_length=WORDS, bad_endings=())
     return Case(model, decoder.eval(), search, made_features(decoder, images))
 
 

@@ -68,7 +68,7 @@ def made_case(config: Config, *, training: int, validation: int) -> Case:
     }
     vocabulary = Vocabulary([f"w{i}" for i in range(WORDS)], min_count=5, counts=[5] * WORDS)
     settings = Settings.of(config)
-    search = replace(settings.search, min_length=WRITTEN, max_length=WRITTEN)
+    search = replace(settings.search, min_length=WRITTEN, max_length=WRITTEN, bad_endings=())
     decoder = build(
         "model",
         config["model"],
