@@ -8,7 +8,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all lint data features train evaluate compare caption sweep report bench clean
+.PHONY: help setup demo check test test-all lint data features train evaluate compare caption sweep dashboard report bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ caption: setup ## caption pictures, e.g. RUN=outputs/demo/run ARGS=photo.jpg
 
 sweep: setup ## train several, e.g. ARGS='model=lstm_glove,merge_glove seed=1,2,3'
 	python train.py -m $(ARGS)
+
+dashboard: setup ## save the project's dashboard in W&B, e.g. ARGS='--project captions --output board.json'
+	python scripts/dashboard.py $(ARGS)
 
 report: setup ## one HTML page about RUN=outputs/runs/...
 	showtell report $(RUN)
