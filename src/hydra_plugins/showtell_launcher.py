@@ -33,23 +33,27 @@ class LocalLauncher(Launcher):
         silent_minutes: float | None,
     ) -> None:
         super().__init__()
-        numbers = {"jobs_per_gpu": jobs_per_gpu, "cpu_slots": cpu_slots}
-        for name, value in numbers.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UserError(f"hydra.launcher.{name}={value}: must be a whole number from 1")
-        times = {"job_timeout_minutes": job_timeout_minutes, "silent_minutes": silent_minutes}
-        for name, minutes in times.items():
-            if minutes is not None and (not isinstance(minutes, int | float) or minutes <= 0):
-                raise UserError(f"hydra.launcher.{name}={minutes}: must be a number above 0")
         self._jobs_per_gpu = jobs_per_gpu
         self._cpu_slots = cpu_slots
-        self._timeout = job_timeout_minutes and 60 * job_timeout_minutes
-        self._silent = silent_minutes and 60 * silent_minutes
+        self._job_timeout_minutes = job_timeout_minutes
+        self._silent_minutes = silent_minutes
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives; the task runs as its own program, not as this function."""
+        """Take what Hydra gives; the task runs as its own program, not as this function.
+
+        Raises:
+            UserError: an option has a value it cannot have; in the constructor Hydra would wrap it.
+        """
+        _check_number("jobs_per_gpu", self._jobs_per_gpu, whole=True)
+        for name, value in (
+            ("cpu_slots", self._cpu_slots),
+            ("job_timeout_minutes", self._job_timeout_minutes),
+            ("silent_minutes", self._silent_minutes),
+        ):
+            if value is not None:
+                _check_number(name, value, whole=name == "cpu_slots")
         self._loader = hydra_context.config_loader
         self._config = config
 
@@ -85,7 +89,9 @@ class LocalLauncher(Launcher):
                 sweep,
                 program,
                 slots,
-                Limits(total=self._timeout, silent=self._silent),
+                Limits(
+                    total=_seconds(self._job_timeout_minutes), silent=_seconds(self._silent_minutes)
+                ),
                 [Path(configs[0]["features"]["root"])],
                 lambda line: print(line, flush=True),
             ).run(jobs)
@@ -132,6 +138,17 @@ class LocalLauncher(Launcher):
         if devices != 1:
             raise UserError(f"trainer.devices={devices}: a job of a sweep has one device, its own")
         return config
+
+
+def _check_number(name: str, value: object, *, whole: bool) -> None:
+    kind = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+        wanted = "a whole number" if whole else "a number"
+        raise UserError(f"hydra.launcher.{name}={value}: must be {wanted} above 0")
+
+
+def _seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes
 
 
 class _FailedJob(JobReturn):
