@@ -60,8 +60,8 @@ sweep: setup ## train several, e.g. ARGS='model=lstm_glove,merge_glove seed=1,2,
 dashboard: setup ## save the project's dashboard in W&B, e.g. ARGS='--project captions --output board.json'
 	python scripts/dashboard.py $(ARGS)
 
-report: setup ## one HTML page about RUN=outputs/runs/...
-	showtell report $(RUN)
+report: setup ## one HTML page about RUN=outputs/runs/... or a sweep, e.g. ARGS='--output page.html'
+	showtell report $(RUN) $(ARGS)
 
 bench: setup ## measure every stage (a quarter of an hour) into docs/performance.md; ARGS=--quick
 	python benchmarks/run_all.py $(ARGS)
