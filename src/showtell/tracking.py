@@ -317,7 +317,10 @@ class _WandbCurves(Logger):
             except ConnectionError:  # to W&B's helper process, without which nothing works
                 raise
             except Exception as error:
-                rank_zero_warn(f"W&B did not take {what} ({_reason(error)})")
+                rank_zero_warn(
+                    f"W&B did not take {what} ({_reason(error)}); the rest can be sent again later "
+                    f"with `wandb sync {self._folder}/run-*`"
+                )
 
         self._send(send)
         return taken
@@ -341,7 +344,8 @@ class _WandbCurves(Logger):
             _abandon_service()
             rank_zero_warn(
                 f"W&B failed ({_reason(error)}) and is switched off; the training goes on, its "
-                f"curves are in {METRICS_FILE}, and {self._folder} holds what W&B had by then"
+                f"curves are in {METRICS_FILE}; send what W&B had by then with "
+                f"`wandb sync {self._folder}/*run-*`"
             )
 
 
