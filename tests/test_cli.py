@@ -77,6 +77,8 @@ def pictures(tmp_path: Path) -> Path:
         (["caption", "run"], "required: IMAGE_OR_FOLDER"),
         (["caption", "run", "a.jpg", "--beam-size", "0"], "0 is not a whole number above 0"),
         (["caption", "run", "a.jpg", "--beam", "x"], "x is not a whole number above 0"),
+        (["caption", "run", "a.jpg", "--samples", "0"], "0 is not a whole number above 0"),
+        (["ensemble", "run"], "the following arguments are required: --output"),
         (["caption", "run", "a.jpg", "--best"], "unrecognized arguments: --best"),
     ],
 )
@@ -101,6 +103,10 @@ def test_a_wrong_command_line_shows_the_right_one(
         ("features data.root=none", "none is not a folder"),
         ("evaluate none", "none is not a run folder: it has no config.yaml"),
         ("caption none a.jpg", "none is not a run folder: it has no run.json; give the folder"),
+        ("caption none a.jpg --top-p 0.5", "--top-p has no effect without --samples N"),
+        ("caption none a.jpg --samples 2 --beam-size 3", "--beam-size has no effect on captions"),
+        ("ensemble none --output both", "none is not a run folder"),
+        ("ensemble none --output both --search seed=1", "--search seed=1: give decoding=CHOICE"),
         ("report none", "none is not a run folder"),
         ("compare none", "none holds no run: it has no run.json, and no folder in it has; give"),
         ("compare none --output table.txt", "table.txt is neither Markdown nor CSV: name a file"),
@@ -212,6 +218,22 @@ def test_pictures_of_one_name_are_told_apart(
     assert answer.status == 0
     ids = [row["image_id"] for row in json.loads(output.read_text())]
     assert ids == [str(tmp_path / folder / "plain.png") for folder in ("a", "b")]
+
+
+def test_several_captions_are_drawn_of_each_picture(
+    showtell: Callable[..., Answer], smoke: Smoke, pictures: Path, tmp_path: Path
+) -> None:
+    shown = (pictures / "grey.jpg", pictures / "plain.png")
+    output = tmp_path / "captions.json"
+    drawn = showtell("caption", smoke.folder, *shown, "--samples", 3, "--output", output)
+    assert drawn.status == 0
+    lines = drawn.out.splitlines()
+    assert [line.partition("\t")[0] for line in lines] == [str(p) for p in shown for _ in range(3)]
+    assert [row["caption"] for row in json.loads(output.read_text())] == [
+        line.partition("\t")[2] for line in lines
+    ]
+    again = showtell("caption", smoke.folder, *shown, "--samples", 2)
+    assert again.out.splitlines() == lines[:2] + lines[3:5]
 
 
 def test_captions_that_cannot_be_written_were_printed(

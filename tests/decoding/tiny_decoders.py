@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from showtell.models.adaptive import AdaptiveDecoder
 from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import Decoder
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.merge import MergeDecoder
+from showtell.models.show_attend_tell import ShowAttendTellDecoder
+from showtell.models.transformer import TransformerDecoder
 from showtell.models.updown import UpDownDecoder
 from showtell.text.vocabulary import BEGIN, UNKNOWN
 
@@ -65,8 +68,31 @@ def updown(seed: int) -> UpDownDecoder:
     return decoder
 
 
+def adaptive(seed: int) -> AdaptiveDecoder:
+    torch.manual_seed(seed)
+    decoder: AdaptiveDecoder = spread(AdaptiveDecoder(**SIZES, **OUTPUT))
+    return decoder
+
+
+def show_attend_tell(seed: int) -> ShowAttendTellDecoder:
+    torch.manual_seed(seed)
+    options = {**SIZES, **OUTPUT, "score_size": 6}
+    decoder: ShowAttendTellDecoder = spread(ShowAttendTellDecoder(**options))
+    return decoder
+
+
+def transformer(seed: int) -> TransformerDecoder:
+    torch.manual_seed(seed)
+    options = {**SIZES, **OUTPUT, "dense_size": 6, "layers": 2, "heads": 2}
+    decoder: TransformerDecoder = spread(TransformerDecoder(**options), 2.0)
+    return decoder
+
+
 Make = Callable[[int], Any]
-MODELS: tuple[Make, ...] = (lstm, merge, attention, updown)
+MODELS: tuple[Make, ...] = (
+    *(lstm, merge, attention, updown),
+    *(adaptive, show_attend_tell, transformer),
+)
 
 
 def pictures(decoder: Decoder, count: int) -> Tensor:
