@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ def run(composed: DictConfig) -> Path | None:
     # which takes seconds.
     if composed.resume is None:
         config = resolve(composed)
+        if job.mode is RunMode.MULTIRUN:
+            from showtell.runs import find_run
+
+            begun = find_run(Path(job.sweep.dir), config)
+            if begun is not None:  # the job was queued again, or the sweep's command given again
+                return go_on(begun, [])
         data = build("data", config["data"])
         if launched(config["trainer"]):
             return None
@@ -58,9 +64,18 @@ def run(composed: DictConfig) -> Path | None:
 
         gc.enable()
         return train(config, data)
-    folder = Path(composed.resume)
     overrides = [o for o in job.overrides.task if not o.startswith("resume=")]
+    return go_on(Path(composed.resume), overrides)
+
+
+def go_on(folder: Path, overrides: Sequence[str]) -> Path | None:
+    """Continue the run in ``folder``, or leave it as it is if it finished within a sweep."""
     config = saved_config(folder / "config.yaml", overrides, CHANGEABLE_ON_RESUME)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        from showtell.runs import read_record
+
+        if read_record(folder).get("status") == "finished":
+            return folder
     data = build("data", config["data"])
     if launched(config["trainer"]):
         return None

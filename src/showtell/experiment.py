@@ -268,7 +268,8 @@ def _fit(
     )
     if checkpoint is not None and tracker is not None:
         tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
-    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    with ranks.blamed_rightly():
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     ranks.part()
     return trainer
 

@@ -178,6 +178,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def find_run(root: Path, config: Mapping[str, Any]) -> Path | None:
+    """The folder below ``root`` of a run of this very ``config`` that finished or can go on.
+
+    So a job that is started again finds what it began.
+    """
+    for folder in sorted(file.parent for file in root.glob(f"*/{RECORD}")):
+        with suppress(UserError):  # half written, or no run
+            status = read_record(folder).get("status")
+            is_saved = (folder / LAST_CHECKPOINT).is_file()
+            of_use = status == "finished" or (is_saved and status in ("running", "interrupted"))
+            if of_use and read_config(folder) == config:
+                return folder
+    return None
+
+
 def save_weights(folder: Path, decoder: nn.Module) -> None:
     """Write the weights of ``decoder`` as ``checkpoints/best.safetensors``."""
     from safetensors.torch import save

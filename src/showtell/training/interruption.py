@@ -58,6 +58,12 @@ class SaveWhenAsked(Callback):
         """From here on a signal waits for the next step or the end."""
         self._can_end = False
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """End as asked where it could not be saved: the process it computes with is gone."""
+        self._end_if_asked()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Obey a signal that came after the last step; the last epoch is saved."""
         self._end_if_asked()

@@ -80,8 +80,7 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
     distributed.init_process_group(
         "nccl" if on_gpus else "gloo", rank=environment.global_rank(), world_size=processes
     )
-    with _blamed_rightly():
-        yield
+    yield
 
 
 def part() -> None:
@@ -91,17 +90,18 @@ def part() -> None:
 
 
 @contextmanager
-def _blamed_rightly() -> Iterator[None]:
+def blamed_rightly() -> Iterator[None]:
     """Wait a little before an error is told: it may be the echo of another process's death.
 
-    Whoever started the processes knows, and ends this one meanwhile.
+    Whoever started the processes knows, and asks this one to end meanwhile.
     """
     try:
         yield
     except UserError:
         raise
     except Exception:
-        time.sleep(SECONDS_TO_HEAR)
+        if world_size() > 1:
+            time.sleep(SECONDS_TO_HEAR)
         raise
 
 
