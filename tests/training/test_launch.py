@@ -30,7 +30,7 @@ def failure(rank: int, status: int) -> ProcessFailure:
 
 
 def test_the_death_of_a_process_is_told_in_one_sentence(tmp_path: Path) -> None:
-    failed = ChildFailedError("train.py", {0: failure(0, 1), 1: failure(1, -signal.SIGKILL)})
+    failed = ChildFailedError("train.py", {1: failure(1, -signal.SIGKILL), 0: failure(0, 143)})
     with pytest.raises(
         UserError, match=r"^process 1 of 2 \(counted from 0\) was killed by SIGKILL"
     ):

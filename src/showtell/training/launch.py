@@ -60,15 +60,14 @@ def launch(processes: int) -> None:
 
 def _tell(failed: ChildFailedError, logs: Path, processes: int) -> None:
     """Say what ended the first process that failed, unless it did so itself."""
-    killed = {rank: each for rank, each in failed.failures.items() if each.exitcode < 0}
-    for rank, failure in killed.items():
+    rank, failure = failed.get_first_failure()
+    if failure.exitcode < 0:
         raise UserError(
             f"process {rank} of {processes} (counted from 0) was killed by "
             f"{failure.signal_name()}, and the others were ended: if nobody killed it, memory ran "
             "out; go on with python train.py resume=RUN"
         )
-    first = min(failed.failures)
-    if first > 0:
-        for log in logs.glob(f"*/attempt_0/{first}/stderr.log"):
+    if rank > 0 and 0 not in failed.failures:
+        for log in logs.glob(f"*/attempt_0/{rank}/stderr.log"):
             sys.stderr.write(log.read_text(encoding="utf-8", errors="replace"))
-    sys.exit(failed.failures[first].exitcode)
+    sys.exit(failure.exitcode)
