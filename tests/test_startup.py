@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parents[1] / "train.py"
-SLOW_TO_IMPORT = "torch lightning timm torchvision wandb transformers openvino"
+SLOW_TO_IMPORT = "torch lightning timm torchvision wandb transformers openvino optuna submitit ray"
 # Runs several command lines, then tells what they imported.
 RUN = f"""
 import contextlib, runpy, sys

@@ -134,9 +134,6 @@ class LocalLauncher(Launcher):
             )
         if config["resume"] is not None:
             raise UserError("resume is for one run: a sweep goes on when its command is run again")
-        devices = config["trainer"].get("devices", 1)
-        if devices != 1:
-            raise UserError(f"trainer.devices={devices}: a job of a sweep has one device, its own")
         return config
 
 

@@ -47,16 +47,23 @@ class OptunaSweeper(Sweeper):
             "unpruned_trials": unpruned_trials,
             "unpruned_epochs": unpruned_epochs,
         }
-        for name, value in {"trials": trials, **self._settings}.items():
-            if not isinstance(value, int) or value < (name == "trials"):
-                raise UserError(f"hydra.sweeper.{name}={value}: must be a whole number from 0")
         self._trials = trials
         self._space = space
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives, and the launcher that is configured."""
+        """Take what Hydra gives, and the launcher that is configured.
+
+        Raises:
+            UserError: an option has a value it cannot have; in the constructor Hydra would wrap it.
+        """
+        for name, value in {"trials": self._trials, **self._settings}.items():
+            least = 1 if name == "trials" else 0
+            if not isinstance(value, int) or value < least:
+                raise UserError(
+                    f"hydra.sweeper.{name}={value}: must be a whole number, at least {least}"
+                )
         self._folder = Path(config.hydra.sweep.dir)
         self._config = config.copy()
         # A job has another sweeper, which lacks our options, and other overrides, by which the
