@@ -35,7 +35,7 @@ def test_every_model_is_a_decoder(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices("decoding"))
 def test_every_search_builds(name: str) -> None:
-    assert built("decoding", name).beam_size >= 1
+    assert built("decoding", name).max_length >= 1
 
 
 @pytest.mark.parametrize("name", choices("text"))

@@ -107,7 +107,7 @@ def test_a_wrong_command_line_shows_the_right_one(
         ("caption none a.jpg --samples 2 --beam-size 3", "--beam-size has no effect on captions"),
         ("ensemble none --output both", "none is not a run folder"),
         ("ensemble none --output both --search seed=1", "--search seed=1: give decoding=CHOICE"),
-        ("report none", "none is not a run folder"),
+        ("report none", "none is neither a run nor a sweep"),
         ("compare none", "none holds no run: it has no run.json, and no folder in it has; give"),
         ("compare none --output table.txt", "table.txt is neither Markdown nor CSV: name a file"),
     ],

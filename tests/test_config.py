@@ -28,7 +28,7 @@ def test_every_group_has_its_choices() -> None:
     groups = {choice.split("=")[0] for choice in CHOICES}
     assert groups == {
         *("data", "encoder", "text", "model", "decoding", "objective"),
-        *("optim", "trainer", "tracking", "callbacks", "experiment", "debug"),
+        *("optim", "trainer", "tracking", "callbacks", "experiment", "debug", "sweep"),
     }
     assert len(CHOICES) >= 24
 
@@ -37,13 +37,13 @@ def test_every_group_has_its_choices() -> None:
 def test_every_choice_composes_and_fits_its_code(choice: str) -> None:
     added = {"data=table": NEEDED, "encoder=timm": ["encoder.network=resnet18"]}
     added["encoder=torchvision"] = ["encoder.network=resnet18"]
-    added["objective=self_critical"] = ["start_from=RUN"]
+    added["objective=self_critical"] = added["experiment=self_critical"] = ["start_from=RUN"]
     compose([choice, *added.get(choice, [])])
 
 
 def test_choices_are_what_composing_them_gives() -> None:
     choices = choices_of("decoding")
-    assert list(choices) == ["beam3", "beam5", "greedy"]
+    assert list(choices) == ["beam3", "beam5", "diverse", "greedy", "nucleus"]
     for name, node in choices.items():
         assert node == compose([f"decoding={name}"])["decoding"]
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 from hydra._internal.utils import get_args_parser  # the one place that knows Hydra's own flags
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 
 from showtell import config
 from showtell.cli import _parser
@@ -135,7 +135,10 @@ def test_training_commands_compose(line: str, shown_files: str) -> None:
     options = get_args_parser().parse_args(arguments)
     overrides = OverridesParser.create().parse_overrides(options.overrides)
     swept = [o for o in overrides if o.is_sweep_override()]
-    assert bool(swept) == options.multirun, f"{line}: -m goes with values to sweep, and only so"
+    searches = any(o.get_key_element() == "sweep" for o in overrides)  # -m is implied
+    assert searches or bool(swept) == options.multirun, (
+        f"{line}: -m goes with values to sweep, and only so"
+    )
     needed = ["data.file=captions.csv"] if "data=table" in options.overrides else []
     for job in jobs_of(overrides):
         # Where somebody's pictures lie is theirs to say: PATH/TO/flickr8k need not exist.
@@ -145,10 +148,18 @@ def test_training_commands_compose(line: str, shown_files: str) -> None:
             assert all(o.startswith(CHANGEABLE_ON_RESUME) for o in others)
 
 
+def values_of(override: Override) -> list[str]:
+    """The values that are swept; the ends of an interval."""
+    match override.value():
+        case IntervalSweep(start=low, end=high):
+            return [str(low), str(high)]
+    return list(override.sweep_string_iterator())
+
+
 def jobs_of(overrides: list[Override]) -> list[list[str]]:
     """Overrides of as few jobs of a sweep as show each of its values once, or of the only job."""
     choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        [f"{o.get_key_element()}={value}" for value in values_of(o)]
         if o.is_sweep_override()
         else [str(o.input_line)]
         for o in overrides

@@ -66,7 +66,7 @@ def statuses(root: Path) -> list[str]:
         (["modle=lstm_glove"], "modle: there is no such option; did you mean model?"),
         (
             ["model=gru"],
-            "model=gru: there is no such choice; there are attention_glove, lstm_glove",
+            "model=gru: there is no such choice; there are adaptive_glove, attention_glove",
         ),
         (["optim.lr=fast"], "optim.lr=fast: must be a number"),
         (["optim.lr"], "optim.lr: cannot be understood; write KEY=VALUE, in quotes if need be"),

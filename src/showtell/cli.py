@@ -13,6 +13,9 @@ from typing import Any
 
 from showtell.errors import UserError
 
+RUN = "a run folder, or the name of a released model"
+RUNS = "a run folder, or a sweep's with many"
+
 # torch and everything that imports it are imported inside the commands, after the configuration
 # was checked and the data set read: `--help` and mistakes are answered at once.
 
@@ -55,15 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     features.set_defaults(command=_features)
 
     evaluate = commands.add_parser("evaluate", help="all metrics of a run on a split")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    evaluate.add_argument("run", type=_run_folder, metavar="RUN", help=RUN)
     evaluate.add_argument("--split", choices=["val", "test"], default="val")
     _add_overrides(evaluate, "data.root=... encoder.weights=... of what moved")
     evaluate.set_defaults(command=_evaluate)
 
     compare = commands.add_parser("compare", help="a table over runs and seeds, with paired tests")
-    compare.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a sweep's with many"
-    )
+    compare.add_argument("runs", type=_run_folder, nargs="+", metavar="RUN", help=RUNS)
     compare.add_argument("--split", choices=["val", "test"], default="val")
     compare.add_argument(
         "--output", type=Path, metavar="FILE", help="the table as Markdown (.md) or .csv"
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=_compare)
 
     ensemble = commands.add_parser("ensemble", help="make one run of several that write together")
-    ensemble.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    ensemble.add_argument("runs", type=_run_folder, nargs="+", metavar="RUN", help=RUN)
     ensemble.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="the run folder to make"
     )
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     ensemble.set_defaults(command=_ensemble)
 
     caption = commands.add_parser("caption", help="caption new pictures with a run")
-    caption.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    caption.add_argument("run", type=_run_folder, metavar="RUN", help=RUN)
     caption.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     caption.add_argument(
         "--beam-size", type=_at_least_1, metavar="N", help="default: the run's own"
@@ -100,12 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     caption.set_defaults(command=_caption)
 
     report = commands.add_parser("report", help="one self-contained HTML page of a run or sweep")
-    report.add_argument(
-        "run", type=Path, metavar="RUN", help="a run folder, or a sweep's with many"
-    )
+    report.add_argument("run", type=_run_folder, metavar="RUN", help=RUNS)
     report.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/report.html")
     report.set_defaults(command=_report)
     return parser
+
+
+def _run_folder(text: str) -> Path:
+    """Where the run is that a user names."""
+    from showtell.runs import locate
+
+    return locate(text)
 
 
 def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:

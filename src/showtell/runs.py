@@ -49,7 +49,22 @@ TRAINING = "training"  # where alarms are raised before any split is evaluated
 LAST_CHECKPOINT = Path("checkpoints/last.ckpt")
 # libyaml reads hundreds of configurations in the time that PyYAML takes for dozens.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Models that come with the package, each a run folder without the state of its training.
+RELEASED = Path(__file__).parent / "released"
 VERSIONED_PACKAGES = ("showtell", "torch", "torchvision", "lightning", "hydra-core", "timm")
+
+
+def locate(run: str | Path) -> Path:
+    """The folder of a run: the one of that path, or else the released model of that name."""
+    folder = Path(run)
+    released = RELEASED / folder
+    is_name = len(folder.parts) == 1 and folder.name not in (".", "..")
+    return released if is_name and released.is_dir() and not folder.exists() else folder
+
+
+def released_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(file.parent.name for file in RELEASED.glob(f"*/{RECORD}"))
 
 
 def create_run_folder(root: Path, name: str) -> Path:
@@ -107,9 +122,10 @@ def read_record(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        named = "".join(f", or {name}, which comes with showtell" for name in released_models())
         raise UserError(
             f"{folder} is not a run folder: it has no {RECORD}; give the folder that "
-            "`python train.py` printed after `run:`"
+            f"`python train.py` printed after `run:`{named}"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it from a copy") from error

@@ -1,0 +1,163 @@
+"""Make a finished run a released model: ``python scripts/release.py RUN --name flickr8k``.
+
+What comes out is a run folder that lies inside the package and answers to its name: weights in half
+precision, words, record, scores and captions, and a model card. Score it where it lies, because the
+card speaks of the weights as they are released:
+
+    python scripts/release.py RUN --name flickr8k
+    showtell evaluate flickr8k data.root=DIR features.root=DIR
+    python scripts/release.py --card flickr8k
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file, save_file
+
+from showtell import runs
+from showtell.comparison.settings import command_of
+from showtell.errors import UserError
+
+LARGEST_MB = 25
+SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+CARD = """\
+# {name}: a captioner of everyday photographs
+
+`showtell caption {name} photo.jpg` writes one English sentence about a photograph.
+
+**Model.** `{model}` on the features of {network}, whose ImageNet weights come from the package
+index and are not part of this folder. Weights in half precision; seed {seed}, commit `{commit}`.
+
+**Data.** Flickr8k: {train_images:,} photographs with {train_captions:,} captions to learn from,
+{val_images:,} to choose the weights by; no other text, no other pictures but ImageNet's. Flickr8k
+(Hodosh, Young and Hockenmaier 2013) is given for research and education only, and its photographs
+belong to those who took them: use what was learned from it for research and education too.
+
+**Scores** on the official development split, which also chose the weights, so that they are a
+little too good. COCO's scorers, beam {beam}; 95 % intervals over images.
+
+| score x 100 | model | 95 % | people | best constant caption |
+| --- | --: | --: | --: | --: |
+{rows}
+
+`{signature}`
+
+**Known failures.** {failures}
+
+**The same again**, with `data.root=` where the data set lies:
+
+```sh
+{commands}
+```
+"""
+# Where the card has the run lie that a self-critical one began with.
+TAUGHT = "outputs/runs/taught"
+
+
+def release(run: Path, name: str) -> Path:
+    """Copy what a captioner needs of ``run``; return the folder of the released model."""
+    record = runs.read_record(run, needs=["model", "encoder", "data"])
+    if record.get("status") != "finished":
+        raise UserError(f"{run} is {record.get('status')}, not finished: train it to its end first")
+    folder = runs.RELEASED / name
+    if folder.exists():
+        shutil.rmtree(folder)
+    (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
+    weights = load_file(run / runs.BEST_WEIGHTS)
+    save_file({k: t.half() for k, t in weights.items()}, folder / runs.BEST_WEIGHTS)
+    shutil.copy(run / runs.VOCABULARY, folder)
+    shutil.copy(run / "metrics.csv", folder)
+    text = yaml.safe_dump(_shareable(runs.read_config(run)), sort_keys=False)
+    (folder / runs.CONFIG).write_text(text)
+    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")}
+    if kept.get("start"):
+        kept["start"] = {**kept["start"], "config": _shareable(kept["start"]["config"])}
+    runs.write_json(folder / runs.RECORD, kept)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    if size > LARGEST_MB:
+        raise UserError(f"{folder} has {size:.0f} MB, {LARGEST_MB} are allowed: train it smaller")
+    return folder
+
+
+def _shareable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the folders of one machine."""
+    usual = {
+        "data": {**config["data"], "root": "outputs/data/flickr8k"},
+        "features": {**config["features"], "root": "outputs/features"},
+        "output": {"root": "outputs/runs", "folder": None},
+        "start_from": TAUGHT if config.get("start_from") else None,
+    }
+    return {**config, **usual}
+
+
+def write_card(folder: Path) -> None:
+    """``README.md``: what the model is, what it was trained on, how good it is and where it fails.
+
+    Known failures are a person's to write, in ``failures.md`` beside it.
+    """
+    record = runs.read_record(folder, needs=["model", "encoder", "data"])
+    scores = json.loads((folder / "scores-val.json").read_text())
+    images, captions = record["data"]["images"], record["data"]["captions"]
+    card = CARD.format(
+        name=folder.name,
+        model=record["model"]["_target_"].rpartition(".")[2],
+        network=record["encoder"]["identity"]["network"],
+        seed=record["seed"],
+        commit=record["commit"][:12],
+        train_images=images["train"],
+        train_captions=captions["train"],
+        val_images=images["val"],
+        beam=record["decoding"]["beam_size"],
+        rows="\n".join(_row(scores, metric) for metric in SHOWN),
+        signature=scores["signature"],
+        failures=(folder / "failures.md").read_text().strip(),
+        commands="\n".join(_commands(folder, record)),
+    )
+    (folder / "README.md").write_text(card)
+
+
+def _row(scores: Mapping[str, float], metric: str) -> str:
+    names = (metric, f"95 % low/{metric}", f"95 % high/{metric}", f"people/{metric}")
+    names = (*names, f"constant caption/{metric}")
+    # METEOR is not computed for people.
+    own, low, high, people, constant = (
+        f"{100 * scores[name]:.1f}" if name in scores else "" for name in names
+    )
+    return f"| {metric} | {own} | {low} to {high} | {people} | {constant} |"
+
+
+def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
+    """What trains it again: the run it began with, then itself."""
+    if record.get("start"):
+        yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
+    yield command_of(runs.read_config(folder))
+
+
+def main() -> None:
+    """Release a run, or write the card of a released model that has been evaluated."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, nargs="?", help="a finished run folder")
+    parser.add_argument("--name", help="what the model will answer to")
+    parser.add_argument("--card", metavar="NAME", help="write the model card of a released model")
+    options = parser.parse_args()
+    try:
+        if options.card:
+            write_card(runs.RELEASED / options.card)
+        elif options.run and options.name:
+            print(release(options.run, options.name))
+        else:
+            parser.error("give RUN and --name, or --card NAME")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
