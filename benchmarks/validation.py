@@ -172,13 +172,13 @@ def decode(
 
 
 def share_of_epoch(timings: dict[str, Timing], steps_per_epoch: int) -> Figure:
-    """Seconds of the validation over those of the epoch's steps, formed within each turn."""
+    """Seconds of the validation over those of the whole epoch, formed within each turn."""
     step, *validation = [timing.seconds for timing in timings.values()]
-    shares = [
-        sum(parts) / (steps / SAMPLED_STEPS * steps_per_epoch)
-        for steps, *parts in zip(step, *validation, strict=True)
-    ]
-    name = "validation over the epoch's steps"
+    shares = []
+    for sampled, *parts in zip(step, *validation, strict=True):
+        steps = sampled / SAMPLED_STEPS * steps_per_epoch
+        shares.append(sum(parts) / (steps + sum(parts)))
+    name = "validation, share of the epoch"
     return Figure(
         name, statistics.median(shares), min(shares), max(shares), target=SHARE, at_most=True
     )

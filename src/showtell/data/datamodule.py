@@ -14,7 +14,8 @@ from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions, Featur
 from showtell.text.vocabulary import Vocabulary
 from showtell.types import CaptionedImage, Split
 
-# Images decoded at a time in validation: with three beams enough rows to fill a CPU's products.
+# Images decoded at a time in validation: with three beams one full group of the search on a CPU,
+# and not one and a rest.
 VALIDATION_BATCH = 256
 
 

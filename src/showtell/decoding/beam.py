@@ -33,7 +33,7 @@ class Pace:
 
 # Scores of more rows over a vocabulary of thousands leave a CPU's cache before they are read again;
 # products of fewer rows are slower.
-CPU_PACE = Pace(rows=640, words=1)
+CPU_PACE = Pace(rows=768, words=1)
 # A GPU wants all it can get, and a look makes it wait for the host.
 GPU_PACE = Pace(rows=8192, words=4)
 
