@@ -1,53 +1,55 @@
-"""Hydra's side of sweeps on clusters: the launchers of others, told where the sweep is.
+"""Hydra's side of sweeps on clusters: SLURM through submitit's launcher, and Ray.
 
 Hydra imports every file of this package at each start: nothing heavy may be imported on top.
 """
 
 from __future__ import annotations
 
-import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
+from hydra_plugins.showtell_launcher import FailedJob
 from showtell.errors import UserError
 
 
-class ClusterLauncher(Launcher):
-    """Hands the jobs of a sweep to the launcher of ``module``, which the ``extra`` installs.
+class SlurmLauncher(Launcher):
+    """Hands the jobs of a sweep to submitit's launcher, as jobs of a SLURM array.
 
     A job reads its own configuration anew, and would name the sweep's folder after its own
     overrides; it is told the folder.
     """
 
-    module: ClassVar[str]
-    name: ClassVar[str]
-    extra: ClassVar[str]
-
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        try:
-            launcher = getattr(importlib.import_module(self.module), self.name)
-        except ImportError as error:
-            raise UserError(
-                f"hydra/launcher={self.extra} needs what is not installed ({error.name}): "
-                f"pip install 'showtell[{self.extra}]'"
-            ) from error
-        self._launcher: Launcher = launcher(**options)
+        self._options = options
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Write the sweep's folder into what every job is told."""
-        folder = Path(config.hydra.sweep.dir).resolve()
+        """Write the sweep's folder into what every job is told.
+
+        Raises:
+            UserError: submitit's launcher is missing; in the constructor Hydra would wrap it.
+        """
+        try:
+            from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
+                SlurmLauncher as Submitit,
+            )
+        except ImportError as error:
+            raise _missing("slurm", error) from error
+        self._launcher = Submitit(**self._options)
+        self._folder = Path(config.hydra.sweep.dir).resolve()
         with read_write(config):
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
-        self._folder = folder
+            config.hydra.overrides.hydra.append(_sweep_dir(self._folder))
         self._launcher.setup(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -55,32 +57,150 @@ class ClusterLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs and wait for them.
+        """Run the jobs, wait for them and tell which failed.
 
         Raises:
-            UserError: a job failed; the others went on.
+            UserError: SLURM took no jobs, or lost one.
         """
         try:
-            return self._launcher.launch(job_overrides, initial_job_idx)
+            returns = self._launcher.launch(job_overrides, initial_job_idx)
         except Exception as error:
             reason = " ".join(str(error).split())[-300:]
             raise UserError(
-                f"a job of the sweep failed; its log is below {self._folder}, and the same command "
-                f"runs those again that are not finished ({reason})"
+                f"SLURM did not run all jobs; their logs are below {self._folder / '.submitit'}, "
+                f"and the same command runs those again that are not finished ({reason})"
+            ) from error
+        return _told(job_overrides, [_cause(each) for each in returns])
+
+
+class RayLauncher(Launcher):
+    """Runs each job of a sweep as a task of Ray: the command a person would type, in a process.
+
+    ``conf/hydra/launcher/ray.yaml`` explains the arguments.
+    """
+
+    def __init__(self, *, address: str, cpus: float, gpus: float, retries: int) -> None:
+        super().__init__()
+        self._address = address
+        self._needs = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": retries}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take what Hydra gives; the task runs as its own program, not as this function.
+
+        Raises:
+            UserError: Ray is missing; in the constructor Hydra would wrap it.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise _missing("ray", error) from error
+        self._ray = ray
+        self._folder = Path(config.hydra.sweep.dir).resolve()
+        sources = config.hydra.runtime.config_sources
+        self._program = [
+            *(sys.executable, str(Path(sys.argv[0]).resolve()), "--multirun"),
+            *(f"--config-dir={each.path}" for each in sources if each.provider == "command-line"),
+            *("hydra/launcher=basic", "hydra/sweeper=basic", _sweep_dir(self._folder)),
+        ]
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the jobs, wait for them and tell which failed.
+
+        Raises:
+            UserError: there is no such cluster.
+        """
+        self._connect()
+        logs = self._folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        run = self._ray.remote(**self._needs)(run_command)
+        tasks = [
+            run.remote([*self._program, *overrides], logs / f"{number:04}.log", Path.cwd())
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        return _told(job_overrides, [self._outcome(task) for task in tasks])
+
+    def _connect(self) -> None:
+        """Join the cluster, or start a Ray on this machine."""
+        if self._ray.is_initialized():  # a search launches several times
+            return
+        try:
+            self._ray.init(address=self._address, include_dashboard=False, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(
+                f"hydra.launcher.address={self._address}: {' '.join(str(error).split())}"
             ) from error
 
+    def _outcome(self, task: Any) -> str | None:
+        """Why a task failed, once it has ended."""
+        try:
+            cause: str | None = self._ray.get(task)
+        except self._ray.exceptions.RayError as error:  # its machine was lost, too often
+            return " ".join(str(error).split())[-300:]
+        return cause
 
-class SlurmLauncher(ClusterLauncher):
-    """Jobs of a SLURM array, through submitit."""
 
-    module = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
-    name = "SlurmLauncher"
-    extra = "slurm"
+def run_command(command: Sequence[str], log: Path, folder: Path) -> str | None:
+    """Run ``command`` in ``folder``; why it failed, None when it did not.
+
+    Ray runs this on the machine it chose, with the GPUs it gave.
+    """
+    from showtell.sweeps.causes import cause_of
+
+    with log.open("ab") as output:
+        start = output.tell()
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            status = process.wait()
+        finally:  # asked to end: so is the training, which saves
+            process.terminate()
+    return None if status == 0 else f"{cause_of(status, log, start=start)} ({log})"
 
 
-class RayLauncher(ClusterLauncher):
-    """Tasks of a Ray cluster, or of a Ray on this machine."""
+def _sweep_dir(folder: Path) -> str:
+    """The override that says where the sweep is, whatever characters the path has."""
+    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.sweep.dir='{escaped}'"
 
-    module = "hydra_plugins.hydra_ray_launcher.ray_launcher"
-    name = "RayLauncher"
-    extra = "ray"
+
+def _missing(extra: str, error: ImportError) -> UserError:
+    return UserError(
+        f"hydra/launcher={extra} needs what is not installed ({error.name}): "
+        f"pip install 'showtell[{extra}]'"
+    )
+
+
+def _cause(returned: JobReturn) -> str | None:
+    """Why a job failed that ran in Hydra; None when it did not."""
+    try:
+        _ = returned.return_value
+    except Exception as error:
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return None
+
+
+def _told(
+    job_overrides: Sequence[Sequence[str]], causes: Sequence[str | None]
+) -> Sequence[JobReturn]:
+    """Print what became of the jobs; what Hydra's sweepers take for that."""
+    failed = sum(cause is not None for cause in causes)
+    problem = UserError(f"{failed} of {len(causes)} jobs failed; the same command runs those again")
+    returns = []
+    for overrides, cause in zip(job_overrides, causes, strict=True):
+        if cause is None:
+            returns.append(JobReturn(list(overrides), status=JobStatus.COMPLETED))
+            continue
+        print(f"FAILED    {' '.join(overrides)}: {cause}")
+        returns.append(FailedJob(list(overrides), problem))
+    print(f"{len(causes) - failed} of {len(causes)} jobs finished")
+    return returns

@@ -103,7 +103,7 @@ class LocalLauncher(Launcher):
         return [
             JobReturn(job.overrides, status=JobStatus.COMPLETED)
             if job.status == "finished"
-            else _FailedJob(job.overrides, problem)
+            else FailedJob(job.overrides, problem)
             for job in jobs
         ]
 
@@ -148,7 +148,7 @@ def _seconds(minutes: float | None) -> float | None:
     return None if minutes is None else 60 * minutes
 
 
-class _FailedJob(JobReturn):
+class FailedJob(JobReturn):
     """What Hydra's sweepers take for a failed job; its cause has been told."""
 
     def __init__(self, overrides: Sequence[str], problem: UserError) -> None:

@@ -46,7 +46,7 @@ class SaveWhenAsked(Callback):
         self._asked = largest(self._asked)  # processes hear a signal in different steps
         is_next_last = batch_idx + 2 == trainer.num_training_batches
         if (self._asked or is_next_last) and not trainer.is_last_batch:
-            trainer.save_checkpoint(self._path)
+            trainer.save_checkpoint(self._path, weights_only=False)
         self._end_if_asked()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
