@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 COMMANDS = ("sbatch", "srun", "sacct", "scontrol", "scancel")
@@ -65,6 +66,8 @@ def srun(state: Path, *words: str) -> None:
             name = command.pop(0)
             for mark, value in (("%A", array), ("%a", number), ("%t", "0")):
                 name = name.replace(mark, value)
+            while not Path(name).parent.is_dir():  # submitit makes it once it knows the array
+                time.sleep(0.1)
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), streams[option])
     (state / f"{array}_{number}.pid").write_text(str(os.getpid()))
     os.environ |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}

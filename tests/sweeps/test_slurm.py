@@ -45,7 +45,7 @@ def test_a_preempted_job_goes_on_and_all_finish(smoke: Smoke, tmp_path: Path, st
     root = tmp_path / "sweeps"
     words = ["-m", "hydra/launcher=slurm", *smoke.overrides, f"output.root={root}", "seed=1,2"]
     words += ["hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=480"]
-    words += ["trainer.max_epochs=20"]
+    words += ["trainer.max_epochs=10"]
     environment = {**os.environ, "SLURM_STUB": str(state)}
     environment["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{environment['PATH']}"
     with subprocess.Popen(
