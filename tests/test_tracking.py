@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -306,6 +308,29 @@ def test_dead_network_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(recorded.curve("train/loss")) == 3
 
 
+def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(tracking, "_INIT_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "_ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        assert not tracking._answers(url)
+        with one_warning("cannot start online .*stays offline: send it with `wandb sync"):
+            tracker = make_tracker(tmp_path / "run", mode="online")
+            train_and_finish(tracker, tmp_path / "run")
+    assert len(Recorded(tmp_path / "run").curve("train/loss")) == 3
+
+
+def test_no_room_for_wandbs_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "wandb").write_text("in the way")
+    with one_warning("cannot start offline .*metrics.csv alone"):
+        tracker = make_tracker(folder)
+        train_and_finish(tracker, folder)
+
+
 def test_online_without_credentials_stays_offline(tmp_path: Path) -> None:
     with one_warning("not logged in"):
         tracker = make_tracker(tmp_path / "run", mode="online")
@@ -344,12 +369,20 @@ def children() -> set[int]:
     return {int(pid) for pid, command in lines if command.startswith("wandb-core")}
 
 
+def test_a_crash_of_wandbs_process_does_not_end_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "teardown", lambda: sys.exit(2))  # as it does after a crash
+        tracking._abandon_service()
+
+
 def test_wandb_process_killed_in_the_middle(tmp_path: Path) -> None:
     tracker = make_tracker(tmp_path / "run")
     (helper,) = children()
     os.kill(helper, signal.SIGKILL)
     os.waitid(os.P_PID, helper, os.WEXITED | os.WNOWAIT)
-    with one_warning("W&B failed .*switched off; the training goes on"):
+    with one_warning("W&B failed .*switched off; nothing else is lost"):
         train_and_finish(tracker, tmp_path / "run")
     # The next run of this process is not affected.
     with make_tracker(tmp_path / "next") as tracker:
@@ -389,7 +422,9 @@ class Server:
             project = {"id": "b", "name": "captions", "entity": {"id": "e", "name": "me"}}
             bucket = {"id": "a", "name": "r", "config": "{}", "project": project}
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
-        return {"data": {}}
+        if b"viewer" in body and b"upload" not in body.lower():
+            return {"data": {"viewer": {"id": "v", "username": "me", "entity": "me"}}}
+        return {"errors": [{"message": "this server knows nothing else"}]}
 
     def stop(self) -> None:
         self._http.shutdown()
@@ -420,7 +455,18 @@ def test_wrong_key(tmp_path: Path, serve: Callable[[int], Server]) -> None:
     assert Recorded(tmp_path / "run").run.telemetry.feature.offline
 
 
-@pytest.mark.slow  # W&B waits ten seconds for the server before it gives up a table
+def would_sync(warned: str) -> str:
+    """What W&B would send, were the command of a warning typed."""
+    command = warned.partition("`")[2].partition("`")[0].replace("sync", "sync --dry-run", 1)
+    wandb = Path(sys.executable).with_name("wandb")
+    told = subprocess.run(
+        ["bash", "-c", command.replace("wandb", str(wandb), 1)], capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    return told.stdout + told.stderr
+
+
+@pytest.mark.slow  # the command line of W&B takes seconds to start
 def test_network_dies_in_the_middle(
     tmp_path: Path, serve: Callable[[int], Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,8 +475,11 @@ def test_network_dies_in_the_middle(
     tracker = make_tracker(tmp_path / "run", mode="auto")
     assert any(path == "/graphql" for path in server.requests)
     server.stop()
-    with one_warning("did not take the captions of step 2"):
+    with pytest.warns(UserWarning, match="did not take the captions of step 2") as caught:
         train_and_finish(tracker, tmp_path / "run")
+    (told,) = [str(warning.message) for warning in caught if "W&B" in str(warning.message)]
+    tracking._abandon_service()
+    assert wandb_file(tmp_path / "run").name in would_sync(told)
     recorded = Recorded(tmp_path / "run")
     assert not recorded.run.telemetry.feature.offline
     # On disk, for `wandb sync`.

@@ -10,10 +10,15 @@ import csv
 import io
 import os
 import secrets
+import shlex
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -40,7 +45,11 @@ _PICTURE_SIDE = 224
 
 # W&B's own limits are 90 s for a server that does not answer and none at all for the last upload.
 _INIT_SECONDS = 5.0
-_FINISH_SECONDS = 60.0
+_FINISH_SECONDS = 8.0
+# Weights take longer on a slow line: they are waited for as long as the server shows life.
+_UPLOAD_SECONDS = 600.0
+_UPLOAD_LOOK_SECONDS = 5.0
+_ANSWER_SECONDS = 2.0
 # Set by `wandb agent` for the programs it starts.
 _SWEEP_AGENT = "WANDB_SWEEP_ID"
 # How much an offline run may lose to a SIGKILL; W&B's own limit is 15 s.
@@ -267,7 +276,7 @@ class _WandbCurves(Logger):
         super().__init__()
         self._run: wandb.Run | None = run
         self._folder = folder
-        self._takes_tables = True
+        self._lacks_data = False
         self._send(_define_axes)
 
     @property
@@ -289,41 +298,40 @@ class _WandbCurves(Logger):
         """Nothing: the run has its configuration from the start."""
 
     def log_captions(self, table: str, rows: Sequence[CaptionRow], axes: Mapping[str, int]) -> None:
-        """Log a table with a column for each score that any row has; without network, none.
-
-        After one that the server did not take, the tables of epochs are left out: each would wait
-        for it again.
-        """
-        if self._takes_tables or table == BEST_CAPTIONS:
-            self._takes_tables = self._send_data(
-                f"the captions of step {axes['step']}",
-                lambda run: run.log({table: _caption_table(rows), **axes}),
-            )
+        """Log a table with a column for each score that any row has; without network, none."""
+        self._send_data(
+            f"the captions of step {axes['step']}",
+            lambda run: run.log({table: _caption_table(rows), **axes}),
+        )
 
     def log_captioner(self, files: Mapping[str, Path]) -> None:
-        """Log files as one artifact, marked ``best``."""
-        self._send_data("the captioner", lambda run: _log_artifact(run, files))
+        """Log files as one artifact, marked ``best``, and wait for what is worth waiting for."""
+        self._send_data("the captioner", lambda run: _await(run, _log_artifact(run, files)))
 
-    def _send_data(self, what: str, action: Callable[[wandb.Run], object]) -> bool:
-        """Send what W&B stages in files; unlike curves, it needs the server at once."""
-        taken = False
+    def _send_data(self, what: str, action: Callable[[wandb.Run], object]) -> None:
+        """Send what W&B stages in files; unlike curves, it needs the server at once.
+
+        W&B would wait twenty seconds for one that is gone, each time anew.
+        """
 
         def send(run: wandb.Run) -> None:
-            nonlocal taken
             try:
+                if not run.offline and not _answers(run.settings.base_url):
+                    raise TimeoutError("its server does not answer")
                 with _staged_in(self._folder / "data"):
                     action(run)
-                taken = True
             except ConnectionError:  # to W&B's helper process, without which nothing works
                 raise
             except Exception as error:
-                rank_zero_warn(
-                    f"W&B did not take {what} ({_reason(error)}); the rest can be sent again later "
-                    f"with `wandb sync {self._folder}/run-*`"
-                )
+                if not self._lacks_data:
+                    rank_zero_warn(
+                        f"W&B did not take {what} ({_reason(error)}), and takes no more until it "
+                        f"answers; the curves can be sent later with "
+                        f"`{_sync_command(self._folder)}`"
+                    )
+                self._lacks_data = True
 
         self._send(send)
-        return taken
 
     def summarize(self, results: Mapping[str, float | str]) -> None:
         """Set entries of the run's summary."""
@@ -342,10 +350,12 @@ class _WandbCurves(Logger):
         except Exception as error:  # whatever it is, a training of hours must not die of it
             self._run = None
             _abandon_service()
+            if self._lacks_data and isinstance(error, TimeoutError):
+                return  # of the last upload, after what to do was told
             rank_zero_warn(
-                f"W&B failed ({_reason(error)}) and is switched off; the training goes on, its "
+                f"W&B failed ({_reason(error)}) and is switched off; nothing else is lost, all "
                 f"curves are in {METRICS_FILE}; send what W&B had by then with "
-                f"`wandb sync {self._folder}/*run-*`"
+                f"`{_sync_command(self._folder)}`"
             )
 
 
@@ -374,7 +384,7 @@ def _open_wandb(mode: Mode, folder: Path, **described: Any) -> _WandbCurves | No
                 + (
                     f"the curves of this run are in {METRICS_FILE} alone"
                     if attempt == attempts[-1]
-                    else f"this run stays offline: send it with `wandb sync {folder}/offline-run-*`"
+                    else f"this run stays offline: send it with `{_sync_command(folder)}`"
                 )
             )
     return None
@@ -422,6 +432,7 @@ def _init(mode: Literal["online", "offline"], folder: Path, **described: Any) ->
         settings=wandb.Settings(
             init_timeout=_INIT_SECONDS,
             finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,
             x_transaction_log_flush_interval=_FLUSH_SECONDS,
             git_commit=described["config"]["origin"]["commit"],
             disable_git=True,  # the commit is that of our source, not of the working folder
@@ -478,13 +489,42 @@ def _define_axes(run: wandb.Run) -> None:
         run.define_metric(curve, step_metric="epoch", step_sync=True)
 
 
-def _log_artifact(run: wandb.Run, files: Mapping[str, Path]) -> None:
+def _log_artifact(run: wandb.Run, files: Mapping[str, Path]) -> wandb.Artifact:
     import wandb
 
     artifact = wandb.Artifact(f"captioner-{run.id}", type="model")
     for name, file in files.items():
         artifact.add_file(str(file), name=name)
-    run.log_artifact(artifact, aliases=["best"])
+    return run.log_artifact(artifact, aliases=["best"])
+
+
+def _await(run: wandb.Run, artifact: wandb.Artifact) -> None:
+    """Wait until an artifact is sent, while there is a server that takes it."""
+    from wandb.sdk.artifacts.exceptions import WaitTimeoutError
+
+    deadline = monotonic() + _UPLOAD_SECONDS
+    while not run.offline and monotonic() < deadline and _answers(run.settings.base_url):
+        with suppress(WaitTimeoutError):
+            artifact.wait(timeout=_UPLOAD_LOOK_SECONDS)
+            return
+
+
+def _answers(url: str) -> bool:
+    """Whether a server says anything at all."""
+    try:
+        with urllib.request.urlopen(url, timeout=_ANSWER_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:  # a certificate that W&B may know how to check
+        return isinstance(error.reason, ssl.SSLError)
+    except (OSError, ValueError):
+        return False
+
+
+def _sync_command(folder: Path) -> str:
+    """What sends the runs in ``folder`` later; those that began online are left out by default."""
+    return f"wandb sync --include-online {shlex.quote(str(folder))}/*run-*"
 
 
 @contextmanager
@@ -505,7 +545,8 @@ def _abandon_service() -> None:
     """Leave W&B's helper process behind; it may be dead, and would complain at exit."""
     import wandb
 
-    with suppress(Exception):
+    # It hands on the exit status of a process that crashed, by leaving Python.
+    with suppress(Exception, SystemExit):
         wandb.teardown()
 
 
