@@ -142,6 +142,10 @@ def test_a_saved_configuration_comes_back_and_guards_what_is_fixed(tmp_path: Pat
         saved_config(path, ["data.rot=x"], ["data."])
     with pytest.raises(UserError, match=r"is not a run folder: it has no none\.yaml"):
         saved_config(tmp_path / "none.yaml", [], [])
+    del config["trainer"]["devices"]  # as before there was more than one
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"another version of showtell.*trainer\.devices: missing"):
+        saved_config(path, [], [])
 
 
 @pytest.mark.parametrize(

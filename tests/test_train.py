@@ -73,6 +73,10 @@ def statuses(root: Path) -> list[str]:
         (["data.root=none"], "none is not a folder: set data.root to the folder of the data set"),
         (["resume=none"], "none is not a run folder: it has no config.yaml; give the folder"),
         (["-m", "optim.lr=fast"], "optim.lr=fast: must be a number"),
+        (
+            ["-m", "trainer=ddp"],
+            "trainer.devices=2: a run of a sweep on this machine has one device",
+        ),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(

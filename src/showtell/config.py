@@ -239,6 +239,13 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
         raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
     if not isinstance(saved, DictConfig):
         raise UserError(f"{path} holds no configuration; restore it from a copy")
+    try:
+        resolve(saved, interpolate=False)
+    except UserError as error:
+        raise UserError(
+            f"{path} was written by another version of showtell, whose commit is in run.json "
+            f"beside it: use that one, or train anew ({error})"
+        ) from error
     for override in overrides:
         if not override.startswith(tuple(allowed)):
             open_keys = ", ".join(p.removesuffix("=") + "*" * p.endswith(".") for p in allowed)
