@@ -30,8 +30,12 @@ def install(folder: Path) -> None:
 def sbatch(state: Path, script: str) -> None:
     """Take the script and run the tasks of its array behind the caller's back."""
     shutil.copy(script, state / "script.sh")
-    subprocess.Popen(
-        [sys.executable, __file__, "controller"], stdout=subprocess.DEVNULL, start_new_session=True
+    subprocess.Popen(  # without the pipes of the caller, who waits for their end
+        [sys.executable, __file__, "controller"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     print(f"Submitted batch job {ARRAY}")
 
