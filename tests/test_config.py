@@ -165,3 +165,6 @@ def test_a_sweep_is_named_by_what_it_holds() -> None:
     assert sweep_name(same) == name
     for other in (["seed=2"], ["seed=1,2"], ["seed=1", "+experiment=demo"], ["seed=range(1,3)"]):
         assert sweep_name([*same[1:], *other]) != name
+    search = sweep_name(["sweep=optuna", "model=lstm_glove"])
+    assert re.fullmatch(r"sweep_lstm_glove-optuna_[0-9a-f]{8}", search)
+    assert sweep_name(["model=lstm_glove", "sweep=optuna"]) == search

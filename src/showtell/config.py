@@ -164,7 +164,10 @@ def sweep_name(command: Sequence[str]) -> str:
     )
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
     swept = sorted(o.key_or_group for o in parsed if o.is_sweep_override())
-    return "_".join(["sweep", "-".join(swept).replace("/", ".")[:80], digest])
+    # A search finds what it varies in a file of its own: then its choices are its name.
+    chosen = [str(o.value()) for o in parsed if o.key_or_group in ("sweep", "model")]
+    told = "-".join(swept or sorted(chosen))
+    return "_".join(["sweep", told.replace("/", ".")[:80], digest])
 
 
 def _canonical(value: object) -> str:
