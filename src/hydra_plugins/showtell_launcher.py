@@ -79,7 +79,7 @@ class LocalLauncher(Launcher):
         )
         program = [sys.executable, sys.argv[0], *self._search_path()]
         if configs[0]["tracking"]["group"] is None:
-            program.append(f"tracking.group={folder.name}")
+            program.append(f"tracking.group='{folder.name}'")
         with open_sweep(folder, command) as sweep:
             jobs = [
                 sweep.add(overrides, [word for word in overrides if word not in command])

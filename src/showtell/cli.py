@@ -207,7 +207,10 @@ def _caption(options: argparse.Namespace) -> int:
     from showtell.caption import load_run
 
     run = load_run(options.run, encoder_weights=options.encoder_weights)
-    run = run.with_beam(options.beam_size) if drawing is None else run.with_sampling(**drawing)
+    try:
+        run = run.with_beam(options.beam_size) if drawing is None else run.with_sampling(**drawing)
+    except ValueError as error:  # out of its range
+        raise UserError(str(error)) from error
     pictures, problems = _find_pictures(options.pictures)
     captions: list[tuple[Path, str]] = []
     for result in run.caption_files(pictures, samples=options.samples):

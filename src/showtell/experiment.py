@@ -353,7 +353,7 @@ def _described_start(folder: str | None) -> dict[str, Any] | None:
     """The run whose weights this one begins with, and how those came about."""
     if folder is None:
         return None
-    run = Path(folder)
+    run = runs.locate(folder)
     sha256 = hashlib.sha256((run / runs.BEST_WEIGHTS).read_bytes()).hexdigest()
     return {"run": run.name, "weights_sha256": sha256, "config": runs.read_config(run)}
 

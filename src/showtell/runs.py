@@ -55,11 +55,14 @@ VERSIONED_PACKAGES = ("showtell", "torch", "torchvision", "lightning", "hydra-co
 
 
 def locate(run: str | Path) -> Path:
-    """The folder of a run: the one of that path, or else the released model of that name."""
+    """The folder of a run: the one of that path, or else the released model of that name.
+
+    A data set may lie in a folder of the same name; it is no run.
+    """
     folder = Path(run)
     released = RELEASED / folder
     is_name = len(folder.parts) == 1 and folder.name not in (".", "..")
-    return released if is_name and released.is_dir() and not folder.exists() else folder
+    return released if is_name and released.is_dir() and not (folder / RECORD).exists() else folder
 
 
 def released_models() -> list[str]:

@@ -91,7 +91,7 @@ class Trial:
         values: option -> the value to try.
     """
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
+    def __init__(self, study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
         self.values: dict[str, Value] = trial.params
         self._study = study
         self._trial = trial
@@ -164,13 +164,17 @@ def place(search: Mapping[str, Any], sweep: Path) -> tuple[Path, str]:
 
 
 def join(file: Path, slot: str) -> Trial:
-    """The trial of the job called ``slot``: the one it left unfinished, or else a new one."""
+    """The trial of the job called ``slot``: the one it had, or a new one if that failed."""
     unfinished = rejoin(file, slot)
     if unfinished is not None:
         return unfinished
     from optuna.distributions import json_to_distribution
+    from optuna.trial import TrialState
 
     study = _open(file, slot=slot)
+    for ended in study.get_trials(False, [TrialState.COMPLETE, TrialState.PRUNED]):
+        if ended.user_attrs.get("slot") == slot:
+            return Trial(study, ended)
     space = study.user_attrs["space"]
     trial = study.ask({option: json_to_distribution(text) for option, text in space.items()})
     trial.set_user_attr("slot", slot)

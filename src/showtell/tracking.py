@@ -39,7 +39,7 @@ EPOCH_CAPTIONS = "val/captions"
 BEST_CAPTIONS = "best/captions"
 _WANDB_FOLDER = "wandb"
 # Curves with a point an epoch; all others have one every few steps.
-_EPOCH_CURVES = ("val/*", "train/loss", "best/*")
+_EPOCH_CURVES = ("val/*", "train/loss", "train/reward", "best/*")
 # Longest side of a picture in a table, in pixels: some 10 kB each, and a table comes every epoch.
 _PICTURE_SIDE = 224
 

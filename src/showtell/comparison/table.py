@@ -212,8 +212,8 @@ def in_percent(score: float) -> str:
 
 
 def p_text(p_value: float) -> str:
-    """``.012``; the usual three digits."""
-    return f"{p_value:.3f}".lstrip("0")
+    """``.012``, the usual three digits; never ``.000``, which no test can find."""
+    return "<.001" if p_value < 0.001 else f"{p_value:.3f}".lstrip("0")
 
 
 def cost_of(row: Row) -> str:

@@ -52,12 +52,15 @@ class Curves:
         return {name: value for name, value in each.items() if value is not None}
 
     def charts(self, best: Best | None) -> list[Chart]:
-        """Loss, BLEU and CIDEr, those that were logged, with the best epoch marked."""
+        """Loss, reward, BLEU and CIDEr, those that were logged, with the best epoch marked."""
         mark = (float(best.epoch), f"best: epoch {best.epoch}") if best else None
         charts = []
         if loss := self._lines({"train/step_loss": "", "train/loss": "train", "val/loss": "val"}):
             title = "Loss, nats per word"
             charts.append(line_chart(title, loss, x_name=self.x_name, from_zero=False, mark=mark))
+        if reward := self._lines({"train/step_reward": "", "train/reward": "train"}):
+            title = "Reward of drawn captions, CIDEr-D"
+            charts.append(line_chart(title, reward, x_name=self.x_name, mark=mark))
         bleu_names = {f"val/BLEU-{n}": f"BLEU-{n}" for n in BLEU_ORDERS}
         if bleu := self._lines(bleu_names, factor=100):
             charts.append(line_chart("Validation BLEU x 100", bleu, x_name=self.x_name, mark=mark))

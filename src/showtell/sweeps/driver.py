@@ -21,6 +21,8 @@ from showtell.sweeps.slots import Slot
 _POLL_SECONDS = 0.1
 # A training saves its state within ten seconds; then there is no more waiting.
 GRACE_SECONDS = 20.0
+# What a training itself writes in its folder.
+SIGNS_OF_LIFE = ("metrics.csv", "run.json", "checkpoints")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,9 @@ class Driver:
     ) -> None:
         job.status, job.seconds, job.attempts = "running", None, job.attempts + 1
         self.sweep.save()
-        signs = [self.sweep.run_folder(job), *self.signs]
+        # Not all of the run folder: W&B's own process writes there, whatever becomes of ours.
+        folder = self.sweep.run_folder(job)
+        signs = [*(folder / name for name in SIGNS_OF_LIFE), *self.signs]
         try:
             process = JobProcess(
                 self._command(job), slot.environment, log=log, slot_lock=slot_lock, signs=signs

@@ -88,12 +88,14 @@ class Sweep:
 
     def run_folder(self, job: Job) -> Path:
         """The folder that is, or will be, the run of ``job``."""
-        # A name, whatever the file says: jobs write there, and what failed early is removed.
-        return self.folder / Path(job.run or f"{job.number:04}").name
+        # Never another place, whatever the file says: what failed early is removed.
+        name = job.run or ""
+        is_own = re.fullmatch(rf"{job.number:04}[\w.=+-]*", name)
+        return self.folder / (name if is_own else f"{job.number:04}")
 
     def log_file(self, job: Job) -> Path:
         """Where ``job`` prints."""
-        return self.folder / "logs" / Path(job.log).name
+        return self.folder / "logs" / f"{job.number:04}.log"
 
     def save(self) -> None:
         """Write ``sweep.json``, durably."""

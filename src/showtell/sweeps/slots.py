@@ -52,7 +52,7 @@ def find_slots(*, on_gpus: bool, jobs_per_gpu: int, cpu_slots: int | None) -> li
     if not gpus:
         names = [f"cpu-{n}" for n in range(cpu_slots or _fitting_cpu_slots())]
         seen = [""] * len(names)
-    threads = str(max(1, _cores() // len(names)))
+    threads = str(max(1, available_cores() // len(names)))
     # Who sets thread counts has reasons.
     counts = {name: os.environ.get(name, threads) for name in THREAD_COUNTS}
     return [
@@ -95,11 +95,11 @@ def choose_gpus(listing: str, wanted: str | None) -> list[str]:
 
 def _fitting_cpu_slots() -> int:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(_cores(), memory // BYTES_PER_CPU_SLOT))
+    return max(1, min(available_cores(), memory // BYTES_PER_CPU_SLOT))
 
 
-def _cores() -> int:
-    """The cores this process may use."""
+def available_cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -43,7 +43,8 @@ class SaveWhenAsked(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when asked to end, and before the last step of the epoch."""
-        self._asked = largest(self._asked)  # processes hear a signal in different steps
+        heard = largest(self._asked)  # processes hear a signal in different steps
+        self._asked = self._asked or heard  # one may have come while they asked each other
         is_next_last = batch_idx + 2 == trainer.num_training_batches
         if (self._asked or is_next_last) and not trainer.is_last_batch:
             trainer.save_checkpoint(self._path, weights_only=False)

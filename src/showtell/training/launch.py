@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from showtell.errors import UserError
+from showtell.sweeps.slots import available_cores
 from showtell.training.ranks import ASK_TO_END, SECONDS_TO_END
 
 
@@ -30,7 +31,7 @@ def launch(processes: int) -> None:
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Each would take all cores otherwise, and all would wait for each other.
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     # PyTorch's C++ warns of weights that might never be frozen, past every filter of warnings.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -86,7 +86,7 @@ class CrossEntropy:
 def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor:
     """The tokens (N, T) that are read, so many of the words replaced by what the model would say.
 
-    BEGIN stays, and so does a word where the model would end the caption.
+    BEGIN stays; where the model would end the caption, its next choice is read.
     """
     with torch.no_grad():
         scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
