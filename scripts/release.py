@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from showtell import runs
 from showtell.comparison.settings import command_of
+from showtell.config import compose
 from showtell.errors import UserError
 
 LARGEST_MB = 25
@@ -62,8 +63,11 @@ little too good. COCO's scorers, beam {beam}; 95 % intervals over images.
 TAUGHT = "outputs/runs/taught"
 
 
-def release(run: Path, name: str) -> Path:
-    """Copy what a captioner needs of ``run``; return the folder of the released model."""
+def release(run: Path, name: str, *, decoding: str) -> Path:
+    """Copy what a captioner needs of ``run``; return the folder of the released model.
+
+    It searches as ``decoding`` says now, a choice of that group.
+    """
     record = runs.read_record(run, needs=["model", "encoder", "data"])
     if record.get("status") != "finished":
         raise UserError(f"{run} is {record.get('status')}, not finished: train it to its end first")
@@ -75,11 +79,14 @@ def release(run: Path, name: str) -> Path:
     save_file({k: t.half() for k, t in weights.items()}, folder / runs.BEST_WEIGHTS)
     shutil.copy(run / runs.VOCABULARY, folder)
     shutil.copy(run / "metrics.csv", folder)
-    text = yaml.safe_dump(_shareable(runs.read_config(run)), sort_keys=False)
+    search = {"decoding": compose([f"decoding={decoding}"])["decoding"]}
+    config = _shareable({**runs.read_config(run), **search})
+    text = yaml.safe_dump(config, sort_keys=False)
     (folder / runs.CONFIG).write_text(text)
-    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")}
+    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")} | search
     if kept.get("start"):
-        kept["start"] = {**kept["start"], "config": _shareable(kept["start"]["config"])}
+        config = _shareable({**kept["start"]["config"], **search})
+        kept["start"] = {**kept["start"], "run": Path(TAUGHT).name, "config": config}
     runs.write_json(folder / runs.RECORD, kept)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     if size > LARGEST_MB:
@@ -146,13 +153,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="a finished run folder")
     parser.add_argument("--name", help="what the model will answer to")
+    parser.add_argument("--decoding", default="beam5", metavar="CHOICE", help="how it searches")
     parser.add_argument("--card", metavar="NAME", help="write the model card of a released model")
     options = parser.parse_args()
     try:
         if options.card:
             write_card(runs.RELEASED / options.card)
         elif options.run and options.name:
-            print(release(options.run, options.name))
+            print(release(options.run, options.name, decoding=options.decoding))
         else:
             parser.error("give RUN and --name, or --card NAME")
     except UserError as error:

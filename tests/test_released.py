@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from showtell import load_run, runs
+from showtell.config import compose
 from showtell.errors import UserError
 
 LARGEST_MB = 25
@@ -26,7 +28,9 @@ def test_a_name_is_a_released_model_unless_there_is_such_a_folder(
     monkeypatch.chdir(tmp_path)
     assert runs.locate("known") == tmp_path / "released/known"
     assert runs.locate("outputs/known") == Path("outputs/known")
-    Path("known").mkdir()
+    Path("known").mkdir()  # a data set, say
+    assert runs.locate("known") == tmp_path / "released/known"
+    Path("known/run.json").write_text("{}")
     assert runs.locate("known") == Path("known")
 
 
@@ -69,6 +73,15 @@ def test_its_card_tells_the_scores_beside_it(name: str) -> None:
         assert f"| {metric} | {100 * scores[metric]:.1f} |" in card
     captions = json.loads((runs.RELEASED / name / "captions-val.json").read_text())
     assert len(captions) == scores["images"]
+
+
+@models
+def test_the_commands_of_its_card_compose(name: str) -> None:
+    card = (runs.RELEASED / name / "README.md").read_text()
+    commands = [line for line in card.splitlines() if line.startswith("python train.py ")]
+    assert commands
+    for command in commands:
+        compose(shlex.split(command)[2:])
 
 
 @models

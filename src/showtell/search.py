@@ -91,7 +91,7 @@ class Trial:
         values: option -> the value to try.
     """
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
+    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
         self.values: dict[str, Value] = trial.params
         self._study = study
         self._trial = trial
@@ -164,17 +164,13 @@ def place(search: Mapping[str, Any], sweep: Path) -> tuple[Path, str]:
 
 
 def join(file: Path, slot: str) -> Trial:
-    """The trial of the job called ``slot``: the one it had, or a new one if that failed."""
-    unfinished = rejoin(file, slot)
-    if unfinished is not None:
-        return unfinished
+    """The trial of the job called ``slot``: the one it had, or a new one where that failed."""
+    had = _trial_of(file, slot, ended=True)
+    if had is not None:
+        return had
     from optuna.distributions import json_to_distribution
-    from optuna.trial import TrialState
 
     study = _open(file, slot=slot)
-    for ended in study.get_trials(False, [TrialState.COMPLETE, TrialState.PRUNED]):
-        if ended.user_attrs.get("slot") == slot:
-            return Trial(study, ended)
     space = study.user_attrs["space"]
     trial = study.ask({option: json_to_distribution(text) for option, text in space.items()})
     trial.set_user_attr("slot", slot)
@@ -183,10 +179,17 @@ def join(file: Path, slot: str) -> Trial:
 
 def rejoin(file: Path, slot: str) -> Trial | None:
     """The trial that the job called ``slot`` left unfinished, if there is one."""
+    return _trial_of(file, slot, ended=False)
+
+
+def _trial_of(file: Path, slot: str, *, ended: bool) -> Trial | None:
+    """The trial of a job that is not over, or, if asked for, that has ended well."""
     import optuna
+    from optuna.trial import TrialState
 
     study = _open(file, slot=slot)
-    for found in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+    well = [TrialState.COMPLETE, TrialState.PRUNED] if ended else []
+    for found in study.get_trials(deepcopy=False, states=[TrialState.RUNNING, *well]):
         if found.user_attrs.get("slot") == slot:
             return Trial(study, optuna.Trial(study, found._trial_id))
     return None

@@ -48,7 +48,7 @@ _INIT_SECONDS = 5.0
 _FINISH_SECONDS = 8.0
 # Weights take longer on a slow line: they are waited for as long as the server shows life.
 _UPLOAD_SECONDS = 600.0
-_UPLOAD_LOOK_SECONDS = 5.0
+_UPLOAD_LOOK_SECONDS = 5
 _ANSWER_SECONDS = 2.0
 # Set by `wandb agent` for the programs it starts.
 _SWEEP_AGENT = "WANDB_SWEEP_ID"

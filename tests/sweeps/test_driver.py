@@ -103,7 +103,7 @@ def test_jobs_run_in_order_and_never_more_than_slots(
 def test_a_job_sees_no_gpu_and_its_share_of_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("showtell.sweeps.slots._cores", lambda: 8)
+    monkeypatch.setattr("showtell.sweeps.slots.available_cores", lambda: 8)
     drive(tmp_path / "sweep", overrides(tmp_path, 1), slots=3)
     (page,) = diary(tmp_path)
     assert page["environment"] == {

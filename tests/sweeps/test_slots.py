@@ -46,7 +46,7 @@ def test_gpus_are_those_cuda_would_show(
 
 def test_jobs_spread_over_gpus_before_they_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "visible_gpus", lambda: ["GPU-a", "GPU-b"])
-    monkeypatch.setattr(slots, "_cores", lambda: 16)
+    monkeypatch.setattr(slots, "available_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "3")
     found = find_slots(on_gpus=True, jobs_per_gpu=2, cpu_slots=5)
@@ -61,7 +61,7 @@ def test_jobs_spread_over_gpus_before_they_share_one(monkeypatch: pytest.MonkeyP
 
 
 def test_as_many_cpu_slots_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "_cores", lambda: 8)
+    monkeypatch.setattr(slots, "available_cores", lambda: 8)
     for gibibytes, expected in ((64, 8), (8, 4), (1, 1)):
         sizes = {"SC_PHYS_PAGES": gibibytes * 2**18, "SC_PAGE_SIZE": 4096}
         monkeypatch.setattr(slots.os, "sysconf", sizes.__getitem__)

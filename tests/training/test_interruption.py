@@ -17,6 +17,7 @@ from two_processes import in_two
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training import ranks
 from showtell.training.checkpoints import AtomicCheckpointIO
+from showtell.training.interruption import SaveWhenAsked
 
 # Before the step of any epoch, after it, in validation, and after the last; steps count from 0, and
 # an epoch has 4.
@@ -118,3 +119,22 @@ def test_two_processes_end_after_the_same_step(tmp_path: Path) -> None:
 
     assert in_two(ask_one) == [143, 143]
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / LAST_CHECKPOINT)["global_step"] == 2
+
+
+def test_of_two_signals_neither_is_lost_and_the_one_that_queues_again_comes_first(
+    tmp_path: Path,
+) -> None:
+    """submitit's handler of SIGTERM does nothing; that of SIGUSR2 queues the job again and ends."""
+    heard: list[int] = []
+    both = (signal.SIGUSR2, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: heard.append(number)) for number in both]
+    try:
+        saver = SaveWhenAsked(tmp_path / "last.ckpt")
+        saver._hear(signal.SIGUSR2, None)
+        saver._hear(signal.SIGTERM, None)
+        saver._end_if_asked()
+        saver._end_if_asked()
+    finally:
+        for number, handler in zip(both, before, strict=True):
+            signal.signal(number, handler)
+    assert heard == [signal.SIGUSR2, signal.SIGTERM]

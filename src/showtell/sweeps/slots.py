@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from showtell.cores import available_cores
 from showtell.sweeps.locks import open_locked
 
 # A training of Flickr8k takes half of it; more jobs than fit would kill each other.
@@ -96,10 +97,3 @@ def choose_gpus(listing: str, wanted: str | None) -> list[str]:
 def _fitting_cpu_slots() -> int:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(available_cores(), memory // BYTES_PER_CPU_SLOT))
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from showtell.training.ranks import largest
 
-# What `kill`, SLURM and submitit send to a process that they want to end soon.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# What submitit, SLURM and `kill` send to a process that they want to end soon; obeyed in this order
+# where several came, for the first may queue the job again before it ends.
+SIGNALS = (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM)
 
 
 class SaveWhenAsked(Callback):
@@ -31,7 +32,7 @@ class SaveWhenAsked(Callback):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        self._asked = 0  # the signal that came
+        self._asked = 0  # the signals that came, a bit for each of SIGNALS
         self._can_end = False  # whether the state on the disk is all there is to keep
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,7 +45,7 @@ class SaveWhenAsked(Callback):
     ) -> None:
         """Save when asked to end, and before the last step of the epoch."""
         heard = largest(self._asked)  # processes hear a signal in different steps
-        self._asked = self._asked or heard  # one may have come while they asked each other
+        self._asked |= heard  # one may have come while they asked each other
         is_next_last = batch_idx + 2 == trainer.num_training_batches
         if (self._asked or is_next_last) and not trainer.is_last_batch:
             trainer.save_checkpoint(self._path, weights_only=False)
@@ -70,15 +71,16 @@ class SaveWhenAsked(Callback):
         self._end_if_asked()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._asked = number
+        self._asked |= 1 << SIGNALS.index(signal.Signals(number))
         if self._can_end:
             self._end_if_asked()
 
     def _end_if_asked(self) -> None:
-        number, self._asked = self._asked, 0
-        if not number:
-            return
-        before = self._handlers[signal.Signals(number)]
-        if not callable(before):
-            sys.exit(128 + number)
-        before(number, None)
+        asked, self._asked = self._asked, 0
+        for bit, number in enumerate(SIGNALS):
+            if not asked & 1 << bit:
+                continue
+            before = self._handlers[number]
+            if not callable(before):
+                sys.exit(128 + number)
+            before(number, None)  # as a rule it does not come back

@@ -16,8 +16,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from showtell.cores import available_cores
 from showtell.errors import UserError
-from showtell.sweeps.slots import available_cores
 from showtell.training.ranks import ASK_TO_END, SECONDS_TO_END
 
 
