@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -172,6 +173,9 @@ def test_captioner_is_an_artifact_of_copies(tmp_path: Path) -> None:
 def test_the_machine_is_measured(tmp_path: Path) -> None:
     with make_tracker(tmp_path / "run") as tracker:
         log(tracker, 0, **{"train/loss": 1.0})
+        give_up_at = time.monotonic() + 30  # W&B's process measures when it gets to it
+        while not Recorded(tmp_path / "run").measured and time.monotonic() < give_up_at:
+            time.sleep(0.1)
     assert {"memory_percent", "proc.memory.rssMB"} <= Recorded(tmp_path / "run").measured
 
 
