@@ -49,7 +49,7 @@ def main() -> None:
 def run(places: Path, words: Sequence[str]) -> float:
     """Seconds of ``train.py`` with these words, its files and its locks below ``places``."""
     roots = [f"{key}.root={places / key}" for key in ("data", "features", "output")]
-    command = [sys.executable, str(PROGRAM), "experiment=smoke", *roots, *words]
+    command = [sys.executable, str(PROGRAM), *words, "experiment=smoke", *roots]
     single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TMPDIR": str(places)}
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **single})
