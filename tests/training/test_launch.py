@@ -25,8 +25,7 @@ from showtell.training.launch import _tell
 PROGRAM = Path(__file__).parents[2] / "train.py"
 SMALL_PROGRAM = Path(__file__).with_name("ddp_program.py")
 LONGEST_START_SECONDS = 600
-# It is half a minute where processes get the cores they want, as they do not in a loaded machine.
-LONGEST_END_SECONDS = 180
+LONGEST_END_SECONDS = 30
 
 
 def failure(rank: int, status: int) -> ProcessFailure:
