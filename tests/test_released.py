@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from showtell.errors import UserError
 
 LARGEST_MB = 25
 HARMLESS = {".json", ".safetensors", ".yaml", ".csv", ".md"}
+# Two folders deep from the root, and no part of an address or of a relative path.
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/-])/[\w.-]+/[\w.-]+")
 # The card rounds; METEOR needs Java, which the other scores do not.
 SHOWN = ("BLEU-1", "BLEU-4", "METEOR", "CIDEr")
 models = pytest.mark.parametrize("name", runs.released_models())
@@ -62,7 +65,20 @@ def test_it_is_small_and_holds_nothing_that_runs(name: str) -> None:
 def test_it_names_no_folder_of_the_machine_that_trained_it(name: str) -> None:
     for file in ("run.json", "config.yaml", "README.md"):
         text = (runs.RELEASED / name / file).read_text()
-        assert not any(root in text for root in ("/home/", "/root/", "/tmp/", "/work/", "/Users/"))
+        assert not ABSOLUTE_PATH.search(text), file
+
+
+@pytest.mark.parametrize(
+    ("text", "is_absolute"),
+    [
+        ("root: /a/b", True),
+        ('"/a/b/c"', True),
+        ("root: outputs/data/flickr8k", False),
+        ("https://example.org/a/b", False),
+    ],
+)
+def test_an_absolute_path_is_told_from_others(text: str, is_absolute: bool) -> None:
+    assert bool(ABSOLUTE_PATH.search(text)) == is_absolute
 
 
 @models
