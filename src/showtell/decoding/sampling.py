@@ -25,6 +25,10 @@ from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
 Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+# No words of a caption.
+NEVER_DRAWN = (PAD, BEGIN, UNKNOWN)
+
+
 class Samples(NamedTuple):
     """Drawn captions, those of one image side by side: caption n describes image n // S."""
 
@@ -239,7 +243,7 @@ def draw(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     Never PAD, BEGIN or UNKNOWN. ``uniforms`` (M,) lie in [0, 1) and decide.
     """
     probs_MV = torch.softmax(scores, dim=1)
-    for token_id in (PAD, BEGIN, UNKNOWN):
+    for token_id in NEVER_DRAWN:
         probs_MV[:, token_id].fill_(0.0)
     return _invert(probs_MV, uniforms)
 

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from showtell.data.batches import Batch
 from showtell.decoding.beam import BeamSearch
-from showtell.decoding.sampling import Samples, draw, sample
+from showtell.decoding.sampling import NEVER_DRAWN, Samples, draw, sample
 from showtell.metrics.cider import CiderD, DocumentFrequencies
 from showtell.metrics.scores import sentence_bleu4
 from showtell.models.decoder import Decoder
 from showtell.text.tokenizer import tokenize
-from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, UNKNOWN, Vocabulary
+from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, Vocabulary
 from showtell.training.loss import cross_entropy
 from showtell.types import CaptionedImage
 
 Baseline = Literal["others", "greedy"]
-NEVER_SAMPLED = (PAD, BEGIN, UNKNOWN)
 
 
 class Outcome(NamedTuple):
@@ -239,7 +238,7 @@ def _negative_log_likelihood(
     image_of_row = images.repeat_interleave(len(targets_NT) // len(images))
     scores_PV = decoder(batch.features, tokens_NT, lengths, image_of_row)
     # What is never drawn has no probability here either.
-    never = torch.tensor(NEVER_SAMPLED, device=scores_PV.device)
+    never = torch.tensor(NEVER_DRAWN, device=scores_PV.device)
     scores_PV = scores_PV.index_fill(1, never, -torch.inf)
     real_NT = torch.arange(targets_NT.shape[1]) < lengths.unsqueeze(1)
     real_NT = real_NT.to(targets_NT.device)
