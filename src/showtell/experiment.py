@@ -28,6 +28,7 @@ from showtell.metrics.alarms import (
 )
 from showtell.metrics.scores import final_metrics
 from showtell.parts import Config, Parts, Settings, prepare
+from showtell.sweeps.locks import open_locked
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import BEST_CAPTIONS, CaptionRow, Tracker
@@ -60,7 +61,8 @@ def train(config: Config, data: CaptionData) -> Path:
         ranks.from_first(lambda: _check_folder(config))
         parts = prepare(config, data)
         folder = ranks.from_first(lambda: _begin(config, parts))
-        _run(config, parts, folder, checkpoint=None)
+        with _alone(folder):
+            _run(config, parts, folder, checkpoint=None)
         return folder
 
 
@@ -72,10 +74,30 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
     """
     with _together(config):
         ranks.from_first(lambda: _check_resumable(folder, config))
-        parts = prepare({**config, "start_from": None}, data)  # it is long past its start
-        ranks.from_first(lambda: _reopen(folder, config, parts))
-        _run(config, parts, folder, checkpoint=folder / runs.LAST_CHECKPOINT)
+        with _alone(folder):
+            parts = prepare({**config, "start_from": None}, data)  # it is long past its start
+            ranks.from_first(lambda: _reopen(folder, config, parts))
+            _run(config, parts, folder, checkpoint=folder / runs.LAST_CHECKPOINT)
         return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run, such as a second start of a sweep that still runs.
+
+    Raises:
+        UserError: another process trains it.
+    """
+    if ranks.rank() > 0:  # the first holds it for all
+        yield
+        return
+    lock = open_locked(folder / ".lock")
+    if lock is None:
+        raise UserError(
+            f"{folder} is being trained by another process: wait for its end, or end it and resume"
+        )
+    with lock:
+        yield
 
 
 def _together(config: Config) -> AbstractContextManager[None]:

@@ -31,7 +31,15 @@ shown = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 entry = {"seed": words["seed"], "began": time.time(), "resumed": resumed, "pid": os.getpid()}
 entry["environment"] = {name: os.environ.get(name) for name in shown}
 page = diary / f"{words['seed']}-{time.time_ns()}-{os.getpid()}.json"
-page.write_text(json.dumps(entry))
+
+
+def write_page() -> None:
+    part = page.with_suffix(".part")  # it may be killed at any moment
+    part.write_text(json.dumps(entry))
+    part.replace(page)
+
+
+write_page()
 
 
 def stop(*_: object) -> None:
@@ -71,4 +79,4 @@ while len(list(diary.glob("*.json"))) < int(words.get("meet", 0)):  # others mus
 time.sleep(float(words.get("seconds", 0)))
 note("finished")
 entry["ended"] = time.time()
-page.write_text(json.dumps(entry))
+write_page()

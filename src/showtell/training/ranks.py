@@ -22,6 +22,7 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, distributed
 
 from showtell.errors import UserError
@@ -70,6 +71,8 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
             "for one process a device"
         )
     _watch()
+    # Lightning guesses it from the environment when it is imported, which may be too early.
+    rank_zero_only.rank = environment.global_rank()
     if environment.global_rank() > 0:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         warnings.simplefilter("ignore")
