@@ -116,6 +116,7 @@ def build_training(
         "warmup_epochs": 0.5,
         "final_lr_fraction": 0.1,
         "gradient_clip": 1.0,
+        "averaging": 0.0,
     }
     rules = Optimization(**{**settings, **(optimization or {})})
     limits = {

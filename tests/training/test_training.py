@@ -93,14 +93,19 @@ def test_it_learns_a_few_images_by_heart(training: Make) -> None:
         assert run.module.generated.captions()[image.image_id] in image.captions
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 6, 11])
-def test_broken_anywhere_and_resumed_is_unbroken(training: Make, steps: int) -> None:
-    unbroken = training()
+@pytest.mark.parametrize(
+    ("steps", "averaging"), [(1, 0.0), (3, 0.5), (4, 0.0), (6, 0.5), (11, 0.0)]
+)
+def test_broken_anywhere_and_resumed_is_unbroken(
+    training: Make, steps: int, averaging: float
+) -> None:
+    rules = {"optimization": {"averaging": averaging}}
+    unbroken = training(**rules)
     unbroken.fit()
-    broken = training(callbacks=[BreakAfter(steps)])
+    broken = training(callbacks=[BreakAfter(steps)], **rules)
     with pytest.raises(RuntimeError, match="plug"):
         broken.fit()
-    resumed = training(folder=broken.folder)
+    resumed = training(folder=broken.folder, **rules)
     checkpoint = broken.folder / LAST_CHECKPOINT
     saved = AtomicCheckpointIO().load_checkpoint(checkpoint)
     assert saved["global_step"] == steps
@@ -143,6 +148,36 @@ def test_the_best_weights_are_those_of_the_best_validation(training: Make) -> No
     _, best = max(scores.seen, key=lambda pair: pair[0])  # the first of equals, as KeepBest
     kept = load_file(run.folder / BEST_WEIGHTS)
     assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+def test_the_mean_of_the_weights_is_what_is_validated_and_kept(training: Make) -> None:
+    class Steps(Callback):
+        """The weights after every step, and the mean that they ought to have."""
+
+        def __init__(self) -> None:
+            self.mean: torch.Tensor | None = None
+            self.steps = 0
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            now = pl_module.decoder.output.weight.detach().double()
+            kept = min(0.2, (1 + self.steps) / (10 + self.steps))
+            self.mean = now if self.mean is None else kept * self.mean + (1 - kept) * now
+            self.steps += 1
+
+    steps = Steps()
+    run = training(callbacks=[steps], optimization={"averaging": 0.2}, trainer={"max_epochs": 1})
+    run.fit()
+    kept = load_file(run.folder / BEST_WEIGHTS)["output.weight"]
+    assert steps.steps == 4 and steps.mean is not None
+    torch.testing.assert_close(kept.double(), steps.mean, atol=1e-7, rtol=0)
+    assert not torch.allclose(kept, weights(run)["output.weight"], atol=1e-4)
+
+    run.module.eval()
+    losses = Losses()
+    again = training(callbacks=[losses], optimization={"lr": 0.0}, trainer={"max_epochs": 1})
+    again.module.decoder.load_state_dict(load_file(run.folder / BEST_WEIGHTS))
+    again.fit()
+    assert losses.val[0] == pytest.approx(float(run.trainer.callback_metrics["val/loss"]), abs=1e-6)
 
 
 def test_training_stops_when_validation_no_longer_improves(training: Make) -> None:

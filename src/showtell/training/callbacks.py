@@ -110,7 +110,7 @@ class KeepBest(Callback):
             return
         self.best, self.best_epoch = score, trainer.current_epoch
         if trainer.is_global_zero:
-            save_weights(self._run_folder, pl_module.get_submodule("decoder"))
+            save_weights(self._run_folder, cast(CaptioningModule, pl_module).validated)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far and its 0-based epoch."""

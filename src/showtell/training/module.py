@@ -84,6 +84,7 @@ class CaptioningModule(LightningModule):
     ) -> None:
         super().__init__()
         self.decoder = decoder
+        self.averaged = optimization.averaged(decoder)
         self.generated = generated
         self.objective = objective
         self._search = search
@@ -101,6 +102,11 @@ class CaptioningModule(LightningModule):
     def typed_decoder(self) -> Decoder:
         """The decoder as the protocol that searches use."""
         return cast(Decoder, self.decoder)
+
+    @property
+    def validated(self) -> nn.Module:
+        """What validation decodes with, and what is kept if it is the best."""
+        return self.decoder if self.averaged is None else self.averaged.module
 
     def on_train_start(self) -> None:
         """The same for a run resumed within an epoch, whose start it does not see again."""
@@ -127,6 +133,12 @@ class CaptioningModule(LightningModule):
             )
         return loss
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Move the weights, then their mean: before any checkpoint of the step is saved."""
+        super().optimizer_step(*args, **kwargs)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.decoder)
+
     def on_train_epoch_end(self) -> None:
         """Report the mean of the epoch, every real token or every caption counted once."""
         name = f"train/{self.objective.measure}"
@@ -144,7 +156,7 @@ class CaptioningModule(LightningModule):
         if batch_idx % BATCHES_PER_LOSS == 0:
             loss = cross_entropy(self._teacher_forced(batch), batch.targets, label_smoothing=0.0)
             self.val_loss.update(loss, weight=batch.targets.numel())
-        hypotheses = self._search(self.typed_decoder, batch.features)
+        hypotheses = self._search(cast(Decoder, self.validated), batch.features)
         self.generated.update(batch.image_ids, hypotheses)
 
     def on_validation_epoch_end(self) -> None:
@@ -168,7 +180,8 @@ class CaptioningModule(LightningModule):
         }
 
     def _teacher_forced(self, batch: Batch) -> Tensor:
-        return self.typed_decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
+        decoder = cast(Decoder, self.validated)
+        return decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
 
     def _record(self, metrics: dict[str, float], step: int) -> None:
         """Write a row of the curves, at once.

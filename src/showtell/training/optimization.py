@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 Schedule = Literal["constant", "linear", "cosine"]
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Optimization:
         warmup_epochs: epochs (or a part of one) over which the rate rises linearly from 0.
         final_lr_fraction: share of ``lr`` left at the last step of a linear or cosine schedule.
         gradient_clip: largest allowed norm of all gradients together; None does not clip.
+        averaging: what each step leaves of the running mean of the weights, which is what is
+            validated and kept (Polyak and Juditsky 1992); 0 keeps the last weights themselves.
     """
 
     lr: float
@@ -34,6 +38,7 @@ class Optimization:
     warmup_epochs: float
     final_lr_fraction: float
     gradient_clip: float | None
+    averaging: float
 
     def __post_init__(self) -> None:
         rules = {
@@ -44,6 +49,7 @@ class Optimization:
             "gradient_clip must be above 0, or null": (
                 self.gradient_clip is None or self.gradient_clip > 0
             ),
+            "averaging must be at least 0 and below 1": 0 <= self.averaging < 1,
         }
         for rule, holds in rules.items():
             if not holds:
@@ -62,6 +68,23 @@ class Optimization:
         return torch.optim.AdamW(
             groups, lr=self.lr, betas=(0.9, 0.999), eps=1e-8, fused=on_cpu or None
         )
+
+    def averaged(self, module: nn.Module) -> AveragedModel | None:
+        """A copy of ``module`` that ``update_parameters`` moves; None without averaging."""
+        if not self.averaging:
+            return None
+        copy = AveragedModel(module, multi_avg_fn=self._move)
+        copy.requires_grad_(False)
+        return copy
+
+    @torch.no_grad()
+    def _move(self, means: Tensors, weights: Tensors, steps: Tensor | int) -> None:
+        """One step of the running mean, over a tenth of all steps at most: its start is soon past.
+
+        The bound is TensorFlow's of ``ExponentialMovingAverage``.
+        """
+        kept = min(self.averaging, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(means, weights, 1 - kept)
 
     def scheduler(
         self, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int

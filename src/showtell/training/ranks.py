@@ -72,7 +72,7 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
         )
     _watch()
     # Lightning guesses it from the environment when it is imported, which may be too early.
-    rank_zero_only.rank = environment.global_rank()
+    rank_zero_only.rank = environment.global_rank()  # type: ignore[attr-defined]
     if environment.global_rank() > 0:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         warnings.simplefilter("ignore")
