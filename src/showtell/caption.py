@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from showtell import runs
 from showtell.config import build, check_node
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch, Hypothesis
@@ -221,8 +222,9 @@ def load_run(
 ) -> Run:
     """Load a run folder, or an ensemble's, on any machine, with or without its data set.
 
-    ``encoder_weights`` names the file with the encoder's weights where they lie elsewhere than when
-    the run was trained; others than those are refused. ``accelerator`` is that of `device_for`.
+    ``encoder_weights`` names a file with the encoder's weights in place of the one in the folder,
+    or of the published one; others than those it was trained with are refused.
+    ``accelerator`` is that of `device_for`.
 
     Nothing in the folder is executed: JSON says which of this package's decoders to build, and
     the weights are safetensors.
@@ -245,7 +247,8 @@ def load_run(
         decoder = _build(folder, "model", record, **sizes)
         load_weights(folder, decoder)
     search: Search = _build(folder, "decoding", record)
-    weights = encoder_weights or record["encoder"].get("weights")
+    kept = encoder_weights or runs.encoder_weights(folder) or record["encoder"].get("weights")
+    weights = None if kept is None else str(kept)
     decoder = decoder.eval().to(device_for(accelerator))
     return Run(folder, record, decoder, vocabulary, search.with_vocabulary(vocabulary), weights)
 

@@ -57,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(features, "data=... data.root=... encoder=... features.root=...")
     features.set_defaults(command=_features)
 
+    tune = commands.add_parser("tune", help="teach an encoder the words of the captions")
+    _add_overrides(tune, "data=... data.root=... encoder=... seed=...")
+    tune.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="for encoder.weights=FILE"
+    )
+    tune.add_argument("--epochs", type=_at_least_1, default=10, metavar="N")
+    tune.add_argument("--lr", type=float, default=3e-4, metavar="RATE")
+    tune.set_defaults(command=_tune)
+
     evaluate = commands.add_parser("evaluate", help="all metrics of a run on a split")
     evaluate.add_argument("run", type=_run_folder, metavar="RUN", help=RUN)
     evaluate.add_argument("--split", choices=["val", "test"], default="val")
@@ -92,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--beam-size", type=_at_least_1, metavar="N", help="default: the run's own"
     )
     caption.add_argument(
-        "--encoder-weights", metavar="FILE", help="default: where they were at the training"
+        "--encoder-weights", metavar="FILE", help="default: those in RUN, or the published ones"
     )
     caption.add_argument(
         "--output", type=Path, metavar="FILE", help="captions as COCO results JSON"
@@ -159,6 +168,20 @@ def _features(options: argparse.Namespace) -> int:
     from showtell.parts import extract
 
     print(f"features: {extract(config, data)}")
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from showtell.config import build, compose
+
+    if options.output.suffix != ".safetensors":
+        raise UserError(f"--output {options.output}: give a name that ends in .safetensors")
+    config = compose(options.overrides)
+    data = build("data", config["data"])
+    from showtell.parts import tune_encoder
+
+    tune_encoder(config, data, options.output, epochs=options.epochs, lr=options.lr)
+    print(f"weights: {options.output}")
     return 0
 
 

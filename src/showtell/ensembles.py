@@ -15,8 +15,6 @@ from showtell.config import INJECTED, TARGET, check_node, compose
 from showtell.errors import UserError
 from showtell.files import write_atomically
 
-# What a member needs to be loaded; it keeps what made it, too.
-MEMBER_FILES = (runs.BEST_WEIGHTS, Path(runs.VOCABULARY), Path(runs.RECORD))
 ENSEMBLE = "showtell.decoding.ensemble.Ensemble"
 
 
@@ -46,6 +44,8 @@ def gather(members: Sequence[Path], output: Path, *, search: dict[str, Any] | No
     for number, run in enumerate(loaded, start=1):
         _copy(run.folder, output / runs.MEMBERS / str(number))
     loaded[0].vocabulary.save(output / runs.VOCABULARY)
+    if weights := runs.encoder_weights(members[0]):
+        runs.keep_encoder_weights(output, weights)
     write_atomically(output / runs.CONFIG, config.encode())
     # Last: a folder without it is no run.
     runs.write_json(output / runs.RECORD, {**_record(loaded), "decoding": search})
@@ -54,7 +54,7 @@ def gather(members: Sequence[Path], output: Path, *, search: dict[str, Any] | No
 
 def _copy(member: Path, folder: Path) -> None:
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
-    for file in MEMBER_FILES:
+    for file in runs.DECODER:
         shutil.copyfile(member / file, folder / file)
 
 

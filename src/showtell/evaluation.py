@@ -91,9 +91,12 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
     Raises:
         UserError: when the data set lacks the split, or the run cannot be loaded.
     """
+    weights = config["encoder"]["weights"]
+    trained_with = runs.read_record(folder, needs=["encoder"])["encoder"].get("weights")
     run = load_run(
         folder,
-        encoder_weights=config["encoder"]["weights"],
+        # The folder has its own, if they came from a file; that file may be gone.
+        encoder_weights=None if weights == trained_with else weights,
         accelerator=config["trainer"]["accelerator"],
     )
     images = data.split(split)

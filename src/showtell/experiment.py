@@ -45,8 +45,6 @@ from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
 SHOWN_IMAGES = 32
-# What `showtell caption` needs of a run folder.
-CAPTIONER = (runs.BEST_WEIGHTS, Path(runs.VOCABULARY), Path(runs.RECORD))
 # Enough to see that features are unusual; 53 MB of the grid of EfficientNet-Lite2.
 SAMPLED_IMAGES = 256
 
@@ -91,7 +89,7 @@ def _alone(folder: Path) -> Iterator[None]:
     if ranks.rank() > 0:  # the first holds it for all
         yield
         return
-    lock = open_locked(folder / ".lock")
+    lock = open_locked(folder / runs.VOCABULARY)  # which is written once, before the training
     if lock is None:
         raise UserError(
             f"{folder} is being trained by another process: wait for its end, or end it and resume"
@@ -183,7 +181,9 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
             epoch=trainer.current_epoch - 1,
         )
         tracker.summarize({f"best/{name}": value for name, value in found.scores.scores.items()})
-        tracker.log_captioner({file.as_posix(): folder / file for file in CAPTIONER})
+        tracker.log_captioner(
+            {file.as_posix(): folder / file for file in runs.captioner_files(folder)}
+        )
         print_scores(f"{parts.data.name} {split}, {len(found.captions)} images", found.scores)
         print_alarms(found.alarms)
 
@@ -346,6 +346,9 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
     """Write what a run folder holds before its first step."""
     parts.vocabulary.save(folder / runs.VOCABULARY)
     _write_config(folder, config)
+    weights = config["encoder"]["weights"]
+    if weights is not None and Path(weights).is_file():  # or a name of published ones
+        runs.keep_encoder_weights(folder, Path(weights))
     record = {
         "format": runs.FORMAT,
         "status": "prepared",

@@ -23,6 +23,7 @@ from showtell.training.callbacks import CallbackSettings
 from showtell.training.objectives import CrossEntropy, SelfCritical
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import TrainerSettings
+from showtell.training.tuning import TuningSettings, tune
 from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
 from showtell.vision.extract import ensure_features
@@ -139,6 +140,23 @@ def extract(config: Config, data: CaptionData) -> Path:
     store = features_of(data.images, encoder, kind, config)
     store.verify()
     return store.folder
+
+
+def tune_encoder(
+    config: Config, data: CaptionData, output: Path, *, epochs: int, lr: float
+) -> None:
+    """Tune the configured encoder to the captions of ``data``, and write its weights.
+
+    Raises:
+        UserError: for a network or captions that cannot be tuned, or a rate out of its range.
+    """
+    images = select_images(data, Settings.of(config).trainer)
+    accelerator = config["trainer"]["accelerator"]
+    try:
+        settings = TuningSettings(epochs, lr, config["seed"], accelerator)
+    except ValueError as error:
+        raise UserError(f"showtell tune: {error}") from error
+    tune(build("encoder", config["encoder"]), images["train"], images["val"], output, settings)
 
 
 def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder: Encoder) -> None:

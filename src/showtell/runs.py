@@ -5,6 +5,7 @@ run.json                 what the run is: data, encoder, model, commit, versions
 vocabulary.json          the words
 metrics.csv              the curves
 checkpoints/best.safetensors   weights of the best validation, for everyone
+checkpoints/encoder.*          weights of the encoder, where a file of the user's gave them
 checkpoints/last.ckpt          state of the training, for ``resume`` on the machine that made it
 captions-<split>.json, scores-<split>.json
 statistics-<split>.safetensors what the scores were computed from, for ``showtell compare``
@@ -49,6 +50,8 @@ TRAINING = "training"  # where alarms are raised before any split is evaluated
 LAST_CHECKPOINT = Path("checkpoints/last.ckpt")
 # libyaml reads hundreds of configurations in the time that PyYAML takes for dozens.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# What the words of a run are written with, relative to its folder.
+DECODER = (BEST_WEIGHTS, Path(VOCABULARY), Path(RECORD))
 # Models that come with the package, each a run folder without the state of its training.
 RELEASED = Path(__file__).parent / "released"
 VERSIONED_PACKAGES = ("showtell", "torch", "torchvision", "lightning", "hydra-core", "timm")
@@ -238,6 +241,23 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
         raise UserError(
             f"{path} does not fit {RECORD} beside it ({reason}); restore it from a copy"
         ) from error
+
+
+def keep_encoder_weights(folder: Path, file: Path) -> None:
+    """Copy the weights file of an encoder: nobody else may have it where the run is loaded."""
+    kept = folder / BEST_WEIGHTS.with_name(f"encoder{file.suffix}")
+    write_atomically(kept, file.read_bytes())
+
+
+def encoder_weights(folder: Path) -> Path | None:
+    """What ``keep_encoder_weights`` wrote; None where the encoder's weights are published ones."""
+    return next((folder / BEST_WEIGHTS.parent).glob("encoder.*"), None)
+
+
+def captioner_files(folder: Path) -> list[Path]:
+    """What captioning needs of a run folder (not an ensemble's), relative to it."""
+    weights = encoder_weights(folder)
+    return [*DECODER, *([] if weights is None else [weights.relative_to(folder)])]
 
 
 def save_statistics(folder: Path, split: Split, statistics: CaptionStatistics) -> None:

@@ -29,3 +29,15 @@ def test_the_network_is_that_of_timm(size: int, side: int) -> None:
             theirs.classifier(theirs.global_pool(feature_map)),
         )
     assert feature_map.std() > 0
+
+
+def test_cut_anywhere_it_is_the_same_network() -> None:
+    torch.manual_seed(0)
+    network = EfficientNetLite(0).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        whole = network(images)
+        for stages in range(8):
+            assert torch.equal(network.upper(network.lower(images, stages), stages), whole)
+    upper = {name for part in network.upper_parts(5) for name, _ in part.named_parameters()}
+    assert len(network.upper_parts(5)) == 4 and upper

@@ -278,6 +278,28 @@ def test_a_mirrored_view_is_the_picture_turned_and_a_zoomed_one_its_middle() -> 
     torch.testing.assert_close(VIEWS["zoomed_mirrored"](usual)(picture), zoomed(picture).flip(2))
 
 
+def test_a_glimpse_is_a_large_part_of_the_picture_in_either_direction() -> None:
+    usual, random = rule(size=32), np.random.default_rng(1)
+    # Red grows from left to right, green from top to bottom: a glimpse tells where it was taken.
+    ramp = np.arange(256, dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(0)), axis=2)
+    picture = Image.fromarray(pixels)
+    areas, mirrored = [], 0
+    for _ in range(300):
+        red, green, _ = usual.glimpse(picture, random)
+        width, height = (
+            float(t.amax() - t.amin()) * 32 / 31 for t in (red.mean(dim=0), green.mean(dim=1))
+        )
+        areas.append(width * height)
+        mirrored += int(red[0, 0] > red[0, -1])
+        assert float(red.min()) >= 0 and float(red.max()) <= 1
+        assert 0.7 < width / height < 1.4
+    assert 0.45 < min(areas) < 0.55 and 0.9 < max(areas) < 1.05
+    assert 120 < mirrored < 180
+    same = [usual.glimpse(picture, np.random.default_rng(3)) for _ in range(2)]
+    assert torch.equal(*same)
+
+
 def test_only_what_is_mirrored_says_so() -> None:
     """Stores are found by what describes their preprocessing, older ones too."""
     for name, view in VIEWS.items():

@@ -23,7 +23,8 @@ from showtell.vision.images import VIEWS
 
 # Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
 # its own checkpoints wherever it was moved to, curves are written by the module itself, PyTorch
-# deprecates what Lightning calls, and scores are the same in every process before they are logged.
+# deprecates what Lightning calls, scores are the same in every process before they are logged, and
+# an encoder normalises as it was trained to.
 HINTS = (
     ".*does not have many workers.*",
     ".*Checkpoint directory.*exists.*",
@@ -32,6 +33,7 @@ HINTS = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*`broadcast_buffers` is deprecated.*",
     ".*sync_dist=True.*",
+    ".*module.s. in eval mode.*",
 )
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -112,7 +114,7 @@ class TrainerSettings:
         Raises:
             UserError: when this machine lacks the accelerator, or it lacks the precision.
         """
-        _silence_hints()
+        silence_hints()
         # Deterministic PyTorch fills all new memory with nan, a hundredth of a step: nothing here
         # reads what it has not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -173,7 +175,7 @@ class TrainerSettings:
         return "bf16-mixed" if self.uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def _silence_hints() -> None:
+def silence_hints() -> None:
     """Keep quiet about what the user neither caused nor could mend; other warnings stay."""
     for module in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
         logging.getLogger(f"lightning.pytorch.{module}").setLevel(logging.WARNING)

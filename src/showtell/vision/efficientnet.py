@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,8 +52,19 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The last feature map (B, 1280, S / 32, S / 32) of preprocessed images (B, 3, S, S)."""
-        stem = F.relu6(self.bn1(self.conv_stem(images)))
-        return F.relu6(self.bn2(self.conv_head(self.blocks(stem))))
+        return self.upper(self.lower(images, 0), 0)
+
+    def lower(self, images: Tensor, stages: int) -> Tensor:
+        """The maps (B, C, s, s) after the stem and the first ``stages`` of the seven stages."""
+        return cast(Tensor, self.blocks[:stages](F.relu6(self.bn1(self.conv_stem(images)))))
+
+    def upper(self, maps: Tensor, stages: int) -> Tensor:
+        """The last feature map of what ``lower`` gives."""
+        return F.relu6(self.bn2(self.conv_head(self.blocks[stages:](maps))))
+
+    def upper_parts(self, stages: int) -> list[nn.Module]:
+        """What ``upper`` computes with."""
+        return [*self.blocks[stages:], self.conv_head, self.bn2]
 
 
 class _SameConv(nn.Conv2d):

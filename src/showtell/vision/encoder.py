@@ -163,8 +163,10 @@ def efficientnet_lite(*, size: int, weights: str | None, preprocessing: Preproce
         raise UserError(f"encoder.size={size}: EfficientNet-Lite comes here in sizes 0, 1 and 2")
     name = f"efficientnet_lite{size}"
     file = Path(weights) if weights is not None else _packaged_file(name)
-    network = EfficientNetLite(size)
-    fit_weights(network, in_network_order(network, load_state(file), file, name), file, name)
+    network, state = EfficientNetLite(size), load_state(file)
+    if "conv_head.weight" in state and "classifier.weight" not in state:  # a tuned encoder's
+        network.classifier = nn.Identity()
+    fit_weights(network, in_network_order(network, state, file, name), file, name)
     network.classifier = nn.Identity()
     return Encoder(network, network=name, weights=digest(network), preprocessing=preprocessing)
 

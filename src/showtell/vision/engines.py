@@ -52,7 +52,7 @@ class OpenVINOEngine:
 
     def __init__(self, encoder: Encoder, *, threads: int) -> None:
         self.threads = threads
-        self._tensor = _openvino().Tensor
+        self._tensor = openvino_of().Tensor
         compiled = _compiled_by_openvino(encoder, threads)
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads):
@@ -75,7 +75,7 @@ class OpenVINOEngine:
             self._requests.put(request)
 
 
-def _openvino() -> Any:
+def openvino_of() -> Any:
     """The library, silenced: importing it reports to its makers over the network."""
     # Where the package that sends cannot be imported, a stub of OpenVINO's own does nothing.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -85,7 +85,7 @@ def _openvino() -> Any:
 
 
 def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
-    openvino = _openvino()
+    openvino = openvino_of()
     shape = (1, 3, encoder.preprocessing.size, encoder.preprocessing.size)
     example = torch.zeros(shape)
     with warnings.catch_warnings(), torch.no_grad():

@@ -6,6 +6,7 @@ turns, resizes or normalises an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 from showtell.errors import UserError
 from showtell.types import PICTURE_FORMATS
 
+# Left, top, right and bottom in pixels.
+Box = tuple[float, float, float, float]
 ResizeRule = Literal["whole", "crop"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
@@ -26,6 +29,9 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 MAX_PIXELS = 89_478_485
 # The share of the shorter side that a zoomed view shows: enough that what is spoken of stays in.
 _ZOOM = 0.85
+# Of a glimpse: the least share of the area, and the logarithms of the shapes.
+_LEAST_AREA = 0.5
+_SHAPES = (math.log(3 / 4), math.log(4 / 3))
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -139,14 +145,32 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The picture as a normalised float32 tensor of shape (3, S, S)."""
+        return self._tensor(image, self.view(image.width, image.height), mirrored=self.mirrored)
+
+    def glimpse(self, image: Image.Image, random: np.random.Generator) -> Tensor:
+        """A part of the picture drawn at random, mirrored or not, in the same form.
+
+        It has at least half of the view's area and a shape of 3:4 to 4:3 of its own, which is
+        milder than what networks are trained with on ImageNet (Szegedy et al. 2015, "Going Deeper
+        with Convolutions"): captions speak of all of a picture.
+        """
+        left, top, right, bottom = self.view(image.width, image.height)
+        area, shape = random.uniform(_LEAST_AREA, 1), math.exp(random.uniform(*_SHAPES))
+        wide, high = (min(1.0, math.sqrt(area * each)) for each in (shape, 1 / shape))
+        x = left + random.uniform(0, 1 - wide) * (right - left)
+        y = top + random.uniform(0, 1 - high) * (bottom - top)
+        box = (x, y, x + wide * (right - left), y + high * (bottom - top))
+        return self._tensor(image, box, mirrored=random.random() < 0.5)
+
+    def _tensor(self, image: Image.Image, box: Box, *, mirrored: bool) -> Tensor:
         pixels = image.resize(
             (self.size, self.size),
             _FILTERS[self.interpolation],
             # Crop and resize in one step: resizing first would let a 1 x 50,000 picture grow to
             # gigabytes. It is the same map, up to half a pixel.
-            box=self.view(image.width, image.height),
+            box=box,
         )
-        if self.mirrored:
+        if mirrored:
             pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         # numpy, not torch: this runs in many threads, and each would start torch's own team. In
         # place and channel by channel: whole-array arithmetic on the transposed view takes eight
@@ -159,7 +183,7 @@ class Preprocessing:
             out /= np.float32(std)
         return torch.from_numpy(tensor)
 
-    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def view(self, width: int, height: int) -> Box:
         """The part of a picture that the network sees: left, top, right, bottom in pixels."""
         if self.resize == "whole":
             return (0, 0, width, height)

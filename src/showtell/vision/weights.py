@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from showtell.errors import UserError
+from showtell.files import write_atomically
 
 # Seconds without a single byte before a download is given up: a machine without network must hear
 # of it at once, a slow network only has to keep moving.
@@ -103,6 +104,22 @@ def load_state(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{file}: not a dictionary of named tensors; save network.state_dict()")
     return dict(state)
+
+
+def save_half(network: nn.Module, file: Path) -> None:
+    """Round the network's weights to half precision, and write them as a ``.safetensors`` file.
+
+    The network then is the one that the file holds, to the last bit.
+
+    Raises:
+        UserError: when the file cannot be written.
+    """
+    halves = {
+        name: (tensor if is_counter(name) else tensor.half()).cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    network.load_state_dict(halves)
+    write_atomically(file, save(halves))
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], file: Path, name: str) -> None:

@@ -1,0 +1,141 @@
+"""Tuning an encoder: what it learns from captions, and that runs carry what came of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Smoke
+from PIL import Image
+from safetensors.torch import load_file
+
+from showtell import evaluation, experiment
+from showtell.caption import load_run
+from showtell.config import build
+from showtell.errors import UserError
+from showtell.runs import encoder_weights
+from showtell.training import tuning
+from showtell.training.tuning import TuningSettings, frequent_words, tune, word_targets
+from showtell.types import CaptionedImage
+from showtell.vision.encoder import Encoder, efficientnet_lite, rebuild_encoder
+from showtell.vision.images import Preprocessing
+
+PREPROCESSING = Preprocessing(64, "whole", 1, "bicubic", (0.5,) * 3, (0.5,) * 3)
+
+
+def encoder() -> Encoder:
+    return efficientnet_lite(size=0, weights=None, preprocessing=PREPROCESSING)
+
+
+def image(number: int, *captions: str, folder: Path = Path()) -> CaptionedImage:
+    return CaptionedImage(f"{number}.png", folder / f"{number}.png", captions, "train")
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> list[CaptionedImage]:
+    """Red pictures that are called red and blue ones that are called blue."""
+    images = []
+    for number in range(32):
+        name, colour = (("red", (220, 30, 30)), ("blue", (30, 30, 220)))[number % 2]
+        noise = np.random.default_rng(number).integers(-30, 30, (64, 64, 3))
+        pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        images.append(image(number, f"a {name} square", "a thing", folder=tmp_path))
+    return images
+
+
+def test_words_that_are_rare_or_everywhere_are_not_to_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tuning, "LEAST_PICTURES", 2)
+    images = [
+        image(1, "a dog runs", "the dog"),
+        image(2, "a dog", "A cat."),
+        image(3, "a cat", "a fish"),
+        image(4, "a bird"),
+    ]
+    assert frequent_words(images) == ["dog", "cat"]  # "a" is in all four, the others in one
+    targets = word_targets(images, ["dog", "cat"])
+    assert targets.tolist() == [[1.0, 0.0], [0.5, 0.5], [0.0, 0.5], [0.0, 0.0]]
+
+
+def test_it_learns_what_the_words_look_like(
+    coloured: list[CaptionedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tuned.safetensors"
+    tune(encoder(), coloured, coloured, file, TuningSettings(6, 1e-3, 1, "cpu"))
+    said = capsys.readouterr().out
+    assert "2 words to be seen in 32 training pictures" in said
+    losses = [float(loss) for loss in re.findall(r"val loss (\d+\.\d+)", said)]
+    # Half of the captions name the colour. Who knows which colour a picture has still wonders
+    # whether it is named, log(2) nats; who does not know has two words at a quarter.
+    certain, ignorant = np.log(2), -2 * (0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+    assert losses[-1] < losses[0]
+    assert certain < losses[-1] < (certain + ignorant) / 2
+
+
+def test_the_lower_stages_stay_and_the_file_is_an_encoder(
+    coloured: list[CaptionedImage], tmp_path: Path
+) -> None:
+    files = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
+    for file in files:
+        tune(encoder(), coloured, coloured, file, TuningSettings(1, 1e-3, 1, "cpu"))
+    assert files[0].read_bytes() == files[1].read_bytes()  # the same seed
+    published, tuned = encoder().body.state_dict(), load_file(files[0])
+    for name, tensor in published.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        frozen = name.startswith(("conv_stem", "bn1")) or re.match(r"blocks\.[0-3]\.", name)
+        is_statistic = "running_" in name
+        assert torch.equal(tensor.half(), tuned[name]) == bool(frozen or is_statistic), name
+    loaded = efficientnet_lite(size=0, weights=str(files[0]), preprocessing=PREPROCESSING)
+    assert loaded.identity != encoder().identity
+    assert rebuild_encoder(loaded.identity, weights=str(files[0])).identity == loaded.identity
+
+
+def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:
+    config = smoke.config()
+    data = build("data", config["data"])
+    file = tmp_path / "tuned.safetensors"
+    own = build("encoder", config["encoder"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "LEAST_PICTURES", 3)
+        settings = TuningSettings(1, 1e-3, 1, "cpu")
+        tune(own, data.split("train"), data.split("val"), file, settings)
+    changes = (f"encoder.weights={file}", "trainer.max_epochs=1")
+    config = smoke.config(*changes, f"output.folder={tmp_path / 'run'}")
+    folder = experiment.train(config, data)
+    captions = load_run(folder).caption([each.path for each in data.split("val")])
+    kept = encoder_weights(folder)
+    assert kept is not None and kept.read_bytes() == file.read_bytes()
+
+    file.unlink()
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert load_run(moved).caption([each.path for each in data.split("val")]) == captions
+    found = evaluation.evaluate(moved, "val", config, data)
+    assert list(found.captions.values()) == captions
+
+
+def test_what_cannot_be_tuned_is_told(coloured: list[CaptionedImage], tmp_path: Path) -> None:
+    settings = TuningSettings(1, 1e-3, 1, "cpu")
+    with pytest.raises(UserError, match="no word stands in the captions of 15 training pictures"):
+        tune(encoder(), coloured[:8], coloured, tmp_path / "file", settings)
+    with pytest.raises(UserError, match="lower --lr"):
+        tune(encoder(), coloured, coloured, tmp_path / "file", TuningSettings(3, 1e30, 1, "cpu"))
+    with pytest.raises(ValueError, match="lr above 0"):
+        TuningSettings(1, 0.0, 1, "cpu")
+    assert not (tmp_path / "file").exists()
+
+
+def test_the_command_says_what_it_needs(smoke: Smoke) -> None:
+    command = [sys.executable, "-m", "showtell", "tune", *smoke.overrides]
+    answer = subprocess.run(
+        [*command, "--output", "tuned.pth"], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 1
+    assert answer.stderr == ("error: --output tuned.pth: give a name that ends in .safetensors\n")
