@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import STEPS
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
@@ -496,6 +498,33 @@ def test_network_dies_in_the_middle(
     assert len(recorded.curve("train/loss")) == 3
     assert recorded.summary["best/BLEU-4"] == 0.5
     assert recorded.exit_codes == {0}
+
+
+@pytest.mark.slow
+def test_full_disk_of_wandb_alone(tmp_path: Path) -> None:
+    own_disks = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*own_disks, "true"], capture_output=True).returncode:
+        pytest.skip("this system gives no user a mount namespace")
+    folder = tmp_path / "run"
+    program = Path(__file__).with_name("full_disk.py")
+    subprocess.run([*own_disks, sys.executable, str(program), str(folder)], check=True)
+    told = json.loads((folder / "told.json").read_text())
+    (full,) = told["full"]
+    assert "W&B failed (no room is left in " in full
+    assert "wandb sync" in full
+    (full_at_the_start,) = told["full at the start"]
+    assert "W&B cannot start (no room is left in " in full_at_the_start
+    assert len(csv_lines(folder)) == 1 + STEPS + 1
+    written = []
+    for name in ("first", "second"):  # whole, to the last record: what `wandb sync` sends
+        (file,) = (folder / name).glob("offline-run-*/*.wandb")
+        records = read_records(file)
+        assert records[-1].WhichOneof("record_type") in ("exit", "final", "stats", "telemetry")
+        assert any(record.WhichOneof("record_type") == "exit" for record in records)
+        written.append(sum(record.WhichOneof("record_type") == "history" for record in records))
+    assert 1000 < written[0] < STEPS
+    assert written[1] == 1
+    assert file.name in would_sync(f"`wandb sync {shlex.quote(str(folder))}/first/offline-run-*`")
 
 
 def test_offline_asks_nothing_of_the_network(

@@ -11,6 +11,7 @@ import io
 import os
 import secrets
 import shlex
+import shutil
 import ssl
 import urllib.error
 import urllib.request
@@ -54,6 +55,9 @@ _ANSWER_SECONDS = 2.0
 _SWEEP_AGENT = "WANDB_SWEEP_ID"
 # How much an offline run may lose to a SIGKILL; W&B's own limit is 15 s.
 _FLUSH_SECONDS = 2.0
+# W&B says nothing when a disk is full: it tears its file in the middle of a record and drops all
+# that follows, even when there is room again. It is switched off before that.
+_LEAST_ROOM_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +350,7 @@ class _WandbCurves(Logger):
         if self._run is None:
             return
         try:
+            _check_room(self._folder)
             action(self._run)
         except Exception as error:  # whatever it is, a training of hours must not die of it
             self._run = None
@@ -363,6 +368,14 @@ class _WandbCurves(Logger):
 def _open_wandb(mode: Mode, folder: Path, **described: Any) -> _WandbCurves | None:
     """Start or continue the W&B run of ``folder``; offline where online fails, else None."""
     if mode == "disabled":
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder)
+    except OSError as error:
+        rank_zero_warn(
+            f"W&B cannot start ({error}); the curves of this run are in {METRICS_FILE} alone"
+        )
         return None
     # W&B reads these when its service starts, and complains when they differ for a later run.
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
@@ -448,11 +461,16 @@ def _run_id(folder: Path) -> tuple[str, bool]:
     path = folder / "run-id"
     if path.exists():
         return path.read_text(encoding="utf-8"), True
-    folder.mkdir(parents=True, exist_ok=True)
     # The agent of a W&B sweep has named the run already.
     run_id = os.environ["WANDB_RUN_ID"] if _SWEEP_AGENT in os.environ else secrets.token_hex(8)
-    path.write_text(run_id, encoding="utf-8")
+    write_atomically(path, run_id.encode())
     return run_id, False
+
+
+def _check_room(folder: Path) -> None:
+    """Raise an OSError while W&B can still close its file."""
+    if shutil.disk_usage(folder).free < _LEAST_ROOM_BYTES:
+        raise OSError(f"no room is left in {folder}")
 
 
 def _caption_table(rows: Sequence[CaptionRow]) -> wandb.Table:
