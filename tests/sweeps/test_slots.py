@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from showtell.errors import UserError
 from showtell.sweeps import slots
 from showtell.sweeps.locks import open_locked
 from showtell.sweeps.slots import choose_gpus, find_slots
@@ -66,6 +69,44 @@ def test_as_many_cpu_slots_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyP
         sizes = {"SC_PHYS_PAGES": gibibytes * 2**18, "SC_PAGE_SIZE": 4096}
         monkeypatch.setattr(slots.os, "sysconf", sizes.__getitem__)
         assert len(find_slots(on_gpus=False, jobs_per_gpu=1, cpu_slots=None)) == expected
+
+
+@pytest.mark.parametrize("trap", ["link", "file", "foreign"])
+def test_slots_are_not_shared_with_other_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (slot,) = find_slots(on_gpus=False, jobs_per_gpu=1, cpu_slots=1)
+    mine = tmp_path / f"showtell-slots-{os.getuid()}"
+    if trap == "link":
+        (tmp_path / "elsewhere").mkdir()
+        mine.symlink_to(tmp_path / "elsewhere")
+    elif trap == "file":
+        mine.touch()
+    else:
+        other = os.getuid() + 1
+        (tmp_path / f"showtell-slots-{other}").mkdir()
+        monkeypatch.setattr(slots.os, "getuid", lambda: other)
+    with pytest.raises(UserError, match=r"is not a folder of yours: have it removed, or set TMPD"):
+        slot.take()
+
+
+def test_the_folder_of_the_slots_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, again = (
+        slot for _ in "12" for slot in find_slots(on_gpus=False, jobs_per_gpu=1, cpu_slots=1)
+    )
+    lock = first.take()
+    assert lock is not None
+    with lock:
+        (folder,) = tmp_path.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert again.take() is None
+        folder.chmod(0o777)  # as an earlier version left it
+        assert again.take() is None
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_lock_lives_as_long_as_a_process_that_inherited_it(tmp_path: Path) -> None:

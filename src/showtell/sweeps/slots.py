@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from showtell.cores import available_cores
+from showtell.errors import UserError
 from showtell.sweeps.locks import open_locked
 
 # A training of Flickr8k takes half of it; more jobs than fit would kill each other.
@@ -34,12 +36,35 @@ class Slot:
 
     def take(self) -> BinaryIO | None:
         """The slot's lock, for a job to inherit; None while a job of any sweep has it."""
-        return open_locked(lock_folder() / f"{self.name}.lock")
+        return open_locked(_lock_folder() / f"{self.name}.lock")
 
 
-def lock_folder() -> Path:
-    """Where all sweeps of this user on this machine meet: never on a shared disk."""
-    return Path(tempfile.gettempdir()) / f"showtell-slots-{os.getuid()}"
+def _lock_folder() -> Path:
+    """Where all sweeps of this user on this machine meet: never on a shared disk.
+
+    Raises:
+        UserError: what is there is not this user's alone: somebody else could keep all jobs
+            waiting, or have them write through a link.
+    """
+    folder = Path(tempfile.gettempdir()) / f"showtell-slots-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}): make room there, or set TMPDIR to a "
+            "folder of your own"
+        ) from error
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(
+            f"{folder} is not a folder of yours: have it removed, or set TMPDIR to a folder of "
+            "your own"
+        )
+    if found.st_mode & 0o077:  # made by an earlier version
+        folder.chmod(0o700)
+    return folder
 
 
 def find_slots(*, on_gpus: bool, jobs_per_gpu: int, cpu_slots: int | None) -> list[Slot]:
