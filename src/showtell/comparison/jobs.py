@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 from showtell import runs
 from showtell.comparison.settings import printable
 from showtell.errors import UserError
+from showtell.sweeps.record import RECORD as SWEEP
+from showtell.sweeps.record import read_entries
 
-SWEEP = "sweep.json"
-FORMAT = 1
 _SAID_OF = {
     "failed": "failed",
     "interrupted": "was interrupted",
@@ -78,7 +77,7 @@ def read_jobs(sweep: Path) -> list[Job]:
     Raises:
         UserError: ``sweep.json`` is damaged.
     """
-    jobs = [_launched(sweep, entry) for entry in _entries(sweep / SWEEP)]
+    jobs = [_launched(sweep, entry) for entry in read_entries(sweep / SWEEP)]
     known = {job.folder.resolve() for job in jobs if job.folder}
     folders = sorted(file.parent for file in sweep.glob(f"*/{runs.RECORD}"))
     return [*jobs, *(_found(folder) for folder in folders if folder.resolve() not in known)]
@@ -99,23 +98,6 @@ def log_tail(job: Job) -> str:
         file.seek(max(0, file.seek(0, 2) - _LOG_BYTES))
         text = file.read().decode(errors="replace")
     return "\n".join(map(printable, text.splitlines()[-_LOG_LINES:]))
-
-
-def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
-    if not path.is_file():
-        return
-    remedy = f"restore it, or remove it: the {runs.RECORD} of each run then tells"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
-    jobs = content.get("jobs") if isinstance(content, dict) else None
-    if not isinstance(jobs, list) or content.get("format") != FORMAT:
-        raise UserError(f"{path} lists no jobs in format {FORMAT}; {remedy}")
-    for entry in jobs:
-        if not isinstance(entry, dict) or not isinstance(entry.get("status"), str):
-            raise UserError(f"{path} has a job without a status; {remedy}")
-        yield entry
 
 
 def _launched(sweep: Path, entry: Mapping[str, Any]) -> Job:

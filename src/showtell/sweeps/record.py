@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from showtell import runs
 from showtell.errors import UserError
@@ -123,16 +123,30 @@ def open_sweep(folder: Path, command: Sequence[str]) -> Iterator[Sweep]:
         yield sweep
 
 
-def _read_jobs(path: Path) -> list[Job]:
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The jobs of a ``sweep.json``, each with a ``status``; none where there is no such file.
+
+    Raises:
+        UserError: it is damaged or of another format.
+    """
+    remedy = f"restore it, or remove it: the {runs.RECORD} of each run then tells"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] == FORMAT:
-            return [Job(**entry) for entry in content["jobs"]]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+    jobs = content.get("jobs") if isinstance(content, dict) else None
+    if not isinstance(jobs, list) or content.get("format") != FORMAT:
+        raise UserError(f"{path} lists no jobs in format {FORMAT}; {remedy}")
+    for entry in jobs:
+        if not isinstance(entry, dict) or not isinstance(entry.get("status"), str):
+            raise UserError(f"{path} has a job without a status; {remedy}")
+    return jobs
+
+
+def _read_jobs(path: Path) -> list[Job]:
+    try:
+        return [Job(**entry) for entry in read_entries(path)]
+    except TypeError as error:  # an entry lacks something, or has more
         raise UserError(f"{path} cannot be read ({error}); restore it from a copy") from error
-    raise UserError(
-        f"{path} has not format {FORMAT}; use the showtell that wrote it, or give another "
-        "output.root"
-    )
