@@ -47,9 +47,9 @@ def run(file: Path, slot: str, scores: list[float]) -> int:
     trial = join(file, slot)
     for epoch, score in enumerate(scores):
         if trial.report(epoch, score):
-            trial.finish()
+            trial.finish(pruned=True)
             return epoch + 1
-    trial.finish()
+    trial.finish(pruned=False)
     return len(scores)
 
 
@@ -76,11 +76,38 @@ def test_a_killed_trial_goes_on_with_its_values(study: Path) -> None:
     assert again.values == before.values
     again.report(0, 0.25)  # a resumed training may validate an epoch again
     again.report(1, 0.5)
-    again.finish()
+    again.finish(pruned=False)
     (trial,) = trials(study)
     assert trial.intermediate_values == {0: 0.25, 1: 0.5}
     assert rejoin(study, "a") is None
     assert join(study, "b").values != before.values
+
+
+def test_a_failed_trial_is_told_and_its_run_goes_on_with_its_values(study: Path) -> None:
+    before = join(study, "a")
+    before.report(0, 0.75)
+    before.fail()
+    assert [trial.state.name for trial in trials(study)] == ["FAIL"]
+    assert summary(study, [])[0].endswith("0 stopped early, 0 not ended, 1 failed")
+    again = rejoin(study, "a")
+    assert again is not None
+    assert again.values == before.values
+    again.report(1, 0.5)
+    again.finish(pruned=False)
+    assert [(trial.state.name, trial.value) for trial in trials(study)] == [
+        ("FAIL", None),
+        ("COMPLETE", 0.75),
+    ]
+    assert rejoin(study, "a") is None
+    # A job whose run came to nothing takes other values.
+    failed = join(study, "b")
+    failed.fail()
+    assert join(study, "b").values != failed.values
+
+
+def test_a_trial_without_a_score_has_failed(study: Path) -> None:
+    join(study, "a").finish(pruned=False)
+    assert [trial.state.name for trial in trials(study)] == ["FAIL"]
 
 
 def test_a_search_repeats_itself(tmp_path: Path) -> None:
@@ -118,7 +145,7 @@ for slot in "abc":
     trial.report(0, 0.5)
     if slot == "c":
         os.kill(os.getpid(), signal.SIGKILL)
-    trial.finish()
+    trial.finish(pruned=False)
 """
 
 
@@ -130,7 +157,7 @@ def test_sigkill_loses_no_finished_trial(study: Path) -> None:
     create_study(study, plan())  # the same command again
     trial = join(study, "c")
     assert trial.values == values
-    trial.finish()
+    trial.finish(pruned=False)
     assert [trial.state.name for trial in trials(study)] == ["COMPLETE"] * 3
     assert len(trials(study)) == 3
 
@@ -141,7 +168,7 @@ def test_the_best_trial_is_told_with_its_command(study: Path) -> None:
         run(study, slot, [score])
     join(study, "d")
     counted, best, command = summary(study, ["model=lstm_glove", "data.root=my data"])
-    assert counted == "search: 3 trials trained to the end, 0 stopped early, 1 not ended"
+    assert counted == "search: 3 trials trained to the end, 0 stopped early, 1 not ended, 0 failed"
     assert best == "best: val/CIDEr 0.6000 in b"
     values = trials(study)[1].params
     assert command == (

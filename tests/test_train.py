@@ -77,6 +77,14 @@ def statuses(root: Path) -> list[str]:
             ["-m", "trainer=ddp"],
             "trainer.devices=2: a run of a sweep on this machine has one device",
         ),
+        (
+            ["-m", "sweep=optuna", "trainer=ddp"],
+            "trainer.devices=2: a run of a sweep on this machine has one device",
+        ),
+        (
+            ["sweep=optuna", "model=lstm_glove,merge_glove"],
+            "sweep=optuna searches one model, and model=lstm_glove,merge_glove names several",
+        ),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(

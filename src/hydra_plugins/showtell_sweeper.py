@@ -70,6 +70,7 @@ class OptunaSweeper(Sweeper):
         # folder of the sweep is named.
         self._config.hydra.sweep.dir = str(self._folder)
         overrides = self._config.hydra.overrides
+        self._names_space = any(e.startswith("hydra.sweeper.space=") for e in overrides.hydra)
         own = ("hydra.sweeper.", "hydra.sweep.dir=")
         overrides.hydra = [each for each in overrides.hydra if not each.startswith(own)]
         overrides.hydra.append(f"hydra.sweep.dir='{self._folder}'")
@@ -84,6 +85,13 @@ class OptunaSweeper(Sweeper):
             UserError: a mistake in the search space, before anything starts; a trial that failed.
         """
         fixed, space = self._split(arguments)
+        if "model" in space and not self._names_space:
+            models = ",".join(map(str, space["model"].choices))
+            raise UserError(
+                f"sweep=optuna searches one model, and model={models} names several, each with "
+                "options of its own: start a search for each, or name a file of conf/sweep/space/ "
+                "that suits all with hydra.sweeper.space=FILE"
+            )
         file = Path(self._config.search.study or self._folder / STUDY_FILE)
         score = self._config.callbacks.monitor
         _check(fixed, space)

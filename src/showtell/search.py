@@ -95,7 +95,6 @@ class Trial:
         self.values: dict[str, Value] = trial.params
         self._study = study
         self._trial = trial
-        self._is_pruned = False
 
     def report(self, epoch: int, score: float) -> bool:
         """Tell the score of an epoch, from 0; whether to stop, for others were better by then.
@@ -104,20 +103,25 @@ class Trial:
         """
         if epoch not in self._study.trials[self._trial.number].intermediate_values:
             self._trial.report(score, epoch)
-        self._is_pruned = self._trial.should_prune()
-        return self._is_pruned
+        return bool(self._trial.should_prune())  # numpy's own cannot be saved
 
-    def finish(self) -> None:
-        """Close the trial with the best of its scores."""
+    def finish(self, *, pruned: bool) -> None:
+        """Close the trial with the best of its scores; as failed when it has none."""
         from optuna.trial import TrialState
 
         scores = self._study.trials[self._trial.number].intermediate_values.values()
-        if self._is_pruned:
+        if pruned:
             self._study.tell(self._trial, state=TrialState.PRUNED)
         elif scores:
             self._study.tell(self._trial, max(scores))
         else:
-            self._study.tell(self._trial, state=TrialState.FAIL)
+            self.fail()
+
+    def fail(self) -> None:
+        """Close the trial as one of which nothing can be learned, such as one that diverged."""
+        from optuna.trial import TrialState
+
+        self._study.tell(self._trial, state=TrialState.FAIL)
 
 
 def as_overrides(values: Mapping[str, Value]) -> list[str]:
@@ -178,7 +182,32 @@ def join(file: Path, slot: str) -> Trial:
 
 
 def rejoin(file: Path, slot: str) -> Trial | None:
-    """The trial that the job called ``slot`` left unfinished, if there is one."""
+    """The trial that the run of the job called ``slot`` goes on with; None when it ended well.
+
+    Where it failed, say for want of memory, it is another with the same values and scores.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    unfinished = _trial_of(file, slot, ended=False)
+    if unfinished is not None or _trial_of(file, slot, ended=True) is not None:
+        return unfinished
+    study = _open(file, slot=slot)
+    failed = [
+        found
+        for found in study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+        if found.user_attrs.get("slot") == slot
+    ]
+    if not failed:
+        return None
+    study.add_trial(
+        create_trial(
+            state=TrialState.RUNNING,
+            params=failed[-1].params,
+            distributions=failed[-1].distributions,
+            intermediate_values=failed[-1].intermediate_values,
+            user_attrs={"slot": slot},
+        )
+    )
     return _trial_of(file, slot, ended=False)
 
 
@@ -206,7 +235,8 @@ def summary(file: Path, command: Sequence[str]) -> list[str]:
     counts = {state: len(study.get_trials(False, [state])) for state in TrialState}
     lines = [
         f"search: {counts[TrialState.COMPLETE]} trials trained to the end, "
-        f"{counts[TrialState.PRUNED]} stopped early, {counts[TrialState.RUNNING]} not ended",
+        f"{counts[TrialState.PRUNED]} stopped early, {counts[TrialState.RUNNING]} not ended, "
+        f"{counts[TrialState.FAIL]} failed",
     ]
     if counts[TrialState.COMPLETE] == 0:
         return lines

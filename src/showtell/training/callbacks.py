@@ -50,7 +50,7 @@ class CallbackSettings:
     def build(self, run_folder: Path) -> list[Callback]:
         """The callbacks of a run that lives in ``run_folder``."""
         keep_best = KeepBest(run_folder, monitor=self.monitor)
-        callbacks: list[Callback] = [keep_best, RandomStates()]
+        callbacks: list[Callback] = [keep_best, RandomStates(), StaysEnded(self.patience)]
         if self.patience is not None:
             callbacks.append(Patience(self.monitor, mode="max", patience=self.patience))
         if self.progress_refresh:
@@ -90,6 +90,40 @@ class Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score and the wait so far, not the patience."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+class StaysEnded(Callback):
+    """Keeps a training that was stopped early from going on when it is resumed under its limits.
+
+    It may have been killed while it was scored.
+
+    Args:
+        patience: of the configuration, one of the limits.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self._patience = patience
+        self._ended_under: dict[str, Any] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write down under which limits another callback has ended the training, if one has."""
+        checkpoint["ended_under"] = self._limits(trainer) if trainer.should_stop else None
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read it; checkpoints of earlier versions do not say."""
+        self._ended_under = checkpoint.get("ended_under")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End it again."""
+        if self._ended_under == self._limits(trainer):
+            trainer.should_stop = True
+
+    def _limits(self, trainer: Trainer) -> dict[str, Any]:
+        return {"max_epochs": trainer.max_epochs, "patience": self._patience}
 
 
 class KeepBest(Callback):
