@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from showtell import evaluation, experiment
 from showtell.config import build
 from showtell.errors import UserError
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
+from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
 from showtell.types import Split
 from showtell.vision.features import FeatureStore
@@ -58,7 +61,7 @@ def test_a_run_folder_holds_all_that_a_user_relies_on(smoke: Smoke) -> None:
     assert names == {
         *("config.yaml", "run.json", "vocabulary.json", "metrics.csv"),
         *("captions-val.json", "scores-val.json", "statistics-val.safetensors"),
-        *(str(BEST_WEIGHTS), str(LAST_CHECKPOINT)),
+        *(str(BEST_WEIGHTS), str(LAST_CHECKPOINT), ".lock"),
     }
     record = record_of(smoke.folder)
     assert (record["status"], record["seed"]) == ("finished", 1)
@@ -172,6 +175,35 @@ def test_a_finished_run_goes_on_only_with_more_to_do(smoke: Smoke, copied: Path)
     assert yaml.safe_load((copied / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
     with (copied / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)][-1] == "2"
+
+
+def test_a_run_that_is_being_trained_is_left_alone_until_its_process_is_gone(
+    smoke: Smoke, copied: Path
+) -> None:
+    checkpoint = copied / LAST_CHECKPOINT
+    before = checkpoint.stat().st_mtime_ns
+    for_long = smoke.config("trainer.max_epochs=100000")
+    trainer = multiprocessing.get_context("fork").Process(target=resume, args=(copied, for_long))
+    trainer.start()
+    try:
+        while checkpoint.stat().st_mtime_ns == before:
+            assert trainer.is_alive()
+            time.sleep(0.02)
+        with pytest.raises(UserError, match=r"is being trained by another process: wait for its"):
+            resume(copied, smoke.config("trainer.max_epochs=3"))
+    finally:
+        trainer.kill()
+        trainer.join()
+    assert record_of(copied)["status"] == "running"
+    begun = AtomicCheckpointIO().load_checkpoint(checkpoint)["epoch"]
+    resume(copied, smoke.config(f"trainer.max_epochs={begun + 1}"))
+    assert record_of(copied)["status"] == "finished"
+
+
+def test_what_is_no_run_is_not_made_one(smoke: Smoke, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        resume(tmp_path / "none", smoke.config())
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_run_without_a_checkpoint_is_not_resumed(smoke: Smoke, copied: Path) -> None:

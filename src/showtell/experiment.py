@@ -71,8 +71,9 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
         UserError: when there is nothing to continue, or the data are not those it began with.
     """
     with _together(config):
-        ranks.from_first(lambda: _check_resumable(folder, config))
+        runs.read_record(folder)  # a lock would make a folder of what is none
         with _alone(folder):
+            ranks.from_first(lambda: _check_resumable(folder, config))
             parts = prepare({**config, "start_from": None}, data)  # it is long past its start
             ranks.from_first(lambda: _reopen(folder, config, parts))
             _run(config, parts, folder, checkpoint=folder / runs.LAST_CHECKPOINT)
