@@ -70,7 +70,8 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
             f"{'process was' if started == 1 else 'processes were'} started: ask torchrun or srun "
             "for one process a device"
         )
-    _watch()
+    met = threading.Event()
+    _watch(met)
     # Lightning guesses it from the environment when it is imported, which may be too early.
     rank_zero_only.rank = environment.global_rank()  # type: ignore[attr-defined]
     if environment.global_rank() > 0:
@@ -83,6 +84,7 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
     distributed.init_process_group(
         "nccl" if on_gpus else "gloo", rank=environment.global_rank(), world_size=processes
     )
+    met.set()
     yield
 
 
@@ -108,11 +110,11 @@ def blamed_rightly() -> Iterator[None]:
         raise
 
 
-def _watch() -> None:
+def _watch(met: threading.Event) -> None:
     """End this process when its starter is gone, or some time after it was asked to end.
 
     Its main thread may wait for a dead partner inside a library, where no signal handler runs and
-    no exception is raised.
+    no exception is raised. Before the processes have ``met`` there is nothing to save.
     """
     heard, said = os.pipe()
     os.set_blocking(said, False)
@@ -122,6 +124,8 @@ def _watch() -> None:
     def watch() -> None:
         while os.getppid() == starter:
             if select.select([heard], [], [], 1.0)[0] and set(os.read(heard, 64)) & set(ASK_TO_END):
+                if not met.is_set():
+                    break
                 # Not a sleep: at its very end Python waits for dead partners and runs no thread.
                 signal.alarm(SECONDS_TO_END)
                 return
