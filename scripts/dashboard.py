@@ -26,7 +26,7 @@ def workspace(*, entity: str, project: str) -> Any:
     Raises:
         ImportError: wandb-workspaces is not installed.
     """
-    import wandb_workspaces.reports.v2 as panels
+    import wandb_workspaces.reports.v2.interface as panels
     import wandb_workspaces.workspaces as workspaces
 
     def section(name: str, shown: list[Any]) -> Any:
@@ -35,7 +35,7 @@ def workspace(*, entity: str, project: str) -> Any:
     def curve(y: str, x: str) -> Any:
         return panels.LinePlot(title=y, x=x, y=[y])
 
-    columns = [panels.Config(option) for option in SEARCHED]
+    columns: list[Any] = [panels.Config(option) for option in SEARCHED]
     columns.append(panels.SummaryMetric("best/CIDEr"))
     return workspaces.Workspace(
         entity=entity,

@@ -132,8 +132,10 @@ def write_card(folder: Path) -> None:
 
 
 def _row(scores: Mapping[str, float], metric: str) -> str:
-    names = (metric, f"95 % low/{metric}", f"95 % high/{metric}", f"people/{metric}")
-    names = (*names, f"constant caption/{metric}")
+    names = (
+        *(metric, f"95 % low/{metric}", f"95 % high/{metric}", f"people/{metric}"),
+        f"constant caption/{metric}",
+    )
     # METEOR is not computed for people.
     own, low, high, people, constant = (
         f"{100 * scores[name]:.1f}" if name in scores else "" for name in names

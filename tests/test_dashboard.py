@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 import warnings
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import Smoke
+from wandb_reading import Recorded
 
 from showtell.config import compose
 
@@ -96,3 +99,34 @@ def test_wandb_sweeps_call_the_program_with_valid_overrides() -> None:
         assert config["model"]["_target_"].startswith("showtell.models.")
         metric = yaml.safe_load(file.read_text())["metric"]
         assert metric == {"name": "val/CIDEr", "goal": "maximize"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_wandbs_agent_starts_is_a_run_of_its_sweep(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent itself starts it; only what its server would say is made up."""
+    from wandb.wandb_agent import Agent
+
+    (file,) = (ROOT / "sweeps").glob("*.yaml")
+    sweep = yaml.safe_load(file.read_text())
+    overrides = [*agent_command(file)[3:], *smoke.overrides, "tracking=offline"]
+    values = dict(word.split("=", 1) for word in [*overrides, f"output.root={tmp_path / 'runs'}"])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # the agent sets them
+        monkeypatch.setenv(name, "")
+    agent = Agent(api=None, queue=None, sweep_id="sweep1")
+    agent._sweep_command = sweep["command"]
+    args = {name: {"value": value} for name, value in values.items()}
+    agent._command_run({"run_id": "run1", "program": sweep["program"], "args": args})
+    assert agent._run_processes["run1"].wait() == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    recorded = Recorded(run)
+    assert (recorded.run.run_id, recorded.run.sweep_id) == ("run1", "sweep1")
+    assert recorded.config["optim"]["lr"] == sweep["parameters"]["optim.lr"]["min"]
+    assert [epoch for epoch, _ in recorded.curve("val/CIDEr")]

@@ -96,7 +96,7 @@ class RayLauncher(Launcher):
             import ray
         except ImportError as error:
             raise _missing("ray", error) from error
-        self._ray = ray
+        self._ray: Any = ray
         self._folder = Path(config.hydra.sweep.dir).resolve()
         sources = config.hydra.runtime.config_sources
         self._program = [
