@@ -66,7 +66,7 @@ def test_a_preempted_job_goes_on_and_all_finish(smoke: Smoke, tmp_path: Path, st
     assert len(runs) == 2
     records = [json.loads((run / "run.json").read_text()) for run in runs]
     assert [record["status"] for record in records] == ["finished"] * 2
-    log = next(folder.glob(".submitit/*/4711_0_0_log.err")).read_text()
+    log = "".join(file.read_text() for file in folder.glob(".submitit/*/4711_0_0_log.*"))
     assert "this job is preempted" in log
     assert "Requeued job 4711_0" in log
     assert "interrupted; go on with" in log
