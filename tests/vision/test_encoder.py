@@ -17,6 +17,7 @@ from showtell.vision.encoder import (
     Encoder,
     EncoderIdentity,
     efficientnet_lite,
+    joined,
     rebuild_encoder,
     timm_encoder,
     torchvision_encoder,
@@ -204,6 +205,28 @@ def test_rebuilding_from_an_identity(tmp_path: Path) -> None:
         rebuild_encoder(identity, weights=other)
     lite = efficientnet_lite(size=0, weights=None, preprocessing=rule(64, **HALF)).identity
     assert rebuild_encoder(lite).identity == lite
+
+
+def test_joined_networks_give_the_features_of_each(tmp_path: Path) -> None:
+    names, usual = ["efficientnet_lite0", "efficientnet_lite1"], rule(64, **HALF)
+    both = joined(networks=names, weights=None, preprocessing=usual)
+    pictures = images(64)
+    parts = [
+        efficientnet_lite(size=size, weights=None, preprocessing=usual)(pictures) for size in (0, 1)
+    ]
+    output = both(pictures)
+    assert both.identity.grid_shape == (4, 2560)
+    assert torch.equal(output.grid, torch.cat([part.grid for part in parts], dim=2))
+    assert torch.equal(output.pooled, torch.cat([part.pooled for part in parts], dim=1))
+    assert rebuild_encoder(both.identity).identity == both.identity
+
+    torch.save(both.body.state_dict(), tmp_path / "both.pth")
+    file = str(tmp_path / "both.pth")
+    assert rebuild_encoder(both.identity, weights=file).identity == both.identity
+    with pytest.raises(UserError, match="not the weights of efficientnet_lite1"):
+        joined(networks=names[::-1], weights=file, preprocessing=usual)
+    with pytest.raises(UserError, match="at least two"):
+        joined(networks=names[:1], weights=None, preprocessing=usual)
 
 
 def test_a_deeper_network_of_the_family_is_refused(tmp_path: Path) -> None:

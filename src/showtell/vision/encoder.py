@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -362,6 +361,43 @@ class _ShapeRecorder(fx.Interpreter):
         return result
 
 
+def joined(*, networks: list[str], weights: str | None, preprocessing: Preprocessing) -> Encoder:
+    """Several networks that look at the same pictures: each region has the features of them all.
+
+    ``networks`` are named as identities name them: ``efficientnet_lite2``,
+    ``torchvision/resnet50``, ``timm/convnext_tiny``. ``weights`` is a file with the state dict of
+    this encoder's body, or None for the published weights of each. All get one ``preprocessing``,
+    and must give one grid.
+
+    Raises:
+        UserError: fewer than two networks, one that cannot be had, or grids of different sizes.
+    """
+    if len(networks) < 2:
+        raise UserError("encoder.networks: name at least two, or choose the encoder of the one")
+    parts = [_named(network)(weights=None, preprocessing=preprocessing) for network in networks]
+    grids = [f"{part.identity.rows} x {part.identity.columns}" for part in parts]
+    if len(set(grids)) > 1:
+        raise UserError(
+            f"encoder.networks: {', '.join(networks)} give grids of {', '.join(grids)} regions for "
+            f"pictures of {preprocessing.size} px; join networks of one grid"
+        )
+    body, name = _SideBySide(nn.ModuleList([part.body for part in parts])), "+".join(networks)
+    if weights is not None:
+        fit_weights(body, load_state(Path(weights)), Path(weights), name)
+    return Encoder(body, network=name, weights=digest(body), preprocessing=preprocessing)
+
+
+class _SideBySide(nn.Module):
+    """The maps of several networks (B, D1 + D2 + ..., rows, columns)."""
+
+    def __init__(self, networks: nn.ModuleList) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([network(images) for network in self.networks], dim=1)
+
+
 def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) -> Encoder:
     """The encoder a run or a feature store was made with.
 
@@ -370,17 +406,8 @@ def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) ->
     Raises:
         UserError: weights that cannot be had, or other ones than those of the identity.
     """
-    library, _, network = identity.network.rpartition("/")
-    build: Callable[..., Encoder]
-    match library:
-        case "timm":
-            build = partial(timm_encoder, network=network)
-        case "torchvision":
-            build = partial(torchvision_encoder, network=network)
-        case _ if network.removeprefix("efficientnet_lite") in ("0", "1", "2"):
-            build = partial(efficientnet_lite, size=int(network[-1]))
-        case _:
-            raise UserError(f"encoder {identity.network!r} is none of this version's networks")
+    names = identity.network.split("+")
+    build = partial(joined, networks=names) if len(names) > 1 else _named(names[0])
     encoder = build(weights=weights, preprocessing=identity.preprocessing)
     if encoder.identity != identity:
         raise UserError(
@@ -388,3 +415,16 @@ def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) ->
             f"those it was trained with ({identity.weights[:8]}); name the right file"
         )
     return encoder
+
+
+def _named(name: str) -> partial[Encoder]:
+    """What builds the encoder of an identity's network from ``weights`` and ``preprocessing``."""
+    library, _, network = name.rpartition("/")
+    match library:
+        case "timm":
+            return partial(timm_encoder, network=network)
+        case "torchvision":
+            return partial(torchvision_encoder, network=network)
+        case _ if network.removeprefix("efficientnet_lite") in ("0", "1", "2"):
+            return partial(efficientnet_lite, size=int(network[-1]))
+    raise UserError(f"encoder {name!r} is none of this version's networks")
