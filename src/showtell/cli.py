@@ -62,8 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="for encoder.weights=FILE"
     )
-    tune.add_argument("--epochs", type=_at_least_1, default=10, metavar="N")
-    tune.add_argument("--lr", type=float, default=3e-4, metavar="RATE")
+    tune.add_argument(
+        "--epochs", type=_at_least_1, default=8, metavar="N", help="default: %(default)s"
+    )
+    tune.add_argument(
+        "--lr", type=float, default=3e-4, metavar="RATE", help="the highest; default: %(default)s"
+    )
     tune.set_defaults(command=_tune)
 
     evaluate = commands.add_parser("evaluate", help="all metrics of a run on a split")
@@ -173,9 +177,13 @@ def _features(options: argparse.Namespace) -> int:
 
 def _tune(options: argparse.Namespace) -> int:
     from showtell.config import build, compose
+    from showtell.files import check_writable
 
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output {options.output}: give a name that ends in .safetensors")
+    if options.output.exists():
+        raise UserError(f"{options.output} exists; name another --output or remove it")
+    check_writable(options.output)
     config = compose(options.overrides)
     data = build("data", config["data"])
     from showtell.parts import tune_encoder

@@ -35,6 +35,16 @@ def write_atomically(file: Path, data: bytes | memoryview) -> None:
         ) from error
 
 
+def check_writable(file: Path) -> None:
+    """Make the folder of a new file that is to be written after long work, and try to write there.
+
+    Raises:
+        UserError: as ``write_atomically`` would, but before the work.
+    """
+    write_atomically(file, b"")
+    file.unlink()
+
+
 def remove_parts(file: Path) -> None:
     """Delete what killed processes left of their writing of ``file``."""
     for part in file.parent.glob(f".{file.name}.*.part"):

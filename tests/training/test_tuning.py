@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from conftest import Smoke
 from PIL import Image
 from safetensors.torch import load_file
 
-from showtell import evaluation, experiment
+from showtell import cli, evaluation, experiment
 from showtell.caption import load_run
 from showtell.config import build
 from showtell.errors import UserError
@@ -132,10 +130,25 @@ def test_what_cannot_be_tuned_is_told(coloured: list[CaptionedImage], tmp_path: 
     assert not (tmp_path / "file").exists()
 
 
-def test_the_command_says_what_it_needs(smoke: Smoke) -> None:
-    command = [sys.executable, "-m", "showtell", "tune", *smoke.overrides]
-    answer = subprocess.run(
-        [*command, "--output", "tuned.pth"], capture_output=True, text=True, check=False
-    )
-    assert answer.returncode == 1
-    assert answer.stderr == ("error: --output tuned.pth: give a name that ends in .safetensors\n")
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("tuned.pth", "--output tuned.pth: give a name that ends in .safetensors"),
+        ("old.safetensors", "old.safetensors exists; name another --output or remove it"),
+        ("/proc/none/tuned.safetensors", "tuned.safetensors cannot be written"),
+    ],
+)
+def test_a_place_that_cannot_be_is_told_before_the_work(
+    output: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old.safetensors").touch()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["tune", "data.root=nowhere", "--output", output])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
