@@ -62,6 +62,16 @@ def test_it_is_scored_reported_and_compared_like_a_run(smoke: Smoke, ensemble: P
     assert training.settings != read_training(smoke.folder, "val").settings
 
 
+def test_one_run_alone_is_the_same_run_with_other_views(attentive: Path, tmp_path: Path) -> None:
+    views = "original+zoomed"
+    folder = gather([attentive], tmp_path / "looking", search=None, views=views)
+    assert load_run(folder).views == ("original", "zoomed")
+    assert saved_config(folder / CONFIG, [], [])["views"] == views
+    with pytest.raises(UserError, match="--views: views=zoomed: begin with original"):
+        gather([attentive], tmp_path / "wrong", search=None, views="zoomed")
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_an_ensemble_in_an_ensemble_counts_with_each_of_its_members(
     smoke: Smoke, ensemble: Path, tmp_path: Path
 ) -> None:

@@ -18,8 +18,10 @@ from conftest import Smoke
 
 import showtell.metrics.alarms
 from showtell import evaluation, experiment
+from showtell.caption import load_run
 from showtell.config import build
 from showtell.errors import UserError
+from showtell.parts import features_of
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.module import CaptioningModule
@@ -61,7 +63,7 @@ def test_a_run_folder_holds_all_that_a_user_relies_on(smoke: Smoke) -> None:
     assert names == {
         *("config.yaml", "run.json", "vocabulary.json", "metrics.csv"),
         *("captions-val.json", "scores-val.json", "statistics-val.safetensors"),
-        *(str(BEST_WEIGHTS), str(LAST_CHECKPOINT), ".lock"),
+        *(str(BEST_WEIGHTS), str(LAST_CHECKPOINT)),
     }
     record = record_of(smoke.folder)
     assert (record["status"], record["seed"]) == ("finished", 1)
@@ -338,3 +340,33 @@ def test_overfit_learns_by_heart_and_names_what_it_scored(smoke: Smoke, tmp_path
     scores = json.loads((folder / "scores-train.json").read_text())
     assert scores["BLEU-4"] > 0.9
     assert not (folder / "scores-val.json").exists()
+
+
+def test_captions_are_written_of_all_views_together(smoke: Smoke, tmp_path: Path) -> None:
+    views = "views=original+mirrored"
+    wide = "model.embedding_width=60"
+    config = smoke.config("model=attention_glove", wide, views, f"output.folder={tmp_path / 'run'}")
+    folder = train(config)
+    run, data = load_run(folder), build("data", config["data"])
+    assert run.views == ("original", "mirrored")
+    images = data.split("val")
+    store = features_of(images, run.encoder, "grid", config)
+    turned = features_of(images, run.encoder, "grid", config, view="mirrored")
+    ids = [image.image_id for image in images]
+    both = [torch.from_numpy(each.gather(each.index(ids))).float() for each in (store, turned)]
+    expected = run.write(torch.cat(both, dim=1))
+    saved = json.loads((folder / "captions-val.json").read_text())
+    assert [row["caption"] for row in saved] == expected
+    assert run.caption([image.path for image in images]) == expected
+    evaluate(folder, "val", config)
+    signature = json.loads((folder / "scores-val.json").read_text())["signature"]
+    assert "|views:original+mirrored|" in signature
+    (looked,) = run.look([images[0].path], ["a dog"])
+    assert looked.weights.shape == (2, 2, 2)  # of the original alone
+
+
+@pytest.mark.parametrize("views", ["mirrored", "original+sideways"])
+def test_views_there_are_not_are_told(smoke: Smoke, tmp_path: Path, views: str) -> None:
+    config = smoke.config(f"views={views}", f"output.folder={tmp_path / 'run'}")
+    with pytest.raises(UserError, match=f"views={views}".replace("+", r"\+")):
+        train(config)

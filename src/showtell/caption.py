@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -29,7 +29,7 @@ from showtell.text.vocabulary import BEGIN, Vocabulary
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder, EncoderIdentity, rebuild_encoder
 from showtell.vision.extract import encode
-from showtell.vision.images import ImageError
+from showtell.vision.images import ImageError, view_names
 
 BATCH_SIZE = 32
 
@@ -60,6 +60,7 @@ class Run:
     decoder: nn.Module
     vocabulary: Vocabulary
     search: Search
+    views: tuple[str, ...]  # that are looked at together
     encoder_weights: str | None
 
     @cached_property
@@ -158,7 +159,7 @@ class Run:
         """
         paths = iter(paths)
         while chunk := list(islice(paths, BATCH_SIZE)):
-            encoded = self._encode(chunk)
+            encoded = self._encode(chunk, views=self.views)
             readable = [features for features in encoded if not isinstance(features, ImageError)]
             written = self._write_several(torch.stack(readable), samples) if readable else ()
             captions = iter(written)
@@ -194,7 +195,7 @@ class Run:
 
     @torch.inference_mode()
     def _look(self, decoder: AttentiveDecoder, path: Path, words: list[str]) -> Look:
-        (features_RD,) = self._encode([path])
+        (features_RD,) = self._encode([path], views=self.views[:1])  # one picture can be drawn on
         if isinstance(features_RD, ImageError):
             raise features_RD
         token_ids = torch.tensor([BEGIN, *self.vocabulary.encode(words)], device=features_RD.device)
@@ -204,10 +205,15 @@ class Run:
         weights = weights_TR[:-1].view(len(words), identity.rows, identity.columns)
         return Look(tuple(words), weights.numpy())
 
-    def _encode(self, paths: Sequence[Path]) -> list[Tensor | ImageError]:
+    def _encode(self, paths: Sequence[Path], *, views: Sequence[str]) -> list[Tensor | ImageError]:
         """Features (D,) or (R, D) of each file, beside the decoder; or why there are none."""
         encoded = encode(
-            paths, self.encoder, kind=self.feature_kind, batch_size=len(paths), device=self.device
+            paths,
+            self.encoder,
+            kind=self.feature_kind,
+            batch_size=len(paths),
+            device=self.device,
+            views=views,
         )
         return [
             entry
@@ -250,7 +256,15 @@ def load_run(
     kept = encoder_weights or runs.encoder_weights(folder) or record["encoder"].get("weights")
     weights = None if kept is None else str(kept)
     decoder = decoder.eval().to(device_for(accelerator))
-    return Run(folder, record, decoder, vocabulary, search.with_vocabulary(vocabulary), weights)
+    search = search.with_vocabulary(vocabulary)
+    return Run(folder, record, decoder, vocabulary, search, _views_of(folder, record), weights)
+
+
+def _views_of(folder: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return view_names(str(record.get("views", "original")))
+    except ValueError as error:
+        raise UserError(f"{folder / RECORD}: {error}; restore it from a copy") from error
 
 
 def member_folders(folder: Path) -> list[Path]:

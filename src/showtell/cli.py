@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="decoding=... decoding.beam_size=...; default: the search of the first run",
     )
+    ensemble.add_argument(
+        "--views", metavar="VIEWS", help="as views=... of train.py; default: those of the first run"
+    )
     ensemble.set_defaults(command=_ensemble)
 
     caption = commands.add_parser("caption", help="caption new pictures with a run")
@@ -229,7 +232,8 @@ def _ensemble(options: argparse.Namespace) -> int:
     search = compose(options.search)["decoding"] if options.search else None
     from showtell.ensembles import gather
 
-    print(f"run: {gather(options.runs, options.output, search=search)}")
+    folder = gather(options.runs, options.output, search=search, views=options.views)
+    print(f"run: {folder}")
     return 0
 
 

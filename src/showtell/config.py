@@ -60,6 +60,7 @@ PLAIN = {
     "seed": "int",
     "resume": "str | None",
     "start_from": "str | None",
+    "views": "str",
     "output.root": "str",
     "output.folder": "str | None",
     "features.root": "str",
@@ -336,8 +337,8 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: all problems together, one a line.
     """
-    known = [*INJECTED, "name", "seed", "resume", "start_from", "output", "features", "search"]
-    problems = check_keys(config, known, "")
+    known = [*INJECTED, *(path.partition(".")[0] for path in PLAIN)]
+    problems = check_keys(config, list(dict.fromkeys(known)), "")
     for group in INJECTED:
         node = config.get(group)
         if isinstance(node, Mapping):

@@ -14,24 +14,32 @@ from showtell.caption import Run, check_members, load_run, member_folders
 from showtell.config import INJECTED, TARGET, check_node, compose
 from showtell.errors import UserError
 from showtell.files import write_atomically
+from showtell.vision.images import view_names
 
 ENSEMBLE = "showtell.decoding.ensemble.Ensemble"
 
 
-def gather(members: Sequence[Path], output: Path, *, search: dict[str, Any] | None) -> Path:
+def gather(
+    members: Sequence[Path],
+    output: Path,
+    *,
+    search: dict[str, Any] | None,
+    views: str | None = None,
+) -> Path:
     """Make the run folder ``output`` of an ensemble: copies of ``members``, and what they share.
 
     It depends on nothing outside. An ensemble among the members stands for its own members. One
-    member alone makes the same run with another search.
+    member alone makes the same run with another search or other views.
 
     Args:
         members: run folders.
         output: the folder to make.
         search: the node of ``conf/decoding`` it captions with; None for that of the first member.
+        views: what it looks at together; None for what the first member does.
 
     Raises:
-        UserError: when a member cannot be loaded, when they differ in words or encoder, or when
-            the folder exists.
+        UserError: when a member cannot be loaded, when they differ in words or encoder, when
+            there are no such views, or when the folder exists.
     """
     if output.exists():
         raise UserError(f"{output} exists; name another --output or remove it")
@@ -39,7 +47,12 @@ def gather(members: Sequence[Path], output: Path, *, search: dict[str, Any] | No
     loaded = [load_run(folder) for folder in folders]
     check_members(loaded)
     search = search or loaded[0].record["decoding"]
-    config = _config(members[0], search)
+    views = views or "+".join(loaded[0].views)
+    try:
+        view_names(views)
+    except ValueError as error:
+        raise UserError(f"--views: {error}") from error
+    config = _config(members[0], {"decoding": search, "views": views})
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
         _copy(run.folder, output / runs.MEMBERS / str(number))
@@ -48,7 +61,7 @@ def gather(members: Sequence[Path], output: Path, *, search: dict[str, Any] | No
         runs.keep_encoder_weights(output, weights)
     write_atomically(output / runs.CONFIG, config.encode())
     # Last: a folder without it is no run.
-    runs.write_json(output / runs.RECORD, {**_record(loaded), "decoding": search})
+    runs.write_json(output / runs.RECORD, {**_record(loaded), "decoding": search, "views": views})
     return output
 
 
@@ -78,8 +91,8 @@ def _record(loaded: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _config(member: Path, search: dict[str, Any]) -> str:
-    """The configuration of a member with another search, for `evaluate` to find its data.
+def _config(member: Path, changes: dict[str, Any]) -> str:
+    """The configuration of a member with some ``changes``, for `evaluate` to find its data.
 
     What an older version wrote differently stands as it would be now: it was for the training.
     """
@@ -90,5 +103,5 @@ def _config(member: Path, search: dict[str, Any]) -> str:
         for key, value in saved.items()
         if key in usual and not (key in INJECTED and check_node(key, value))
     }
-    config = {**usual, **fitting, "decoding": search}
+    config = {**usual, **fitting, **changes}
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -13,8 +13,8 @@ import torch
 
 from showtell import runs
 from showtell.caption import Run, load_run
+from showtell.data.batches import FeatureSource
 from showtell.decoding.beam import Hypothesis
-from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.metrics.alarms import (
     Alarm,
@@ -36,7 +36,7 @@ from showtell.metrics.intervals import Interval, bootstrap
 from showtell.metrics.language import WordStatistics, caption_words, reference_words
 from showtell.metrics.scores import DEFAULT_METRICS, CaptionScores, score_captions
 from showtell.metrics.statistics import METRICS
-from showtell.parts import Config, features_of
+from showtell.parts import Config, features_of, seen_features_of
 from showtell.runs import TRAINING
 from showtell.tables import print_alarms, print_scores, print_words
 from showtell.types import CaptionData, CaptionedImage, Split
@@ -105,10 +105,18 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
     for note in (*data.notes, *changed_files(run.record, data)):
         print(f"note: {note}")
     store = features_of(images, run.encoder, run.feature_kind, config)
+    seen = seen_features_of(images, run.encoder, run.feature_kind, config, run.views)
     if split == "test":
         _note_look(run)
     found = score_split(
-        run, images, split, store, data.split("train"), metrics=METRICS, with_landmarks=True
+        run,
+        images,
+        split,
+        store,
+        data.split("train"),
+        seen=seen,
+        metrics=METRICS,
+        with_landmarks=True,
     )
     title = f"{data.name} {split}, {len(images)} images"
     print_scores(title, found.scores, found.landmarks, found.intervals)
@@ -126,19 +134,22 @@ def score_split(
     store: FeatureStore,
     training: Sequence[CaptionedImage],
     *,
+    seen: FeatureSource,
     metrics: Sequence[str],
     with_landmarks: bool,
 ) -> Evaluation:
     """Caption every image of a split once, score all, and write it into the run folder.
 
     Args:
+        store: the features of the pictures as they are.
         training: the images of the training, whose captions may have been copied.
+        seen: what captions are written of, which may be several views.
         metrics: see `score_captions`.
         with_landmarks: whether floors, ceiling and intervals are worth their seconds.
     """
-    captions, unfinished = _write_captions(run, images, store)
+    captions, unfinished = _write_captions(run, images, seen)
     references, known = _captions_of(images), _captions_of(training)
-    scores = score_captions(captions, references, metrics, context=_context(run.search, split))
+    scores = score_captions(captions, references, metrics, context=_context(run, split))
     language = {
         "training": [caption for each in known.values() for caption in each],
         "vocabulary": run.vocabulary.words,
@@ -172,9 +183,11 @@ def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:
     ]
 
 
-def _context(search: Search, split: Split) -> dict[str, object]:
+def _context(run: Run, split: Split) -> dict[str, object]:
     """What the signature says of how the captions came about: every rule that is in force."""
-    options = {name: value for name, value in asdict(search).items() if name != "ending_ids"}
+    options = {name: value for name, value in asdict(run.search).items() if name != "ending_ids"}
+    if len(run.views) > 1:
+        options = {"views": "+".join(run.views), **options}
     names = {"beam_size": "beam"}
     in_force = {names.get(k, k): _told(v) for k, v in options.items() if v not in (None, (), [])}
     return {"split": split, **in_force}
@@ -194,13 +207,13 @@ def _captions_of(images: Sequence[CaptionedImage]) -> dict[str, tuple[str, ...]]
 
 
 def _write_captions(
-    run: Run, images: Sequence[CaptionedImage], store: FeatureStore
+    run: Run, images: Sequence[CaptionedImage], seen: FeatureSource
 ) -> tuple[dict[str, str], set[str]]:
     """One caption per image, decoded in batches, and the images whose caption was cut off."""
     found: dict[str, Hypothesis] = {}
     for first in range(0, len(images), DECODING_BATCH):
         image_ids = [image.image_id for image in images[first : first + DECODING_BATCH]]
-        features = torch.from_numpy(store.gather(store.index(image_ids))).float()
+        features = torch.from_numpy(seen.gather(seen.index(image_ids))).float()
         found.update(zip(image_ids, run.decode(features), strict=True))
     captions = {image_id: run.text_of(hypothesis) for image_id, hypothesis in found.items()}
     return captions, {image_id for image_id, hypothesis in found.items() if not hypothesis.ended}

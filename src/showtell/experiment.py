@@ -172,6 +172,7 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
             split,
             parts.store,
             images["train"],
+            seen=parts.validation,
             metrics=final_metrics(),
             with_landmarks=False,
         )
@@ -251,6 +252,7 @@ def _fit(
         batch_size=settings.trainer.batch_size,
         seed=config["seed"],
         views=parts.views,
+        validation=parts.validation,
         limit_batches=settings.trainer.limit_batches,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
@@ -371,6 +373,7 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
         "model": config["model"],
         "model_sizes": parts.model_sizes,
         "decoding": config["decoding"],
+        "views": config["views"],
     }
     runs.write_json(folder / runs.RECORD, record)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from showtell.caption import device_for, load_run
 from showtell.config import build, target_of
+from showtell.data.batches import FeatureSource
 from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.text.glove import Coverage, WordVectors, load_vectors
@@ -27,8 +28,8 @@ from showtell.training.tuning import TuningSettings, tune
 from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
 from showtell.vision.extract import ensure_features
-from showtell.vision.features import FeatureStore
-from showtell.vision.images import VIEWS
+from showtell.vision.features import FeatureStore, SeenTogether
+from showtell.vision.images import VIEWS, view_names
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
@@ -71,6 +72,7 @@ class Parts:
     decoder: nn.Module
     store: FeatureStore
     views: tuple[FeatureStore, ...]  # of the training images, besides the store
+    validation: FeatureSource  # what is seen of the validation images
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -116,17 +118,28 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     if config["start_from"] is not None:
         start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
     used = [*images["train"], *images["val"]]
-    store = features_of(used, encoder, decoder.feature_kind, config)
+    kind = decoder.feature_kind
+    store = features_of(used, encoder, kind, config)
     views = tuple(
-        features_of(
-            images["train"],
-            encoder.seeing(VIEWS[name](encoder.preprocessing)),
-            decoder.feature_kind,
-            config,
-        )
-        for name in settings.trainer.view_names[1:]
+        features_of(images["train"], encoder, kind, config, view=name)
+        for name in view_names(settings.trainer.views)[1:]
     )
-    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, store, views)
+    validation = seen_features_of(images["val"], encoder, kind, config, caption_views(config))
+    return Parts(
+        settings, data, images, encoder, vocabulary, vectors, decoder, store, views, validation
+    )
+
+
+def caption_views(config: Config) -> tuple[str, ...]:
+    """The views that captions are written of.
+
+    Raises:
+        UserError: when ``views`` names none.
+    """
+    try:
+        return view_names(config["views"])
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def extract(config: Config, data: CaptionData) -> Path:
@@ -197,12 +210,17 @@ def select_images(data: CaptionData, settings: TrainerSettings) -> Images:
 
 
 def features_of(
-    images: Iterable[CaptionedImage], encoder: Encoder, kind: FeatureKind, config: Config
+    images: Iterable[CaptionedImage],
+    encoder: Encoder,
+    kind: FeatureKind,
+    config: Config,
+    *,
+    view: str = "original",
 ) -> FeatureStore:
-    """The stored features of ``images``; those not yet stored are made first."""
+    """The stored features of ``images`` in one view; those not yet stored are made first."""
     stores = ensure_features(
         [(image.image_id, image.path) for image in images],
-        encoder,
+        encoder if view == "original" else encoder.seeing(VIEWS[view](encoder.preprocessing)),
         [kind],
         root=Path(config["features"]["root"]),
         batch_size=config["features"]["batch_size"],
@@ -210,6 +228,18 @@ def features_of(
         progress=True,
     )
     return stores[kind]
+
+
+def seen_features_of(
+    images: Sequence[CaptionedImage],
+    encoder: Encoder,
+    kind: FeatureKind,
+    config: Config,
+    views: Sequence[str],
+) -> FeatureSource:
+    """What is seen of ``images`` when their captions are written: one view, or several together."""
+    stores = [features_of(images, encoder, kind, config, view=view) for view in views]
+    return SeenTogether(stores) if len(stores) > 1 else stores[0]
 
 
 def _build_within_range(group: str, config: Config, **injected: Any) -> Any:

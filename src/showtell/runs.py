@@ -9,7 +9,6 @@ checkpoints/encoder.*          weights of the encoder, where a file of the user'
 checkpoints/last.ckpt          state of the training, for ``resume`` on the machine that made it
 captions-<split>.json, scores-<split>.json
 statistics-<split>.safetensors what the scores were computed from, for ``showtell compare``
-.lock                          held by the process that trains it
 members/<number>               instead of checkpoints, the runs that an ensemble is made of
 """
 

@@ -15,7 +15,7 @@ from tiny_encoder import tiny_encoder
 
 from showtell.errors import UserError
 from showtell.types import FeatureKind
-from showtell.vision.features import Features, FeatureStore
+from showtell.vision.features import Features, FeatureStore, SeenTogether, seen_together
 
 IDENTITY = tiny_encoder().identity
 
@@ -230,3 +230,28 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> Non
     (store.folder / "a-b.npy").write_bytes(b"never committed")
     store.remove_leftovers()
     assert set(store.folder.iterdir()) == before
+
+
+def test_views_seen_together_are_one_larger_grid_or_their_mean() -> None:
+    one, other = (random_features(3, "grid", seed) for seed in (1, 2))
+    together = seen_together([one, other])
+    assert together.shape == (3, 8, 6)
+    np.testing.assert_array_equal(together[:, :4], one)
+    np.testing.assert_array_equal(together[:, 4:], other)
+    one, other = (random_features(3, "pooled", seed) for seed in (1, 2))
+    mean = (one.astype(np.float64) + other) / 2
+    np.testing.assert_allclose(seen_together([one, other]), mean, atol=1e-3)
+    assert seen_together([one]) is one
+
+
+def test_a_source_of_views_finds_each_image_in_all_of_them(tmp_path: Path) -> None:
+    store, expected = filled(tmp_path / "one")
+    other = FeatureStore.open(tmp_path / "other", IDENTITY, "pooled")
+    ids = list(reversed(expected))  # another order, so other positions
+    other.add(ids, ids, np.stack([expected[image_id] + np.float16(1) for image_id in ids]))
+    together = SeenTogether([store, other])
+    asked = ["2-3.jpg", "0-0.jpg", "1-1.jpg"]
+    positions = together.index(asked)
+    found = together.gather(positions[1:])
+    for image_id, row in zip(asked[1:], found, strict=True):
+        np.testing.assert_allclose(row, expected[image_id] + 0.5, atol=5e-3)

@@ -34,10 +34,16 @@ class CaptionDataModule(LightningDataModule):
         batch_size: int,
         seed: int,
         views: Sequence[FeatureSource] = (),
+        validation: FeatureSource | None = None,
         limit_batches: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        """Make batches of ``images``.
+
+        ``features`` are those of all images, ``views`` more of the training images; ``validation``
+        is what is seen of the validation images, where it is not ``features``.
+        """
         super().__init__()
         self._images = images
         self._features = features
@@ -45,6 +51,7 @@ class CaptionDataModule(LightningDataModule):
         self._batch_size = batch_size
         self._seed = seed
         self._views = views
+        self._validation = validation or features
         self._limit_batches = limit_batches
         self._rank = rank
         self._world_size = world_size
@@ -54,6 +61,7 @@ class CaptionDataModule(LightningDataModule):
         """The training split, shuffled anew every epoch."""
         return self._batches(
             self._images["train"],
+            self._features,
             batch_size=self._batch_size,
             shuffle_seed=self._seed,
             views=self._views,
@@ -70,7 +78,9 @@ class CaptionDataModule(LightningDataModule):
         write captions for the images, and tells little more: they speak of the same images.
         """
         images = [replace(image, captions=image.captions[:1]) for image in self._images["val"]]
-        return self._batches(images, batch_size=VALIDATION_BATCH, shuffle_seed=None)
+        return self._batches(
+            images, self._validation, batch_size=VALIDATION_BATCH, shuffle_seed=None
+        )
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -93,6 +103,7 @@ class CaptionDataModule(LightningDataModule):
     def _batches(
         self,
         images: Sequence[CaptionedImage],
+        features: FeatureSource,
         *,
         batch_size: int,
         shuffle_seed: int | None,
@@ -100,7 +111,7 @@ class CaptionDataModule(LightningDataModule):
     ) -> CaptionBatches:
         return CaptionBatches(
             EncodedCaptions(images, self._vocabulary),
-            self._features,
+            features,
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
             views=views,

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
-from showtell.vision.images import VIEWS
+from showtell.vision.images import view_names
 
 # Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
 # its own checkpoints wherever it was moved to, curves are written by the module itself, PyTorch
@@ -80,11 +80,7 @@ class TrainerSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        for view in self.view_names:
-            if view not in VIEWS:
-                raise ValueError(f"views={self.views}: {view} is none of {', '.join(VIEWS)}")
-        if self.view_names[0] != "original" or len(set(self.view_names)) < len(self.view_names):
-            raise ValueError(f"views={self.views}: begin with original, and name each view once")
+        view_names(self.views)
 
     @property
     def processes(self) -> int:
@@ -95,11 +91,6 @@ class TrainerSettings:
     def uses_gpu(self) -> bool:
         """Whether the training computes on NVIDIA's or AMD's GPUs."""
         return self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-
-    @property
-    def view_names(self) -> list[str]:
-        """The views one by one, the original first: it is what captions are written of."""
-        return self.views.split("+")
 
     def build(
         self,

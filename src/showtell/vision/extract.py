@@ -31,8 +31,8 @@ from showtell.errors import UserError
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder
 from showtell.vision.engines import Engine, engine_for
-from showtell.vision.features import Features, FeatureStore
-from showtell.vision.images import ImageError, Preprocessing
+from showtell.vision.features import Features, FeatureStore, seen_together
+from showtell.vision.images import VIEWS, ImageError, Preprocessing
 from showtell.vision.pipeline import Encoded, Picture, decode, encode_all
 
 # About 50 MB of grid features: little work lost to a kill, few files for a large data set.
@@ -112,16 +112,31 @@ def encode(
     kind: FeatureKind,
     batch_size: int,
     device: torch.device,
+    views: Sequence[str] = ("original",),
 ) -> list[Features | ImageError]:
     """Features of new pictures (files or PIL images), without a store.
 
-    One entry for each picture: float16 (D,) or (R, D), rounded as in the store, or the error of a
-    file that cannot be read.
+    One entry for each picture: float16 (D,) or (views x R, D), rounded as in the store, or the
+    error of a file that cannot be read.
     """
-    engine = _engine_for(encoder, pictures, len(pictures), batch_size, device)
-    numbered = enumerate(pictures)
-    encoded = [entry for _, entry in encode_all(numbered, encoder.preprocessing, engine, (kind,))]
-    return [entry if isinstance(entry, ImageError) else entry[kind] for entry in encoded]
+    engine = _engine_for(encoder, pictures, len(pictures) * len(views), batch_size, device)
+    by_view = []
+    for view in views:
+        preprocessing = VIEWS[view](encoder.preprocessing)
+        encoded = encode_all(enumerate(pictures), preprocessing, engine, (kind,))
+        by_view.append([entry for _, entry in encoded])
+    return [_seen_together(entries, kind) for entries in zip(*by_view, strict=True)]
+
+
+def _seen_together(views: Sequence[Encoded], kind: FeatureKind) -> Features | ImageError:
+    """One picture's features of all views, or why there are none."""
+    features: list[Features] = []
+    for encoded in views:
+        if isinstance(encoded, ImageError):
+            return encoded
+        features.append(encoded[kind][None])
+    together: Features = seen_together(features)[0]
+    return together
 
 
 def _engine_for(

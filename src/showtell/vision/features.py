@@ -300,6 +300,37 @@ class FeatureStore:
                 file.unlink()
 
 
+class SeenTogether:
+    """Features of images in several views, as one source: what is looked at all at once.
+
+    Grids (R, D) lie behind each other as one grid of more regions; of pooled features (D,) the
+    mean is taken.
+    """
+
+    def __init__(self, views: Sequence[FeatureStore]) -> None:
+        self._views = views
+
+    def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The positions (n, views) of each image."""
+        return np.stack([view.index(image_ids) for view in self._views], axis=1)
+
+    def gather(self, positions: NDArray[np.int64]) -> Features:
+        """Features (n, D) or (n, views x R, D) at the given positions."""
+        return seen_together(
+            [view.gather(column) for view, column in zip(self._views, positions.T, strict=True)]
+        )
+
+
+def seen_together(views: Sequence[Features]) -> Features:
+    """Features (n, D) or (n, R, D) of each of several views as those of one look at all."""
+    if len(views) == 1:
+        return views[0]
+    if views[0].ndim == 3:
+        return np.concatenate(views, axis=1)
+    mean: Features = np.stack(views).mean(axis=0, dtype=np.float32).astype(np.float16)
+    return mean
+
+
 def _read_shard(manifest: Path) -> _Shard:
     fields = _read_json(manifest)
     # The array's name comes from the manifest's own, never from what is written inside.

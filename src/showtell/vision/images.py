@@ -204,8 +204,8 @@ class Preprocessing:
         return cls(**fields)
 
 
-# Ways to show the same picture in training, by name: what captions say of one holds for all, but
-# for left and right, which a caption in 250 speaks of.
+# Ways to show the same picture, by name: what captions say of one holds for all, but for left and
+# right, which a caption in 250 speaks of.
 VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
     "original": lambda usual: usual,
     "mirrored": lambda usual: replace(usual, mirrored=True),
@@ -216,6 +216,21 @@ VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
         usual, resize="crop", crop_fraction=_ZOOM * usual.crop_fraction, mirrored=True
     ),
 }
+
+
+def view_names(views: str) -> tuple[str, ...]:
+    """The views that ``views`` joins by ``+``, the original first.
+
+    Raises:
+        ValueError: a view that there is not, or twice, or no original.
+    """
+    names = tuple(views.split("+"))
+    for name in names:
+        if name not in VIEWS:
+            raise ValueError(f"views={views}: {name} is none of {', '.join(VIEWS)}")
+    if names[0] != "original" or len(set(names)) < len(names):
+        raise ValueError(f"views={views}: begin with original, and name each view once")
+    return names
 
 
 def _problems(rule: Preprocessing) -> list[str]:
