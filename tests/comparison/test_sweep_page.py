@@ -233,6 +233,15 @@ def test_captions_of_the_best_configurations_stand_side_by_side(pictures: Path) 
         assert page.words.count(f"a square of {run}") == times, run
 
 
+def test_runs_that_all_score_the_same_have_a_page(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    for rate, seed in product((0.001, 0.002), (1, 2)):
+        made_up_run(sweep, f"optim.lr={rate}", scores=scores(0.2, 0.123), seed=seed)
+    page = read(sweep)
+    assert "2 configurations of 4 runs" in page.words
+    assert {circle["cx"] for circle in page.all("circle")} == {"200.0"}  # half way
+
+
 def test_two_hundred_runs_are_folded_not_dropped(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     generator = np.random.default_rng(0)

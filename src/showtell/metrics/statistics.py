@@ -48,10 +48,11 @@ class CaptionStatistics:
 
     def scores_of(self, counts: NDArray[np.int64]) -> dict[str, Array]:
         """How often each image is in each set, [S, I] -> score name -> scores [S]."""
+        weights = counts.astype(np.float64)  # once, and not in each product
         return {
             name: values
             for metric, rows in self.arrays.items()
-            for name, values in CORPUS_SCORES[metric](counts @ rows).items()
+            for name, values in CORPUS_SCORES[metric](weights @ rows).items()
         }
 
     def is_comparable(self, other: CaptionStatistics) -> bool:

@@ -140,7 +140,7 @@ class EffectChart:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """The linear map from values [low, high] to lengths [start, end]."""
+    """The linear map from values [low, high] to lengths [start, end]; one value alone is half way."""
 
     low: float
     high: float
@@ -148,7 +148,8 @@ class _Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
+        reach = self.high - self.low
+        share = (value - self.low) / reach if reach else 0.5
         return round(self.start + share * (self.end - self.start), 1)
 
 
