@@ -140,7 +140,7 @@ class EffectChart:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """The linear map from values [low, high] to lengths [start, end]; one value alone is half way."""
+    """The linear map from values [low, high] to lengths [start, end]; one alone is half way."""
 
     low: float
     high: float
