@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from showtell.models.positions import RealPositions, TimeOrder
-from showtell.models.recurrence import run_lstm, run_lstm_with_cells, run_steps
+from showtell.models.recurrence import (
+    quick_tanh,
+    run_lstm,
+    run_lstm_with_cells,
+    run_steps,
+    update_cell,
+)
 
 LENGTHS = [torch.tensor(lengths) for lengths in ([4, 1, 6, 2, 4], [1], [1, 1], [3, 3], [1, 5])]
 E, H = 3, 4
@@ -141,3 +147,26 @@ def test_positions_stand_row_by_row_and_time_by_time(lengths: Tensor) -> None:
     assert order.sizes == [sum(t == time for _, t in each) for time in range(int(lengths.max()))]
     states = [(row, -1) for row in order.longest_first.tolist()] + in_time
     assert [states[place] for place in order.before.tolist()] == [(r, t - 1) for r, t in in_time]
+
+
+def test_without_gradients_a_cell_is_the_same_by_way_of_sigmoids() -> None:
+    torch.manual_seed(0)
+    gates, cell = 4 * torch.randn(6, 4 * 5), torch.randn(6, 5)
+    expected = update_cell(gates, cell)
+    with torch.no_grad():
+        found = update_cell(gates.clone(), cell)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    values = torch.linspace(-200.0, 200.0, 4001)
+    with torch.no_grad():
+        torch.testing.assert_close(quick_tanh(values), torch.tanh(values), atol=1e-6, rtol=0)
+
+
+def test_a_cell_stays_single_where_its_gates_are_half() -> None:
+    """As under autocast on a CPU."""
+    gates, cell = torch.randn(3, 8, dtype=torch.bfloat16), torch.randn(3, 2)
+    expected = update_cell(gates.clone().requires_grad_(), cell)
+    with torch.no_grad():
+        hidden, next_cell = update_cell(gates.clone(), cell)
+    assert next_cell.dtype == hidden.dtype == torch.float32
+    torch.testing.assert_close(next_cell, expected[1], atol=2e-2, rtol=0)

@@ -191,13 +191,26 @@ class Beams:
         self.tokens = torch.full((images, 1, 0), PAD, device=device)  # (L, K, words so far)
         self.log_probs = torch.zeros((images, 1), device=device)  # (L, K)
         self.last = torch.full((images,), BEGIN, device=device)  # (N,)
+        self._memory: tuple[Tensor, Tensor] | None = None
 
     def step(self, decoder: StepDecoder) -> Tensor:
-        """Advance all rows by their last word; log probabilities (L, K, V) of the next."""
+        """Advance all rows by their last word; log probabilities (L, K, V) of the next.
+
+        They are good until the next step, and may be written over.
+        """
         scores_NV, self.state = decoder.step(self.last, self.state)
-        # Contiguous: a decoder's scores may have gaps between the rows, which softmax is slow with.
-        log_probs_NV = torch.log_softmax(scores_NV.float().contiguous(), dim=-1)
-        return log_probs_NV.view(*self.log_probs.shape, scores_NV.shape[1])
+        rows, words = scores_NV.shape
+        if self._memory is None:
+            # Megabytes that were asked for anew at every word would come page by page, cleared.
+            most = len(self.images) * self.size
+            self._memory = (
+                torch.empty((most, words), device=scores_NV.device),
+                torch.empty((most, words), device=scores_NV.device),
+            )
+        plain, log_probs = (part[:rows] for part in self._memory)
+        # A decoder's scores may have gaps between the rows, which softmax is slow with.
+        torch.log_softmax(plain.copy_(scores_NV), dim=-1, out=log_probs)
+        return log_probs.view(*self.log_probs.shape, words)
 
     def totals(self, scores_LKV: Tensor) -> Tensor:
         """Log probabilities (L, K, V) of the captions, each a word longer; written over."""

@@ -50,9 +50,12 @@ class Constraints:
             scores[:, token_id].fill_(-torch.inf)
         if self.no_repeat:
             self._forbid_repeats(scores, tokens)
-        if tokens.shape[1]:
+        if tokens.shape[1] and self.endings:
+            last_N = tokens[:, -1].contiguous()
+            bad_N = torch.zeros_like(last_N, dtype=torch.bool)
             for word in self.endings:
-                scores[:, END].masked_fill_(tokens[:, -1] == word, -torch.inf)
+                bad_N |= last_N == word
+            scores[:, END].masked_fill_(bad_N, -torch.inf)
         if ends_N is not None:
             dry_N = scores.amax(dim=1) == -torch.inf
             scores[:, END] = ends_N.where(dry_N, scores[:, END])

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from showtell.text.tokenizer import tokenize
 
@@ -149,6 +150,7 @@ def copied_share(captions: Collection[str], training: Iterable[str]) -> float:
     return _share(sentence in known for sentence in sentences_of(captions))
 
 
+@lru_cache(maxsize=2**14)  # a validation asks for the same references every time
 def letters_of(caption: str) -> str:
     """The letters and digits in lower case: equal, but for oddities, where all words are equal."""
     return _NO_LETTERS.sub("", caption).lower()

@@ -18,7 +18,7 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import fold_lstm, run_lstm, step_lstm
+from showtell.models.recurrence import fold_lstm, quick_tanh, run_lstm, step_lstm
 from showtell.types import FeatureKind
 
 
@@ -66,7 +66,7 @@ class LSTMDecoder(nn.Module):
         hidden_NH, cell_NH, image_NM = state.rows
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
-        dense_NM = torch.tanh(self.hidden_dense(hidden_NH) + image_NM)
+        dense_NM = quick_tanh(self.hidden_dense(hidden_NH) + image_NM)
         scores_NV = self.output(self.output_dropout(dense_NM))
         return scores_NV, state._replace(rows=(hidden_NH, cell_NH, image_NM))
 

@@ -245,7 +245,32 @@ def step_lstm(
 
 
 def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """The next hidden and cell state (N, H) from the summed gate inputs (N, 4H), as PyTorch's."""
+    """The next hidden and cell state (N, H) from the summed gate inputs (N, 4H), as PyTorch's.
+
+    ``gates`` may be written over.
+    """
+    if _is_quick(gates):
+        # One sigmoid for all four: see `quick_tanh`.
+        enter, forget, candidate, leave = gates.chunk(4, dim=1)
+        candidate.mul_(2.0)
+        gates.sigmoid_()
+        candidate.mul_(2.0).sub_(1.0)
+        cell = torch.mul(forget, cell).addcmul_(enter, candidate)
+        return quick_tanh(cell).mul_(leave), cell
     enter, forget, candidate, leave = gates.chunk(4, dim=1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
     return torch.sigmoid(leave) * torch.tanh(cell), cell
+
+
+def quick_tanh(values: Tensor) -> Tensor:
+    """``torch.tanh``; on a CPU, where no gradients are wanted, by way of the sigmoid.
+
+    tanh(x) is 2 sigmoid(2x) - 1, and a sigmoid takes a tenth of the time.
+    """
+    if not _is_quick(values):
+        return torch.tanh(values)
+    return torch.mul(values, 2.0).sigmoid_().mul_(2.0).sub_(1.0)
+
+
+def _is_quick(values: Tensor) -> bool:
+    return values.device.type == "cpu" and not torch.is_grad_enabled()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from showtell.models.recurrence import quick_tanh
+
 # Queries (B, Q, ...) -> contexts (B, Q, H) and weights (B, Q, R), over regions that are given.
 Attention = Callable[[Tensor], tuple[Tensor, Tensor]]
 # What asks (n, ...) -> what is seen (n, H), each row in its own image.
@@ -82,7 +84,7 @@ class AdditiveAttention(nn.Module):
             regions: (B, R, H).
             keys: (B, R, A), ``key`` of the regions.
         """
-        heard_BQRA = torch.tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
+        heard_BQRA = quick_tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
         weights_BQR = torch.softmax(self.score(heard_BQRA).squeeze(-1), dim=-1)
         return torch.bmm(weights_BQR.to(regions.dtype), regions), weights_BQR
 
