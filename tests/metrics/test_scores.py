@@ -26,7 +26,7 @@ from showtell.metrics.inputs import (
     ScoringError,
     UnknownMetricError,
 )
-from showtell.metrics.scores import final_metrics
+from showtell.metrics.scores import SampleScores, final_metrics
 from showtell.text.tokenizer import tokenize
 
 WITHOUT_JAVA = ["BLEU", "ROUGE-L", "CIDEr"]
@@ -221,6 +221,29 @@ def test_several_captions_of_an_image_score_as_each_would_alone() -> None:
         image_id = name.rpartition("#")[0]
         alone = score_captions({**CAPTIONS, image_id: caption}, REFERENCES, ["CIDEr"])
         assert scores.per_image[name] == alone.per_image[image_id]
+
+
+def test_rewards_of_training_are_the_scores_of_each_image() -> None:
+    """Any number of captions of an image, and of some images only; the end is not counted."""
+    rewards = SampleScores(REFERENCES)
+    rated = dict(CAPTIONS) | {next(iter(CAPTIONS)): "a 1 1/2 \u00bd (or two) dogs cannot run ."}
+    expected = score_captions(
+        rated, REFERENCES, ["BLEU", "CIDEr"], document_references=REFERENCES
+    ).per_image
+    for image_id, caption in rated.items():
+        sentences, image_ids = [" ".join(tokenize(caption)), "a dog"], [image_id] * 2
+        cider, bleu4 = expected[image_id]["CIDEr"], expected[image_id]["BLEU-4"]
+        assert rewards.cider(sentences, image_ids)[0] == pytest.approx(cider, abs=1e-9)
+        assert rewards.bleu4(sentences, image_ids)[0] == pytest.approx(bleu4, abs=1e-9)
+
+
+def test_rewards_with_an_end_are_those_of_references_that_end_so() -> None:
+    ended = {i: [f"{sentence} stop" for sentence in each] for i, each in REFERENCES.items()}
+    image_ids = list(REFERENCES)
+    sentences = [" ".join(tokenize(CAPTIONS[i])) + " stop" for i in image_ids]
+    found, expected = SampleScores(REFERENCES, end="stop"), SampleScores(ended)
+    assert found.cider(sentences, image_ids) == expected.cider(sentences, image_ids)
+    assert found.bleu4(sentences, image_ids) == expected.bleu4(sentences, image_ids)
 
 
 def test_cider_with_documents_by_hand() -> None:

@@ -192,8 +192,8 @@ class _Documents:
     """The images whose words CIDEr counts."""
 
     def __init__(self, references: _Raw) -> None:
-        sentences = [[" ".join(tokenize(s)) for s in each] for _, each in references]
-        self.frequencies = DocumentFrequencies.of([[s.split() for s in e] for e in sentences])
+        sentences = [_sentences(each) for _, each in references]
+        self.frequencies = DocumentFrequencies.of(map(_words, sentences))
         self.digest = _references_digest([i for i, _ in references], sentences)
 
 
@@ -203,7 +203,7 @@ class _WeighedReferences:
     def __init__(self, references: _Raw, documents: _Documents | None) -> None:
         self.documents = documents
         self.image_ids = tuple(image_id for image_id, _ in references)
-        self.sentences = [[" ".join(tokenize(s)) for s in each] for _, each in references]
+        self.sentences = [_sentences(each) for _, each in references]
         self.count = sum(map(len, self.sentences))
 
     @cached_property
@@ -214,8 +214,7 @@ class _WeighedReferences:
     @cached_property
     def cider(self) -> CiderD:
         """CIDEr-D whose document frequencies come from the documents, or these references."""
-        # Like pycocoevalcap, split at any white space: a token may hold a non-breaking space.
-        tokens = [[sentence.split() for sentence in each] for each in self.sentences]
+        tokens = map(_words, self.sentences)
         frequencies = self.documents.frequencies if self.documents else None
         return CiderD(dict(zip(self.image_ids, tokens, strict=True)), frequencies=frequencies)
 
@@ -235,6 +234,16 @@ class _WeighedReferences:
         return _digest([self.digest, self.documents.digest]) if self.documents else self.digest
 
 
+def _sentences(raw: Sequence[str]) -> list[str]:
+    """The words of each caption, a blank between two."""
+    return [" ".join(tokenize(caption)) for caption in raw]
+
+
+def _words(sentences: Sequence[str]) -> list[list[str]]:
+    # Like pycocoevalcap, split at any white space: a token may hold a non-breaking space.
+    return [sentence.split() for sentence in sentences]
+
+
 def _references_digest(image_ids: Sequence[str], sentences: Sequence[Sequence[str]]) -> str:
     rows = zip(image_ids, sentences, strict=True)
     return _digest("\t".join([image_id, *each]) for image_id, each in sorted(rows))
@@ -251,28 +260,60 @@ _weigh = lru_cache(maxsize=2)(_WeighedReferences)
 _count = lru_cache(maxsize=1)(_Documents)  # a study scored in parts counts the same in each
 
 
+class SampleScores:
+    """Scores of single captions against the references of one of many images: rewards of training.
+
+    CIDEr is what `score_captions` gives each image with all the images as ``document_references``,
+    BLEU-4 the same as there; here an image may have any number of captions, and only references
+    that are asked for are weighed, and forgotten: weighed, they are a hundred times larger.
+
+    Args:
+        references: image id -> its raw references.
+        end: a token put behind every reference, so that stopping is scored too. A caption that
+            was finished must then carry it itself. `score_captions` knows none.
+
+    Raises:
+        NotTextError: a reference is no text.
+    """
+
+    def __init__(self, references: Mapping[str, Sequence[str]], *, end: str | None = None) -> None:
+        check_references(references)
+        behind = "" if end is None else f" {end}"
+        self._sentences = {
+            image_id: [sentence + behind for sentence in _sentences(raw)]
+            for image_id, raw in references.items()
+        }
+        self._frequencies = DocumentFrequencies.of(map(_words, self._sentences.values()))
+
+    def cider(self, sentences: Sequence[str], image_ids: Sequence[str]) -> list[float]:
+        """CIDEr-D, 0 to 10, of sentences, each a caption's words with blanks between them."""
+        references = {image_id: _words(self._sentences[image_id]) for image_id in set(image_ids)}
+        return _cider_of(sentences, image_ids, CiderD(references, frequencies=self._frequencies))
+
+    def bleu4(self, sentences: Sequence[str], image_ids: Sequence[str]) -> list[float]:
+        """Smoothed BLEU-4, 0 to 1, of the same."""
+        cooked = {image_id: cook_refs(self._sentences[image_id]) for image_id in set(image_ids)}
+        _, each, _ = _bleu_of(sentences, [cooked[image_id] for image_id in image_ids])
+        return list(each[BLEU_ORDER - 1])
+
+
 def _bleu(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
-    scorer = BleuScorer(n=BLEU_ORDER)
-    scorer.crefs = references.bleu
-    scorer.ctest = list(map(cook_test, hypotheses, references.bleu))
-    corpus, each = scorer.compute_score(option="closest", verbose=0)
+    corpus, each, compared = _bleu_of(hypotheses, references.bleu)
     names = SCORE_NAMES[:BLEU_ORDER]
     return _Scored(
         dict(zip(names, corpus, strict=True)),
         dict(zip(names, each, strict=True)),
-        bleu_statistics(scorer.ctest),
+        bleu_statistics(compared),
     )
 
 
-def sentence_bleu4(
-    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
-) -> list[float]:
-    """BLEU-4 of each tokenized caption against its tokenized references, as COCO smooths it."""
+def _bleu_of(hypotheses: Sequence[str], references: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
+    """BLEU-1..4 of all, and of each caption beside its cooked references; and the comparisons."""
     scorer = BleuScorer(n=BLEU_ORDER)
-    for caption, sentences in zip(hypotheses, references, strict=True):
-        scorer += (" ".join(caption), [" ".join(tokens) for tokens in sentences])
-    _, each = scorer.compute_score(option="closest", verbose=0)
-    return list(each[BLEU_ORDER - 1])
+    scorer.crefs = list(references)
+    scorer.ctest = list(map(cook_test, hypotheses, references))
+    corpus, each = scorer.compute_score(option="closest", verbose=0)
+    return corpus, each, scorer.ctest
 
 
 def _meteor(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
@@ -290,8 +331,11 @@ def _rouge(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored
 
 
 def _cider(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
-    pairs = zip(hypotheses, references.image_ids, strict=True)
-    return _mean("CIDEr", [references.cider.score(caption.split(), i) for caption, i in pairs])
+    return _mean("CIDEr", _cider_of(hypotheses, references.image_ids, references.cider))
+
+
+def _cider_of(sentences: Sequence[str], image_ids: Sequence[str], cider: CiderD) -> list[float]:
+    return list(map(cider.score, _words(sentences), image_ids))
 
 
 def _spice(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from showtell.data.batches import Batch
 from showtell.decoding.beam import BeamSearch
 from showtell.decoding.sampling import NEVER_DRAWN, Samples, draw, sample
-from showtell.metrics.cider import CiderD, DocumentFrequencies
-from showtell.metrics.scores import sentence_bleu4
+from showtell.metrics.scores import SampleScores
 from showtell.models.decoder import Decoder
-from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, Vocabulary
 from showtell.training.loss import cross_entropy
 from showtell.types import CaptionedImage
@@ -140,8 +138,7 @@ class SelfCritical:
 class Rewards:
     """CIDEr-D, and BLEU-4 if wanted, of token ids against the captions of training images.
 
-    Document frequencies are those of all training captions. References are weighed for the images
-    of a batch and forgotten: weighed, they are a hundred times larger than as words.
+    Document frequencies are those of all training captions.
     """
 
     def __init__(
@@ -149,30 +146,25 @@ class Rewards:
     ) -> None:
         self._vocabulary = vocabulary
         self._bleu_weight = bleu_weight
-        self._references = {
-            image.image_id: [tokenize(caption) for caption in image.captions] for image in images
-        }
-        self._frequencies = DocumentFrequencies.of(
-            [[*tokens, SPECIALS[END]] for tokens in sentences]
-            for sentences in self._references.values()
-        )
+        references = {image.image_id: image.captions for image in images}
+        self._scores = SampleScores(references, end=SPECIALS[END])
 
     def __call__(self, image_ids: Sequence[str], captions: Sequence[Sequence[int]]) -> Tensor:
         """Rewards (N,) of captions of which each image has equally many, side by side.
 
         A caption that came to its end carries END.
         """
-        references = {image_id: self._references[image_id] for image_id in image_ids}
-        cider = CiderD(references, frequencies=self._frequencies, end=SPECIALS[END])
-        words = [
-            [self._vocabulary.tokens[token_id] for token_id in caption] for caption in captions
+        sentences = [
+            " ".join(self._vocabulary.tokens[token_id] for token_id in caption)
+            for caption in captions
         ]
         per_image = len(captions) // len(image_ids)
         image_of_row = [image_ids[row // per_image] for row in range(len(captions))]
-        rewards = torch.tensor(list(map(cider.score, words, image_of_row)))
+        rewards = torch.tensor(self._scores.cider(sentences, image_of_row))
         if self._bleu_weight:
-            ended = [[[*t, SPECIALS[END]] for t in references[image]] for image in image_of_row]
-            rewards += self._bleu_weight * torch.tensor(sentence_bleu4(words, ended))
+            rewards += self._bleu_weight * torch.tensor(
+                self._scores.bleu4(sentences, image_of_row)
+            )
         return rewards
 
 
