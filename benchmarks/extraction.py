@@ -174,7 +174,9 @@ def on_cpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], N
 def on_gpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], None]:
     """Our network in half precision, on ``count`` pictures in the GPU's memory."""
     device = torch.device("cuda")
-    engine = engine_for(encoder, images[0], images=count, batch_size=BATCH_SIZE, device=device)
+    size = encoder.preprocessing.size
+    example = np.full((size, size, 3), 127, dtype=np.uint8)
+    engine = engine_for(encoder, example, images=count, batch_size=BATCH_SIZE, device=device)
     assert isinstance(engine, TorchEngine)
     batch = images[:BATCH_SIZE].to(device, engine.dtype)
 

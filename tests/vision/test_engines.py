@@ -29,8 +29,16 @@ def rule(size: int) -> Preprocessing:
     return Preprocessing(size, "whole", 1, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def picture(size: int, seed: int = 3) -> torch.Tensor:
-    return torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def picture(size: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def batch_of(encoder: Encoder, pictures: list[np.ndarray]) -> torch.Tensor:
+    return torch.stack([encoder.preprocessing.normalised(pixels) for pixels in pictures])
+
+
+def eager_engine(encoder: Encoder, batch_size: int, device: torch.device = CPU) -> TorchEngine:
+    return TorchEngine(encoder, encoder.preprocessing, batch_size, device, torch.float32)
 
 
 def lite0(folder: Path) -> Encoder:
@@ -66,7 +74,7 @@ def test_openvino_gives_the_eager_features(tmp_path: Path, build) -> None:
     encoder = build(tmp_path)
     image = picture(encoder.preprocessing.size)
     ours = OpenVINOEngine(encoder, threads=1)(image, KINDS)
-    reference = encoder(image[None])
+    reference = encoder(batch_of(encoder, [image]))
     for kind in KINDS:
         expected = getattr(reference, kind)[0].numpy()
         assert ours[kind].dtype == np.float16 and ours[kind].shape == expected.shape
@@ -140,9 +148,9 @@ def test_an_engine_that_differs_is_not_used(monkeypatch, capsys, factor: float) 
 
 
 def test_a_batch_is_what_each_picture_is_alone() -> None:
-    engine = TorchEngine(tiny_encoder(), 4, CPU, torch.float32)
-    images = torch.stack([picture(16, seed) for seed in range(4)])
-    batch = engine.start(images, KINDS)()
+    engine = eager_engine(tiny_encoder(), 4)
+    images = [picture(16, seed) for seed in range(4)]
+    batch = engine.start(batch_of(tiny_encoder(), images), KINDS)()
     for row, image in enumerate(images):
         for kind, features in engine(image, KINDS).items():
             np.testing.assert_array_equal(features, batch[kind][row])
@@ -152,7 +160,7 @@ def test_half_precision_is_another_copy_compiled_when_asked(monkeypatch) -> None
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda m, **options: compiled.append(options) or m)
     encoder = tiny_encoder()
-    eager = TorchEngine(encoder, 4, CPU, torch.float32)
+    eager = eager_engine(encoder, 4)
     for expected in ([], [{"dynamic": False}]):
         engine = engines._half(eager, encoder, compiled=bool(expected))
         assert compiled == expected
@@ -171,9 +179,9 @@ def test_on_a_gpu_half_precision_stays_near_the_eager_features(capsys, images: i
     assert isinstance(engine, TorchEngine) and engine.dtype == torch.float16
     assert engine.network is not encoder
     assert encoder.body.conv_head.weight.is_contiguous(memory_format=torch.channels_last)
-    batches = [torch.stack([picture(224, 8 * b + i) for i in range(8)]) for b in range(3)]
+    batches = [batch_of(encoder, [picture(224, 8 * b + i) for i in range(8)]) for b in range(3)]
     begun = [engine.start(batch, KINDS) for batch in batches]  # none waits for another
-    eager = TorchEngine(encoder, 8, device, torch.float32)
+    eager = eager_engine(encoder, 8, device)
     for batch, finish in zip(batches, begun, strict=True):
         difference = engines._difference(finish(), eager.start(batch, KINDS)())
         assert difference < engines.HALF_TOLERANCE
@@ -181,7 +189,7 @@ def test_on_a_gpu_half_precision_stays_near_the_eager_features(capsys, images: i
 
 SILENT = """
 import socket, sys
-import torch
+import numpy
 def refuse(*arguments):
     raise SystemExit(f"something wants the network: {arguments}")
 socket.socket.connect = socket.getaddrinfo = refuse
@@ -189,7 +197,7 @@ import multiprocessing
 multiprocessing.Process.start = refuse
 from tiny_encoder import tiny_encoder
 from showtell.vision.engines import OpenVINOEngine
-OpenVINOEngine(tiny_encoder(), threads=1)(torch.zeros(3, 16, 16), ["grid"])
+OpenVINOEngine(tiny_encoder(), threads=1)(numpy.zeros((16, 16, 3), numpy.uint8), ["grid"])
 import openvino.tools.ovc as converter
 print(type(converter.telemetry).__module__, any("_telemetry." in name for name in sys.modules))
 """

@@ -54,7 +54,7 @@ log: list[str] = []
 
 def test_the_next_batch_is_begun_before_the_last_is_waited_for(tmp_path) -> None:
     log.clear()
-    engine = _Recorder(tiny_encoder(), 2, torch.device("cpu"), torch.float32)
+    engine = _Recorder(tiny_encoder(), PREPROCESSING, 2, torch.device("cpu"), torch.float32)
     pictures = [Image.new("RGB", (9, 9), (40 * i, 0, 0)) for i in range(5)]
     items = [*enumerate(pictures), (5, tmp_path / "gone.png")]
     encoded = list(pipeline.encode_all(items, PREPROCESSING, engine, ["pooled"]))
@@ -62,5 +62,5 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(tmp_path) -> None
     assert [key for key, _ in encoded] == list(range(6))
     assert isinstance(encoded[5][1], ImageError)
     for (_, features), picture in zip(encoded, pictures, strict=False):
-        alone = engine(PREPROCESSING(picture), ["pooled"])
+        alone = engine(PREPROCESSING.pixels(picture), ["pooled"])
         np.testing.assert_array_equal(features["pooled"], alone["pooled"])

@@ -162,9 +162,7 @@ class Rewards:
         image_of_row = [image_ids[row // per_image] for row in range(len(captions))]
         rewards = torch.tensor(self._scores.cider(sentences, image_of_row))
         if self._bleu_weight:
-            rewards += self._bleu_weight * torch.tensor(
-                self._scores.bleu4(sentences, image_of_row)
-            )
+            rewards += self._bleu_weight * torch.tensor(self._scores.bleu4(sentences, image_of_row))
         return rewards
 
 

@@ -159,7 +159,8 @@ def _batches(
         image = load_image(images[number].path)
         if seed is None:
             return preprocessing(image)
-        return preprocessing.glimpse(image, np.random.default_rng(draw))
+        pixels = preprocessing.glimpse(image, np.random.default_rng(draw))
+        return preprocessing.normalised(pixels)
 
     def gather(numbers: list[int]) -> tuple[Tensor, Tensor]:
         draws = random.integers(2**63, size=len(numbers)).tolist()  # before threads race for them

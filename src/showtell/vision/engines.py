@@ -26,11 +26,13 @@ from torch import Tensor
 
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder, EncoderOutput
+from showtell.vision.images import Preprocessing
 
 FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 # (D,) pooled or (R, D) grid of one image, or these of a batch, as they are stored.
 EncodedImages = Mapping[FeatureKind, NDArray[np.float16]]
+Pixels = NDArray[np.uint8]  # (S, S, 3), what the network sees of a picture
 
 # Converting takes one to two seconds of a core, about what the eager encoder takes for as many
 # pictures; captioning one picture should not wait for it.
@@ -52,18 +54,18 @@ class OpenVINOEngine:
 
     def __init__(self, encoder: Encoder, *, threads: int) -> None:
         self.threads = threads
-        self._tensor = openvino_of().Tensor
+        self._tensor = _openvino().Tensor
         compiled = _compiled_by_openvino(encoder, threads)
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads):
             self._requests.put(compiled.create_infer_request())
 
-    def __call__(self, image: Tensor, kinds: Sequence[FeatureKind]) -> EncodedImages:
-        """Features of one preprocessed picture (3, S, S); any thread may call."""
+    def __call__(self, pixels: Pixels, kinds: Sequence[FeatureKind]) -> EncodedImages:
+        """Features of one picture; any thread may call."""
         request = self._requests.get()
         try:
             # ``infer`` is the same, with a millisecond of dictionaries and copies around it.
-            request.set_input_tensor(self._tensor(image[None].numpy(), shared_memory=True))
+            request.set_input_tensor(self._tensor(pixels[None], shared_memory=True))
             request.start_async()
             request.wait()
             # The request owns its outputs and will overwrite them.
@@ -75,7 +77,7 @@ class OpenVINOEngine:
             self._requests.put(request)
 
 
-def openvino_of() -> Any:
+def _openvino() -> Any:
     """The library, silenced: importing it reports to its makers over the network."""
     # Where the package that sends cannot be imported, a stub of OpenVINO's own does nothing.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -85,21 +87,36 @@ def openvino_of() -> Any:
 
 
 def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
-    openvino = openvino_of()
-    shape = (1, 3, encoder.preprocessing.size, encoder.preprocessing.size)
-    example = torch.zeros(shape)
+    rule = encoder.preprocessing
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (rule.mean, rule.std))
+
+    def encode(pixels: Tensor) -> tuple[Tensor, ...]:
+        # Normalised within the graph, which does it while it reads; a thread of its own
+        # arithmetic takes as long as half the JPEG. The same operations, so the same bits.
+        images = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        return tuple(features.half() for features in encoder(images))
+
+    example = torch.zeros((1, rule.size, rule.size, 3), dtype=torch.uint8)
+    return compiled_for_cpu(encode, example, threads=threads)
+
+
+def compiled_for_cpu(
+    function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], example: Tensor, *, threads: int
+) -> Any:
+    """OpenVINO's model of ``function`` for inputs like ``example``, a request on each thread.
+
+    The parameters that ``function`` uses must be frozen.
+    """
+    openvino, shape = _openvino(), list(example.shape)
     with warnings.catch_warnings(), torch.no_grad():
         # They say that traces are going out of fashion, and take sizes for constants: they are.
         warnings.simplefilter("ignore")
         # The weights that a function closes over become constants at once; a module would be
         # scripted as a whole, and checking the trace runs it thrice: four times the work together.
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            lambda images: tuple(features.half() for features in encoder(images)),
-            example,
-            check_trace=False,
-            strict=False,
+            lambda images: function(images), example, check_trace=False, strict=False
         )
-        model = openvino.convert_model(traced, example_input=example, input=list(shape))
+        model = openvino.convert_model(traced, example_input=example, input=shape)
     properties = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_PRECISION_HINT": "f32",  # some processors would take bfloat16
@@ -112,12 +129,13 @@ def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """A torch encoder that takes full batches of ``batch_size`` images.
+    """A torch encoder that takes full batches of ``batch_size`` preprocessed images.
 
     ``network`` maps images (B, 3, S, S) of type ``dtype`` on ``device`` to their features.
     """
 
     network: Callable[[Tensor], EncoderOutput]
+    preprocessing: Preprocessing
     batch_size: int
     device: torch.device
     dtype: torch.dtype
@@ -145,8 +163,9 @@ class TorchEngine:
 
         return finish
 
-    def __call__(self, image: Tensor, kinds: Sequence[FeatureKind]) -> EncodedImages:
-        """Features of one preprocessed picture (3, S, S), as it has them in any batch."""
+    def __call__(self, pixels: Pixels, kinds: Sequence[FeatureKind]) -> EncodedImages:
+        """Features of one picture, as it has them in any batch."""
+        image = self.preprocessing.normalised(pixels)
         images = torch.zeros(self.batch_size, *image.shape)
         images[0] = image
         return {kind: rows[0] for kind, rows in self.start(images, kinds)().items()}
@@ -160,16 +179,16 @@ _BUILT: WeakKeyDictionary[Encoder, dict[Hashable, Engine | None]] = WeakKeyDicti
 
 
 def engine_for(
-    encoder: Encoder, example: Tensor, *, images: int, batch_size: int, device: torch.device
+    encoder: Encoder, example: Pixels, *, images: int, batch_size: int, device: torch.device
 ) -> Engine:
-    """The engine for ``images`` pictures in all, of which ``example`` (3, S, S) is the first.
+    """The engine for ``images`` pictures in all, of which ``example`` is the first.
 
     An engine that takes long to build is built for many pictures, and then kept for few as well.
     Where one fails or differs from the eager encoder by more than its tolerance, standard error
     says so and the eager encoder is used.
     """
     encoder.to(device)
-    eager = TorchEngine(encoder, batch_size, device, torch.float32)
+    eager = TorchEngine(encoder, encoder.preprocessing, batch_size, device, torch.float32)
     built = _BUILT.setdefault(encoder, {})
     build: Callable[[], Engine]
     if device.type == "cuda":
@@ -196,7 +215,7 @@ def _half(eager: TorchEngine, encoder: Encoder, *, compiled: bool) -> TorchEngin
 
 
 def _checked(
-    build: Callable[[], Engine], eager: TorchEngine, example: Tensor, tolerance: float
+    build: Callable[[], Engine], eager: TorchEngine, example: Pixels, tolerance: float
 ) -> Engine | None:
     """The built engine if it gives the features of the eager one."""
     try:

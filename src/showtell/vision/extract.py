@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -25,7 +26,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from torch import Tensor
 
 from showtell.errors import UserError
 from showtell.types import FeatureKind
@@ -149,9 +149,9 @@ def _engine_for(
     """The engine for so many pictures, tried on the first that can be read."""
     decoded = (decode(picture, encoder.preprocessing) for picture in pictures)
     side = encoder.preprocessing.size
-    example = next((image for image in decoded if isinstance(image, Tensor)), None)
+    example = next((pixels for pixels in decoded if not isinstance(pixels, ImageError)), None)
     if example is None:  # there will be nothing to encode
-        example, count = torch.zeros(3, side, side), 0
+        example, count = np.zeros((side, side, 3), dtype=np.uint8), 0
     return engine_for(encoder, example, images=count, batch_size=batch_size, device=device)
 
 

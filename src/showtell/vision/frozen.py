@@ -5,15 +5,16 @@ Shapes: ``B`` images.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from showtell.vision.engines import openvino_of
+from showtell.vision.engines import compiled_for_cpu
 
 
 def frozen(network: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
@@ -24,30 +25,14 @@ def frozen(network: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Te
     """
     if example.device.type != "cpu":
         return torch.no_grad()(network)
-    openvino, threads = openvino_of(), torch.get_num_threads()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # they take sizes for constants: they are
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            lambda images: network(images), example, check_trace=False, strict=False
-        )
-        model = openvino.convert_model(traced, example_input=example, input=list(example.shape))
-    compiled = openvino.Core().compile_model(
-        model,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": threads,
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,
-        },
+    threads = torch.get_num_threads()
+    compiled, pool = (
+        compiled_for_cpu(network, example, threads=threads),
+        ThreadPoolExecutor(threads),
     )
-    pool = ThreadPoolExecutor(threads)
 
-    def run(image: Tensor) -> np.ndarray:
+    def run(image: Tensor) -> NDArray[Any]:
         (output,) = compiled.create_infer_request().infer([image[None].numpy()]).values()
         return np.array(output)
 
-    def forward(images: Tensor) -> Tensor:
-        return torch.from_numpy(np.concatenate(list(pool.map(run, images))))
-
-    return forward
+    return lambda images: torch.from_numpy(np.concatenate(list(pool.map(run, images))))

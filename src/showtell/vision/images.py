@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -145,9 +146,13 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The picture as a normalised float32 tensor of shape (3, S, S)."""
-        return self._tensor(image, self.view(image.width, image.height), mirrored=self.mirrored)
+        return self.normalised(self.pixels(image))
 
-    def glimpse(self, image: Image.Image, random: np.random.Generator) -> Tensor:
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """What the network sees of the picture, (S, S, 3)."""
+        return self._pixels(image, self.view(image.width, image.height), mirrored=self.mirrored)
+
+    def glimpse(self, image: Image.Image, random: np.random.Generator) -> NDArray[np.uint8]:
         """A part of the picture drawn at random, mirrored or not, in the same form.
 
         It has at least half of the view's area and a shape of 3:4 to 4:3 of its own, which is
@@ -160,10 +165,10 @@ class Preprocessing:
         x = left + random.uniform(0, 1 - wide) * (right - left)
         y = top + random.uniform(0, 1 - high) * (bottom - top)
         box = (x, y, x + wide * (right - left), y + high * (bottom - top))
-        return self._tensor(image, box, mirrored=random.random() < 0.5)
+        return self._pixels(image, box, mirrored=random.random() < 0.5)
 
-    def _tensor(self, image: Image.Image, box: Box, *, mirrored: bool) -> Tensor:
-        pixels = image.resize(
+    def _pixels(self, image: Image.Image, box: Box, *, mirrored: bool) -> NDArray[np.uint8]:
+        seen = image.resize(
             (self.size, self.size),
             _FILTERS[self.interpolation],
             # Crop and resize in one step: resizing first would let a 1 x 50,000 picture grow to
@@ -171,11 +176,15 @@ class Preprocessing:
             box=box,
         )
         if mirrored:
-            pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            seen = seen.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(seen)
+
+    def normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Pixels (S, S, 3) as the network's input (3, S, S) in float32."""
         # numpy, not torch: this runs in many threads, and each would start torch's own team. In
         # place and channel by channel: whole-array arithmetic on the transposed view takes eight
         # times as long, a tenth of a small network.
-        channels = np.asarray(pixels).transpose(2, 0, 1)
+        channels = pixels.transpose(2, 0, 1)
         tensor = np.empty(channels.shape, dtype=np.float32)
         for out, values, mean, std in zip(tensor, channels, self.mean, self.std, strict=True):
             np.divide(values, np.float32(255), out=out)

@@ -11,7 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -40,7 +42,7 @@ def encode_all(
         # core rests, and no two threads compete for one.
         encode = partial(_encode_one, preprocessing=preprocessing, engine=engine, kinds=kinds)
         return _in_threads(encode, items, threads=engine.threads, ahead=4 * engine.threads)
-    work = partial(decode, preprocessing=preprocessing)
+    work = partial(_decode_normalised, preprocessing=preprocessing)
     decoded = _in_threads(work, items, threads=_DECODERS, ahead=2 * engine.batch_size)
     return _encode_batches(decoded, engine, preprocessing.size, kinds)
 
@@ -51,8 +53,8 @@ def _encode_one(
     engine: OpenVINOEngine,
     kinds: Sequence[FeatureKind],
 ) -> Encoded:
-    image = decode(picture, preprocessing)
-    return image if isinstance(image, ImageError) else engine(image, kinds)
+    pixels = decode(picture, preprocessing)
+    return pixels if isinstance(pixels, ImageError) else engine(pixels, kinds)
 
 
 def _in_threads(
@@ -112,10 +114,15 @@ def _rows(
             yield key, {kind: rows[row] for kind, rows in features.items()}
 
 
-def decode(picture: Picture, preprocessing: Preprocessing) -> Tensor | ImageError:
-    """A picture as the network's input (3, S, S), or why it cannot be read."""
+def decode(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8] | ImageError:
+    """What the network sees of a picture, pixels (S, S, 3), or why it cannot be read."""
     try:
         image = load_image(picture) if isinstance(picture, Path) else to_rgb(picture)
     except ImageError as error:
         return error
-    return preprocessing(image)
+    return preprocessing.pixels(image)
+
+
+def _decode_normalised(picture: Picture, preprocessing: Preprocessing) -> Tensor | ImageError:
+    pixels = decode(picture, preprocessing)
+    return pixels if isinstance(pixels, ImageError) else preprocessing.normalised(pixels)
