@@ -45,7 +45,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from showtell.caption import load_run
 from showtell.config import build, compose
-from showtell.decoding.beam import CPU_PACE, BeamSearch
+from showtell.decoding.beam import BeamSearch, pace_on
 from showtell.text.vocabulary import BEGIN, END, PAD
 
 # Flickr8k with GloVe 6B of 50 numbers and EfficientNet-Lite2: its vocabulary, its features.
@@ -162,9 +162,9 @@ def made_case(model: str, images: int) -> Case:
     return Case(model, decoder.eval(), search, made_features(decoder, images))
 
 
-def trained_case(folder: Path, images: int) -> Case:
+def trained_case(folder: Path, images: int, device: str) -> Case:
     """A trained run with its own search, and made features."""
-    run = load_run(folder)
+    run = load_run(folder, accelerator=torch.device(device).type)
     search = replace(run.search, beam_size=BEAMS[0])
     return Case("trained", run.decoder, search, made_features(run.decoder, images))
 
@@ -194,7 +194,7 @@ def works_of(case: Case) -> dict[str, Work]:
 
 def step_products(case: Case) -> Work:
     """The limit at these sizes: the products of one step with as many rows as ours has."""
-    images = CPU_PACE.rows // case.search.beam_size
+    images = pace_on(case.features.device).rows // case.search.beam_size
     tokens = torch.full((images * case.search.beam_size,), BEGIN)
     with torch.inference_mode():
         state = case.decoder.start(case.features[:1].expand(images, *case.features.shape[1:]))
@@ -260,15 +260,20 @@ def main() -> None:
     options.add_argument("--models", nargs="+", default=MODELS, help="names in conf/model")
     options.add_argument("--run", type=Path, help="a trained run with pooled features as well")
     options.add_argument("--images", type=int, default=1000, help="(%(default)s)")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = options.parse_args()
     prepare(chosen)
+    torch.set_default_device(chosen.device)
     images = 60 if chosen.quick else chosen.images
     cases = [made_case(model, images) for model in chosen.models]
     if chosen.run:
-        cases.append(trained_case(chosen.run, images))
+        cases.append(trained_case(chosen.run, images, chosen.device))
     works = {name: work for case in cases for name, work in works_of(case).items()}
     generating, facts = generate_works(cases)
-    works |= generating | {PEAK: matrix_product(2048, 2048, 2048), "limit: memory": memory_triad()}
+    works |= generating | {
+        PEAK: matrix_product(2048, 2048, 2048, chosen.device),
+        "limit: memory": memory_triad(device=chosen.device),
+    }
     facts |= {
         case.name: {
             "parameters": sum(p.numel() for p in case.decoder.parameters()),

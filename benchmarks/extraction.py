@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import itertools
 import resource
 import tempfile
@@ -97,7 +98,7 @@ def works(
     }
     for side in SIDES:
         files = resized(few, side, made / str(side))
-        for name, decode in {"Pillow": with_pillow, "torchvision": with_torchvision}.items():
+        for name, decode in decoders().items():
             work = partial(decode, encoder, files)
             found[f"{name}, {side} px, one thread"] = (work, len(files))
     named = {name: Work(work, {"images": count}) for name, (work, count) in found.items()}
@@ -209,6 +210,14 @@ def resized(pictures: Sequence[Path], side: int, folder: Path) -> list[Path]:
     return files
 
 
+def decoders() -> dict[str, Callable[[Encoder, Sequence[Path]], None]]:
+    """Ways from a file to the network's input; TurboJPEG's where simplejpeg is installed."""
+    found = {"Pillow": with_pillow, "torchvision": with_torchvision}
+    if importlib.util.find_spec("simplejpeg"):
+        found["TurboJPEG"] = with_turbojpeg
+    return found
+
+
 def with_pillow(encoder: Encoder, files: Sequence[Path]) -> None:
     """The project's own path from a file to the network's input."""
     for file in files:
@@ -231,6 +240,15 @@ def with_torchvision(encoder: Encoder, files: Sequence[Path]) -> None:
     torch.set_num_threads(threads)
 
 
+def with_turbojpeg(encoder: Encoder, files: Sequence[Path]) -> None:
+    """TurboJPEG's decoder by simplejpeg, then the project's own path."""
+    import simplejpeg
+
+    for file in files:
+        pixels = simplejpeg.decode_jpeg(file.read_bytes(), colorspace="RGB")
+        encoder.preprocessing(Image.fromarray(pixels))
+
+
 def figures(timings: dict[str, Timing]) -> list[Any]:
     """Ours over what people do, as a share of the limit, and what decoding could gain."""
     ours, alone = timings["ours"], timings["network alone"]
@@ -243,8 +261,9 @@ def figures(timings: dict[str, Timing]) -> list[Any]:
     ]
     for side in SIDES:
         pillow = timings[f"Pillow, {side} px, one thread"]
-        other = timings[f"torchvision, {side} px, one thread"]
-        found.append(ratio(f"torchvision over Pillow, {side} px", other, pillow, "images"))
+        for name in ("torchvision", "TurboJPEG"):
+            if other := timings.get(f"{name}, {side} px, one thread"):
+                found.append(ratio(f"{name} over Pillow, {side} px", other, pillow, "images"))
         found.append(ratio(f"one thread of Pillow, {side} px, over ours", pillow, ours, "images"))
     return found
 

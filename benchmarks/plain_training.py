@@ -63,7 +63,7 @@ def pad_captions(batch: Batch) -> PaddedCaptions:
 def cut_prefixes(captions: PaddedCaptions, *, width: int) -> Prefixes:
     """All prefixes of all captions, padded to ``width``."""
     rows, times = torch.nonzero(captions.targets != PAD, as_tuple=True)
-    kept = torch.arange(width) <= times.unsqueeze(1)
+    kept = torch.arange(width, device=times.device) <= times.unsqueeze(1)
     tokens = F.pad(captions.tokens, (0, width - captions.tokens.shape[1]), value=PAD)[rows]
     return Prefixes(
         captions.features[rows],
@@ -75,7 +75,7 @@ def cut_prefixes(captions: PaddedCaptions, *, width: int) -> Prefixes:
 
 def take(prefixes: Prefixes, rows: Sequence[int] | Tensor) -> Prefixes:
     """Some of the prefixes."""
-    chosen = torch.as_tensor(rows)
+    chosen = torch.as_tensor(rows, device=prefixes.tokens.device)
     return Prefixes(
         prefixes.features[chosen],
         prefixes.tokens[chosen],
@@ -137,7 +137,7 @@ class PyTorchTransformer(nn.Module):
         read_NTH = self.decoder(
             self.word_dropout(words_NTH),
             regions_NRH,
-            tgt_mask=nn.Transformer.generate_square_subsequent_mask(length),
+            tgt_mask=nn.Transformer.generate_square_subsequent_mask(length, tokens.device),
             tgt_is_causal=True,
         )
         table = around.embedding.table()

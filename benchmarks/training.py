@@ -138,10 +138,15 @@ class Bench:
     """The data of all works, and the settings of conf/."""
 
     def __init__(
-        self, images: Sequence[CaptionedImage], vocabulary: Vocabulary, count: int
+        self,
+        images: Sequence[CaptionedImage],
+        vocabulary: Vocabulary,
+        count: int,
+        device: torch.device,
     ) -> None:
         self.vocabulary = vocabulary
         self.count = count
+        self.device = device
         self._captions = EncodedCaptions(images, vocabulary)
         self.longest = int(self._captions.longest.max())
 
@@ -155,7 +160,7 @@ class Bench:
             batch_size=batch_size,
             shuffle_seed=0 if sorted_by_length else None,
         )
-        return typical(list(batches), self.count)
+        return [batch.to(self.device) for batch in typical(list(batches), self.count)]
 
     def decoder(self, settings: dict[str, Any]) -> nn.Module:
         """A new decoder whose word vectors are frozen, as in a run's first epochs."""
@@ -168,7 +173,7 @@ class Bench:
             feature_size=FEATURE_SIZE,
         )
         decoder.embedding.train_vectors(False)
-        trained: nn.Module = decoder.train()
+        trained: nn.Module = decoder.train().to(self.device)
         return trained
 
 
@@ -218,9 +223,9 @@ def training_flop(decoder: Any, batches: Sequence[Batch]) -> float:
     there are two products for each one forwards.
     """
     features, tokens = batches[0].features[:1], batches[0].tokens[:1]
+    first = torch.tensor([0], device=features.device)
     one, two = (
-        products_of(decoder, features, tokens[:, :n], torch.tensor([n]), torch.tensor([0])).flop
-        for n in (1, 2)
+        products_of(decoder, features, tokens[:, :n], torch.tensor([n]), first).flop for n in (1, 2)
     )
     count = sum(len(batch.targets) for batch in batches)
     images = sum(len(batch.image_ids) for batch in batches)
@@ -270,7 +275,7 @@ def eager_work(
     batches = bench.batches(decoder.feature_kind, sorted_by_length=False)
     captions = [pad_captions(batch) for batch in batches]
     form = PyTorchTransformer if isinstance(decoder, TransformerDecoder) else StepLoop
-    plain = form(decoder, label_smoothing=smoothing)
+    plain = form(decoder, label_smoothing=smoothing).to(bench.device)
     useful = sum(each.useful for each in captions)
     call = train_plainly(plain, [partial(plain, each) for each in captions], 1.0)
     return {f"{model}, {EAGER}": Work(call, {"tokens": useful, "FLOP": flop_per_token * useful})}
@@ -281,8 +286,8 @@ def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> 
     smoothing = cross_entropy_of(Settings.of(config)).label_smoothing
     decoder: Any = bench.decoder(config)
     captions = [pad_captions(b) for b in bench.batches("pooled", sorted_by_length=False)]
-    cell_loop = CellLoop(decoder, label_smoothing=smoothing)
-    prefix_loop = PrefixLoop(decoder, label_smoothing=smoothing)
+    cell_loop = CellLoop(decoder, label_smoothing=smoothing).to(bench.device)
+    prefix_loop = PrefixLoop(decoder, label_smoothing=smoothing).to(bench.device)
     # Padded as notebooks do, to the longest caption with its begin and end; as many rows as there
     # are captions in a batch of images.
     cut = cut_prefixes(captions[0], width=1 + bench.longest)
@@ -371,7 +376,8 @@ class UnderLightning:
             steps_per_epoch=len(self._batches),
             max_epochs=1,
         )
-        rules = replace(settings.trainer, max_epochs=1, accelerator="cpu")
+        kind: Any = self._bench.device.type
+        rules = replace(settings.trainer, max_epochs=1, accelerator=kind)
         trainer = rules.build(
             folder,
             callbacks=[clock, *settings.callbacks.build(folder)],
@@ -381,13 +387,16 @@ class UnderLightning:
         trainer.fit(module, Loader([*self._batches, self._batches[0]]))
 
 
-def limits(decoder_rows: int, positions: int, vocabulary_size: int) -> dict[str, Work]:
+def limits(batch: Batch, vocabulary_size: int, device: str) -> dict[str, Work]:
     """What the machine can do, at large and at the model's sizes."""
+    rows, positions = len(batch.lengths), len(batch.targets)
     return {
-        PEAK: matrix_product(2048, 2048, 2048),
-        "limit: product of a step": matrix_product(decoder_rows, 512, 2048),
-        "limit: product with the vocabulary": matrix_product(positions, 512, vocabulary_size),
-        "limit: memory": memory_triad(),
+        PEAK: matrix_product(2048, 2048, 2048, device),
+        "limit: product of a step": matrix_product(rows, 512, 2048, device),
+        "limit: product with the vocabulary": matrix_product(
+            positions, 512, vocabulary_size, device
+        ),
+        "limit: memory": memory_triad(device=device),
     }
 
 
@@ -442,14 +451,15 @@ def main() -> None:
     options.add_argument("--data", type=Path, help="Flickr8k; captions are made up without")
     options.add_argument("--models", nargs="+", default=list(choices_of("model")))
     options.add_argument("--batches", type=int, default=4, help="steps of a call (%(default)s)")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = options.parse_args()
     prepare(chosen)
     count = 1 if chosen.quick else chosen.batches
     images, vocabulary = captions_of(chosen.data, 64 if chosen.quick else MADE_IMAGES)
-    bench = Bench(images, vocabulary, count)
+    bench = Bench(images, vocabulary, count, torch.device(chosen.device))
     works = {name: work for m in chosen.models for name, work in works_of(m, bench).items()}
     batch = bench.batches("pooled")[count // 2]
-    works |= limits(len(batch.lengths), len(batch.targets), len(vocabulary))
+    works |= limits(batch, len(vocabulary), chosen.device)
     timings = time_in_turns(works, turns=chosen.turns)
     facts = {
         "images a step": len(batch.image_ids),

@@ -128,8 +128,11 @@ class Run:
         return [[self.text_of(hypothesis) for hypothesis in each] for each in drawn]
 
     def decode(self, features: Tensor) -> list[Hypothesis]:
-        """As the search leaves them: token ids, and whether the caption came to its end."""
-        return self.search(cast(StepDecoder, self.decoder), features.to(self.device))
+        """As the search leaves them: token ids, and whether the caption came to its end.
+
+        Features in float16, as stores have them, become float32 where the decoder lies.
+        """
+        return self.search(cast(StepDecoder, self.decoder), features.to(self.device).float())
 
     def text_of(self, hypothesis: Hypothesis) -> str:
         """A caption as a person would write it."""

@@ -213,7 +213,7 @@ def _write_captions(
     found: dict[str, Hypothesis] = {}
     for first in range(0, len(images), DECODING_BATCH):
         image_ids = [image.image_id for image in images[first : first + DECODING_BATCH]]
-        features = torch.from_numpy(seen.gather(seen.index(image_ids))).float()
+        features = torch.from_numpy(seen.gather(seen.index(image_ids)))
         found.update(zip(image_ids, run.decode(features), strict=True))
     captions = {image_id: run.text_of(hypothesis) for image_id, hypothesis in found.items()}
     return captions, {image_id for image_id, hypothesis in found.items() if not hypothesis.ended}

@@ -256,6 +256,7 @@ def _fit(
         limit_batches=settings.trainer.limit_batches,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
+        pinned=settings.trainer.uses_gpu,
     )
     references = {image.image_id: image.captions for image in parts.images["val"]}
     generated = GeneratedCaptions(

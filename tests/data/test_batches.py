@@ -152,6 +152,21 @@ def test_moving_a_batch_leaves_row_lengths_on_the_cpu() -> None:
     assert {moved.tokens.device.type, moved.features.device.type} == {"meta"}
 
 
+def test_on_the_way_to_a_gpu_features_are_half_as_large_and_all_is_pinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: (pinned.append(t), t)[1])
+    captions = EncodedCaptions(images(8), vocabulary())
+    made = CaptionBatches(captions, Rows(), batch_size=4, shuffle_seed=3, pinned=True)
+    batch, usual = next(iter(made)), next(iter(batches(8)))
+    assert batch.features.dtype == torch.float16
+    moving = (batch.features, batch.tokens, batch.targets, batch.image_of_row)
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in moving}
+    assert same(batch.to(torch.device("cpu")), usual)
+    assert batch.to(torch.device("meta")).features.dtype == torch.float32
+
+
 class CountedRows(Rows):
     """Remembers what was read, and fails at the third reading."""
 

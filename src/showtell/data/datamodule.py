@@ -38,6 +38,7 @@ class CaptionDataModule(LightningDataModule):
         limit_batches: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        pinned: bool = False,
     ) -> None:
         """Make batches of ``images``.
 
@@ -55,6 +56,7 @@ class CaptionDataModule(LightningDataModule):
         self._limit_batches = limit_batches
         self._rank = rank
         self._world_size = world_size
+        self._pinned = pinned
 
     @cached_property
     def train_batches(self) -> CaptionBatches:
@@ -118,4 +120,5 @@ class CaptionDataModule(LightningDataModule):
             limit_batches=self._limit_batches,
             rank=self._rank,
             world_size=self._world_size,
+            pinned=self._pinned,
         )
