@@ -338,7 +338,7 @@ def test_no_room_for_wandbs_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "wandb").write_text("in the way")
-    with one_warning("cannot start offline .*metrics.csv alone"):
+    with one_warning("W&B cannot start .*metrics.csv alone"):
         tracker = make_tracker(folder)
         train_and_finish(tracker, folder)
 

@@ -62,7 +62,10 @@ def statuses(root: Path) -> list[str]:
     ("arguments", "sentence"),
     [
         (["optim.lrr=1"], "optim.lrr: there is no such option; did you mean lr?"),
-        (["+optim.speed=1"], "optim.speed: there is no such option; there are final_lr_fraction"),
+        (
+            ["+optim.speed=1"],
+            "optim.speed: there is no such option; there are averaging, final_lr_fraction",
+        ),
         (["modle=lstm_glove"], "modle: there is no such option; did you mean model?"),
         (
             ["model=gru"],
