@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="FILE", help="for encoder.weights=FILE"
     )
     tune.add_argument(
-        "--epochs", type=_at_least_1, default=8, metavar="N", help="default: %(default)s"
+        "--epochs", type=_at_least_1, default=4, metavar="N", help="default: %(default)s"
     )
     tune.add_argument(
         "--lr", type=float, default=3e-4, metavar="RATE", help="the highest; default: %(default)s"
