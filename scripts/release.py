@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from showtell import runs
@@ -34,8 +35,8 @@ CARD = """\
 
 `showtell caption {name} photo.jpg` writes one English sentence about a photograph.
 
-**Model.** `{model}` on the features of {network}, whose ImageNet weights come from the package
-index and are not part of this folder. Weights in half precision; seed {seed}, commit `{commit}`.
+**Model.** `{model}` on the features of {network}, {encoder}
+Weights in half precision; seed {seed}, commit `{commit}`. It looks at a picture in these views: {views}.
 
 **Data.** Flickr8k: {train_images:,} photographs with {train_captions:,} captions to learn from,
 {val_images:,} to choose the weights by; no other text, no other pictures but ImageNet's. Flickr8k
@@ -59,6 +60,11 @@ little too good. COCO's scorers, beam {beam}; 95 % intervals over images.
 {commands}
 ```
 """
+PUBLISHED = (
+    """whose ImageNet weights come from the package index and are not part of this folder."""
+)
+TUNED = """whose ImageNet weights were tuned to the words of the training captions and are
+`checkpoints/encoder.safetensors` here."""
 # Where the card has the run lie that a self-critical one began with.
 TAUGHT = "outputs/runs/taught"
 
@@ -77,6 +83,8 @@ def release(run: Path, name: str, *, decoding: str) -> Path:
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
     weights = load_file(run / runs.BEST_WEIGHTS)
     save_file({k: t.half() for k, t in weights.items()}, folder / runs.BEST_WEIGHTS)
+    if encoder := runs.encoder_weights(run):
+        runs.keep_encoder_weights(folder, encoder)
     shutil.copy(run / runs.VOCABULARY, folder)
     shutil.copy(run / "metrics.csv", folder)
     search = {"decoding": compose([f"decoding={decoding}"])["decoding"]}
@@ -117,6 +125,8 @@ def write_card(folder: Path) -> None:
         name=folder.name,
         model=record["model"]["_target_"].rpartition(".")[2],
         network=record["encoder"]["identity"]["network"],
+        encoder=PUBLISHED if runs.encoder_weights(folder) is None else TUNED,
+        views=", ".join(record["views"].split("+")),
         seed=record["seed"],
         commit=record["commit"][:12],
         train_images=images["train"],
@@ -144,7 +154,15 @@ def _row(scores: Mapping[str, float], metric: str) -> str:
 
 
 def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
-    """What trains it again: the run it began with, then itself."""
+    """What trains it again: its encoder, the run it began with, then itself."""
+    if weights := runs.encoder_weights(folder):
+        with safe_open(weights, framework="numpy") as file:
+            facts = file.metadata()
+        yield (
+            f"showtell tune encoder={record['encoder']['identity']['network']} "
+            f"seed={facts['seed']} --epochs {facts['epochs']} --lr {facts['lr']} "
+            f"--output {record['encoder']['weights']}"
+        )
     if record.get("start"):
         yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
     yield command_of(runs.read_config(folder))

@@ -118,7 +118,8 @@ def tune(
         enable_model_summary=False,
     )
     trainer.fit(tuner, *loaders)
-    save_half(tuner.tuned, output)
+    facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
+    save_half(tuner.tuned, output, {name: str(value) for name, value in facts.items()})
 
 
 def frequent_words(images: Sequence[CaptionedImage]) -> list[str]:

@@ -106,10 +106,10 @@ def load_state(file: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def save_half(network: nn.Module, file: Path) -> None:
+def save_half(network: nn.Module, file: Path, facts: Mapping[str, str]) -> None:
     """Round the network's weights to half precision, and write them as a ``.safetensors`` file.
 
-    The network then is the one that the file holds, to the last bit.
+    The network then is the one that the file holds, to the last bit. ``facts`` are its metadata.
 
     Raises:
         UserError: when the file cannot be written.
@@ -119,7 +119,7 @@ def save_half(network: nn.Module, file: Path) -> None:
         for name, tensor in network.state_dict().items()
     }
     network.load_state_dict(halves)
-    write_atomically(file, save(halves))
+    write_atomically(file, save(halves, metadata=dict(facts)))
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], file: Path, name: str) -> None:
