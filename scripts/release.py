@@ -36,7 +36,7 @@ CARD = """\
 `showtell caption {name} photo.jpg` writes one English sentence about a photograph.
 
 **Model.** `{model}` on the features of {network}, {encoder}
-Weights in half precision; seed {seed}, commit `{commit}`. It looks at a picture in these views: {views}.
+Weights in half precision; seed {seed}, commit `{commit}`. Views looked at: {views}.
 
 **Data.** Flickr8k: {train_images:,} photographs with {train_captions:,} captions to learn from,
 {val_images:,} to choose the weights by; no other text, no other pictures but ImageNet's. Flickr8k
