@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from made_up_runs import composed
 
-from showtell.comparison.settings import common_part, key_of, names_of, settings_of
+from showtell.comparison.settings import command_of, common_part, key_of, names_of, settings_of
 
 RECORD: dict[str, Any] = {
     "data": {"images": {"train": 6000, "val": 1000}},
@@ -40,11 +40,21 @@ def test_what_changes_no_score_makes_no_row(override: str) -> None:
         *("optim.lr=2e-3", "model=merge_glove", "model.hidden_size=256", "encoder.size=1"),
         *("decoding=greedy", "callbacks.patience=4", "trainer.precision=32-true"),
         *("text.min_count=3", "trainer.limit_images=100", "data.split_seed=1"),
+        "optim.averaging=0.9",
     ],
 )
 def test_what_changes_scores_makes_a_row(override: str) -> None:
     encoder = "encoder=efficientnet_lite0"
     assert key_of(settings(encoder, override)) != key_of(settings(encoder))
+
+
+def test_several_views_of_a_picture_make_a_row_of_their_own() -> None:
+    views = "original+mirrored"
+    config = composed(f"views={views}")
+    both = [settings(), settings_of(config, {**RECORD, "views": views})]
+    assert names_of(both) == [("views=original",), (f"views={views}",)]
+    assert f"views={views}" in command_of(config).split()
+    assert "views" not in command_of(composed())
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ _FILES = ("encoder.weights", "text.vectors")
 _CONTENTS = ("weights", "vectors", "training images", "validation images", "start")
 _HASH_DIGITS = 8
 _PLAIN = ("seed", "start_from")  # outside the groups, and part of what a run is
+# Of a picture when it is captioned; with one there is nothing to tell.
+_VIEWS, _ONE_VIEW = "views", "original"
 _UNQUOTED = re.compile(r"[\w./+@-]+(:[\w./+@-]+)*")
 _ABSENT = "absent"
 
@@ -49,7 +51,8 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
     shown = (_shown(content)[:_HASH_DIGITS] for content in contents)
     if "members" in record:  # the configuration tells of the first of them
         config = {**config, "model": record["model"]}
-    return _flat(config) | dict(zip(_CONTENTS, shown, strict=True))
+    views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # runs of before there were views do not say
+    return _flat(config) | views | dict(zip(_CONTENTS, shown, strict=True))
 
 
 def _start_of(record: Mapping[str, Any]) -> str | None:
@@ -126,6 +129,8 @@ def _overrides(settings: Settings, *, whole: bool = False) -> dict[str, str]:
         overrides[group], usual = _nearest_choice(group, own, whole=whole)
         overrides |= {key: value for key, value in own.items() if usual.get(key) != value}
         overrides |= {key: _ABSENT for key in usual if key not in own}
+    if settings.get(_VIEWS, _ONE_VIEW) != _ONE_VIEW:
+        overrides[_VIEWS] = settings[_VIEWS]
     return overrides
 
 
