@@ -160,3 +160,14 @@ def test_generated_captions_know_which_were_cut_off() -> None:
     assert generated.unfinished() == {"1.jpg"}
     assert generated.captions() == {"0.jpg": "w1 w2 w3 w4", "1.jpg": "w1 w2 w3 w4", "2.jpg": ""}
     assert all(END in row or len(row) == 5 for row in generated.tokens[0].tolist())
+
+
+def test_generated_captions_are_told_anew_after_every_change() -> None:
+    generated = GeneratedCaptions(REFERENCES, VOCABULARY, max_length=4, metrics=["BLEU"])
+    generated.update(["0.jpg"], [hypothesis(["w1"])])
+    generated.captions().clear()  # a copy
+    assert generated.captions() == {"0.jpg": "w1"}
+    generated.update(["0.jpg", "1.jpg"], [hypothesis(["w2"]), hypothesis(["w3"])])
+    assert generated.captions() == {"0.jpg": "w2", "1.jpg": "w3"}
+    generated.reset()
+    assert generated.captions() == {}

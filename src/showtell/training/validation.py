@@ -42,11 +42,13 @@ class GeneratedCaptions(Metric):
         self._vocabulary = vocabulary
         self._max_length = max_length
         self._metrics = tuple(metrics)
+        self._texts: dict[str, str] | None = None  # what `captions` gave since the last change
         self.add_state("positions", default=[], dist_reduce_fx="cat")
         self.add_state("tokens", default=[], dist_reduce_fx="cat")
 
     def update(self, image_ids: Sequence[str], hypotheses: Sequence[Hypothesis]) -> None:
         """Add the captions of some images."""
+        self._texts = None
         rows = [self._row(h) for h in hypotheses]
         positions = [self._position_of[image_id] for image_id in image_ids]
         self.tokens.append(torch.tensor(rows, device=self.device))
@@ -56,15 +58,23 @@ class GeneratedCaptions(Metric):
         """Take in what the other processes generated; all must call it."""
         if world_size() == 1:
             return
+        self._texts = None
         own = [(p.cpu(), t.cpu()) for p, t in zip(self.positions, self.tokens, strict=True)]
         pairs = [pair for part in gathered(own) for pair in part]
         self.positions = [positions for positions, _ in pairs]
         self.tokens = [tokens for _, tokens in pairs]
 
+    def reset(self) -> None:
+        """Forget all captions."""
+        self._texts = None
+        super().reset()
+
     def captions(self) -> dict[str, str]:
         """Caption of every image seen so far, as readable text."""
-        rows = self._rows_by_image()
-        return {i: detokenize(self._vocabulary.decode(row)) for i, row in rows.items()}
+        if self._texts is None:  # scores, alarms and examples of a validation ask for the same
+            rows = self._rows_by_image()
+            self._texts = {i: detokenize(self._vocabulary.decode(r)) for i, r in rows.items()}
+        return dict(self._texts)
 
     def unfinished(self) -> set[str]:
         """The images seen so far whose caption the search cut off."""
