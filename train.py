@@ -1,5 +1,6 @@
 """Train a captioner: ``python train.py model=lstm_glove``; ``conf/`` says what else can change."""
 
+import atexit
 import gc
 import os
 import signal
@@ -132,6 +133,7 @@ def main() -> None:
     # Hydra, the captions and PyTorch make a million small objects and no rubbish until the training
     # begins: looking for it takes a sixth of the start.
     gc.disable()
+    atexit.register(gc.freeze)  # nor at the end, when what is left goes with the process: a second
     words = sys.argv[1:]
     try:
         if {"-h", "--help"} & set(words):

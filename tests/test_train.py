@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from conftest import Smoke
 
+from showtell.runs import BEST_WEIGHTS
 from showtell.training.module import CaptioningModule
 
 pytestmark = pytest.mark.usefixtures("without_java")
@@ -201,6 +203,49 @@ def test_a_terminated_run_says_how_to_go_on(
     assert answer.status == 143
     assert f"interrupted; go on with: python train.py resume={folder}" in answer.err
     assert statuses(tmp_path) == ["interrupted"]
+
+
+LONGEST_SAVE_SECONDS = 10
+LONG = ("trainer.max_epochs=12", "callbacks.checkpoint_every_steps=null", "model.word_dropout=0.3")
+
+
+@pytest.fixture(scope="module")
+def unbroken(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody ended."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    command = [sys.executable, str(PROGRAM), *smoke.overrides, *LONG, f"output.folder={folder}"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("epoch", [1, 6])
+def test_a_real_run_asked_to_end_saves_in_time_and_goes_on_exactly(
+    smoke: Smoke, unbroken: Path, tmp_path: Path, number: signal.Signals, epoch: int
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, str(PROGRAM), *smoke.overrides, *LONG, f"output.folder={folder}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        curves = folder / "metrics.csv"
+        while not curves.exists() or f"\n{epoch}," not in curves.read_text():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        asked_at = time.monotonic()
+        _, said = process.communicate()
+        seconds = time.monotonic() - asked_at
+    print(f"{number.name}: ended after {seconds:.1f} s")
+    assert seconds < LONGEST_SAVE_SECONDS
+    assert process.returncode == 128 + number
+    assert f"go on with: python train.py resume={folder}" in said.decode()
+    assert statuses(tmp_path) == ["interrupted"]
+    assert curves.read_bytes() != (unbroken / "metrics.csv").read_bytes()
+    resumed = [sys.executable, str(PROGRAM), f"resume={folder}"]
+    subprocess.run(resumed, check=True, capture_output=True)
+    for name in ("metrics.csv", BEST_WEIGHTS, "captions-val.json", "scores-val.json"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes(), name
 
 
 @pytest.mark.slow

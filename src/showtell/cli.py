@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import os
 import sys
@@ -22,6 +24,7 @@ RUNS = "a run folder, or a sweep's with many"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run one command, and turn a user's error into one sentence and status 1."""
+    atexit.register(gc.freeze)  # see train.py
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no more KEY=VALUE once an option such as --split came between them.
