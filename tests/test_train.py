@@ -83,8 +83,8 @@ def statuses(root: Path) -> list[str]:
             "trainer.devices=2: a run of a sweep on this machine has one device",
         ),
         (
-            ["-m", "sweep=optuna", "trainer=ddp"],
-            "trainer.devices=2: a run of a sweep on this machine has one device",
+            ["sweep=optuna", "trainer=ddp"],
+            "trainer.devices=2, trainer.num_nodes=1: a trial of a search has one device",
         ),
         (
             ["sweep=optuna", "model=lstm_glove,merge_glove"],

@@ -159,13 +159,19 @@ def _dimension(override: Override) -> Dimension:
 
 
 def _check(fixed: Sequence[str], space: Mapping[str, Dimension]) -> None:
-    """A misspelt option, or a value it cannot have, is told before any trial starts."""
+    """A misspelt option, a value it cannot have, or a trial of several processes is told first."""
     for end in ("low", "high"):
         values = {
             option: d.choices[0 if end == "low" else -1] if d.choices else getattr(d, end)
             for option, d in space.items()
         }
-        compose([*fixed, *as_overrides(values)])
+        trainer = compose([*fixed, *as_overrides(values)])["trainer"]
+        if trainer["devices"] * trainer["num_nodes"] > 1:  # each process would ask for values
+            raise UserError(
+                f"trainer.devices={trainer['devices']}, trainer.num_nodes={trainer['num_nodes']}: "
+                "a trial of a search has one device; the search fills the others with its other "
+                "trials"
+            )
 
 
 def _is_of_run(override: str) -> bool:
