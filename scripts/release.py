@@ -27,6 +27,7 @@ from showtell import runs
 from showtell.comparison.settings import command_of
 from showtell.config import compose
 from showtell.errors import UserError
+from showtell.training.tuning import TUNED_BY
 
 LARGEST_MB = 25
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -84,6 +85,8 @@ def release(run: Path, name: str, *, decoding: str) -> Path:
     weights = load_file(run / runs.BEST_WEIGHTS)
     save_file({k: t.half() for k, t in weights.items()}, folder / runs.BEST_WEIGHTS)
     if encoder := runs.encoder_weights(run):
+        if encoder.suffix != ".safetensors":
+            raise UserError(f"{encoder} may hold code: save it as .safetensors and train with that")
         runs.keep_encoder_weights(folder, encoder)
     shutil.copy(run / runs.VOCABULARY, folder)
     shutil.copy(run / "metrics.csv", folder)
@@ -157,7 +160,7 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     """What trains it again: its encoder, the run it began with, then itself."""
     if weights := runs.encoder_weights(folder):
         with safe_open(weights, framework="numpy") as file:
-            facts = file.metadata()
+            facts = json.loads(file.metadata()[TUNED_BY])
         yield (
             f"showtell tune encoder={record['encoder']['identity']['network']} "
             f"seed={facts['seed']} --epochs {facts['epochs']} --lr {facts['lr']} "

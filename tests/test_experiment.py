@@ -19,7 +19,7 @@ from conftest import Smoke
 import showtell.metrics.alarms
 from showtell import evaluation, experiment
 from showtell.caption import load_run
-from showtell.config import build
+from showtell.config import build, saved_config
 from showtell.errors import UserError
 from showtell.parts import features_of
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
@@ -367,6 +367,21 @@ def test_captions_are_written_of_all_views_together(smoke: Smoke, tmp_path: Path
 
 @pytest.mark.parametrize("views", ["mirrored", "original+sideways"])
 def test_views_there_are_not_are_told(smoke: Smoke, tmp_path: Path, views: str) -> None:
-    config = smoke.config(f"views={views}", f"output.folder={tmp_path / 'run'}")
+    config = smoke.config(f"views={views}", f"features.root={tmp_path / 'features'}")
     with pytest.raises(UserError, match=f"views={views}".replace("+", r"\+")):
         train(config)
+    assert not (tmp_path / "features").exists()  # told before the work
+
+
+def test_a_run_of_before_there_were_views_is_evaluated(smoke: Smoke, copied: Path) -> None:
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    del config["views"], config["optim"]["averaging"]
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    record = record_of(copied)
+    del record["views"]
+    (copied / "run.json").write_text(json.dumps(record))
+    saved = saved_config(copied / "config.yaml", [], [])
+    assert (saved["views"], saved["optim"]["averaging"]) == ("original", 0.0)
+    before = (copied / "captions-val.json").read_text()
+    evaluate(copied, "val", saved)
+    assert (copied / "captions-val.json").read_text() == before

@@ -18,6 +18,9 @@ from showtell.errors import UserError
 RUN = "a run folder, or the name of a released model"
 RUNS = "a run folder, or a sweep's with many"
 
+# What of the configuration `showtell tune` goes by.
+TUNED_BY = ("data", "encoder", "seed=", "trainer.accelerator=", "trainer.limit_images=")
+
 # torch and everything that imports it are imported inside the commands, after the configuration
 # was checked and the data set read: `--help` and mistakes are answered at once.
 
@@ -63,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     tune = commands.add_parser("tune", help="teach an encoder the words of the captions")
     _add_overrides(tune, "data=... data.root=... encoder=... seed=...")
     tune.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="for encoder.weights=FILE"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.safetensors",
+        help="what to name with encoder.weights=FILE.safetensors",
     )
     tune.add_argument(
         "--epochs", type=_at_least_1, default=4, metavar="N", help="default: %(default)s"
@@ -177,7 +184,7 @@ def _features(options: argparse.Namespace) -> int:
     data = build("data", config["data"])
     from showtell.parts import extract
 
-    print(f"features: {extract(config, data)}")
+    extract(config, data)
     return 0
 
 
@@ -190,6 +197,10 @@ def _tune(options: argparse.Namespace) -> int:
     if options.output.exists():
         raise UserError(f"{options.output} exists; name another --output or remove it")
     check_writable(options.output)
+    if unused := [o for o in options.overrides if not o.lstrip("+").startswith(TUNED_BY)]:
+        raise UserError(
+            f"{unused[0]} has no effect on `showtell tune`, which takes --epochs and --lr"
+        )
     config = compose(options.overrides)
     data = build("data", config["data"])
     from showtell.parts import tune_encoder

@@ -70,6 +70,8 @@ PLAIN = {
 }
 # The random generators take no other seeds; more images a pass would not fit any memory.
 RANGES = {"seed": (0, 2**32 - 1), "features.batch_size": (1, 2**16)}
+# Options that came after the first runs were kept, and what these did.
+LATER = {"views": "original", "optim.averaging": 0.0}
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",
     "encoder": "showtell.vision.",
@@ -231,25 +233,7 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
     Raises:
         UserError: when the file is missing or damaged, or an override is not allowed.
     """
-    try:
-        saved = OmegaConf.load(path)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path.parent} is not a run folder: it has no {path.name}; give the folder that "
-            "`python train.py` printed after `run:`"
-        ) from error
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
-    if not isinstance(saved, DictConfig):
-        raise UserError(f"{path} holds no configuration; restore it from a copy")
-    try:
-        resolve(saved, interpolate=False)
-    except UserError as error:
-        raise UserError(
-            f"{path} was written by another version of showtell, whose commit is in run.json "
-            f"beside it: use that one, or train anew ({error})"
-        ) from error
+    saved = _read_saved(path)
     for override in overrides:
         if not override.startswith(tuple(allowed)):
             open_keys = ", ".join(p.removesuffix("=") + "*" * p.endswith(".") for p in allowed)
@@ -262,6 +246,33 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
             key = override.partition("=")[0]
             raise UserError(f"{override}: {path} has no option {key}") from error
     return resolve(saved, interpolate=False)
+
+
+def _read_saved(path: Path) -> DictConfig:
+    """A run's own ``config.yaml``, with what later versions added to it."""
+    try:
+        saved = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent} is not a run folder: it has no {path.name}; give the folder that "
+            "`python train.py` printed after `run:`"
+        ) from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{path} holds no configuration; restore it from a copy")
+    for key, value in LATER.items():
+        if OmegaConf.select(saved, key) is None:
+            OmegaConf.update(saved, key, value)
+    try:
+        resolve(saved, interpolate=False)
+    except UserError as error:
+        raise UserError(
+            f"{path} was written by another version of showtell, whose commit is in run.json "
+            f"beside it: use that one, or train anew ({error})"
+        ) from error
+    return saved
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,9 @@ def gather(
     for number, run in enumerate(loaded, start=1):
         _copy(run.folder, output / runs.MEMBERS / str(number))
     loaded[0].vocabulary.save(output / runs.VOCABULARY)
-    if weights := runs.encoder_weights(members[0]):
-        runs.keep_encoder_weights(output, weights)
+    for weights in filter(None, map(runs.encoder_weights, members)):
+        runs.keep_encoder_weights(output, weights)  # the same of all: see `check_members`
+        break
     write_atomically(output / runs.CONFIG, config.encode())
     # Last: a folder without it is no run.
     runs.write_json(output / runs.RECORD, {**_record(loaded), "decoding": search, "views": views})

@@ -41,6 +41,7 @@ from showtell.training.pruning import trial_callbacks
 from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
+from showtell.vision.weights import has_published_name
 
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
@@ -74,7 +75,11 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
         runs.read_record(folder)  # a lock would make a folder of what is none
         with _alone(folder):
             ranks.from_first(lambda: _check_resumable(folder, config))
-            parts = prepare({**config, "start_from": None}, data)  # it is long past its start
+            # It is long past its start, and the file of its encoder may be gone: it has a copy.
+            own = runs.encoder_weights(folder)
+            weights = config["encoder"]["weights"] if own is None else str(own)
+            encoder = {**config["encoder"], "weights": weights}
+            parts = prepare({**config, "start_from": None, "encoder": encoder}, data)
             ranks.from_first(lambda: _reopen(folder, config, parts))
             _run(config, parts, folder, checkpoint=folder / runs.LAST_CHECKPOINT)
         return folder
@@ -90,7 +95,10 @@ def _alone(folder: Path) -> Iterator[None]:
     if ranks.rank() > 0:  # the first holds it for all
         yield
         return
-    lock = open_locked(folder / runs.VOCABULARY)  # which is written once, before the training
+    words = folder / runs.VOCABULARY  # written once, before the training
+    if not words.is_file():
+        raise UserError(f"{words} is missing: restore it from a copy, or start the run anew")
+    lock = open_locked(words)
     if lock is None:
         raise UserError(
             f"{folder} is being trained by another process: wait for its end, or end it and resume"
@@ -350,9 +358,9 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
     """Write what a run folder holds before its first step."""
     parts.vocabulary.save(folder / runs.VOCABULARY)
     _write_config(folder, config)
-    weights = config["encoder"]["weights"]
-    if weights is not None and Path(weights).is_file():  # or a name of published ones
-        runs.keep_encoder_weights(folder, Path(weights))
+    weights = Path(config["encoder"]["weights"] or "")
+    if weights.is_file() and not has_published_name(weights):  # nobody else may have them
+        runs.keep_encoder_weights(folder, weights)
     record = {
         "format": runs.FORMAT,
         "status": "prepared",

@@ -100,7 +100,7 @@ def prepare(config: Config, data: CaptionData) -> Parts:
 
     ``data`` is what ``config["data"]`` names: reading it needs no torch, so it was done before.
     """
-    settings = Settings.of(config)
+    settings, seen = Settings.of(config), caption_views(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     for note in data.notes:
         print(f"note: {note}")
@@ -124,7 +124,9 @@ def prepare(config: Config, data: CaptionData) -> Parts:
         features_of(images["train"], encoder, kind, config, view=name)
         for name in view_names(settings.trainer.views)[1:]
     )
-    validation = seen_features_of(images["val"], encoder, kind, config, caption_views(config))
+    validation = (
+        seen_features_of(images["val"], encoder, kind, config, seen) if len(seen) > 1 else store
+    )
     return Parts(
         settings, data, images, encoder, vocabulary, vectors, decoder, store, views, validation
     )
@@ -142,17 +144,19 @@ def caption_views(config: Config) -> tuple[str, ...]:
         raise UserError(str(error)) from error
 
 
-def extract(config: Config, data: CaptionData) -> Path:
-    """Fill the feature store with what the configured model reads of ``data``; return its folder.
+def extract(config: Config, data: CaptionData) -> None:
+    """Fill the feature store with what the configured model reads of ``data``, a folder a view.
 
     Raises:
         UserError: when a stored file is not what was written, by its checksum.
     """
+    shown, seen = view_names(Settings.of(config).trainer.views), caption_views(config)
     encoder: Encoder = build("encoder", config["encoder"])
     kind = target_of("model", config["model"]).feature_kind
-    store = features_of(data.images, encoder, kind, config)
-    store.verify()
-    return store.folder
+    for view in dict.fromkeys([*shown, *seen]):
+        store = features_of(data.images, encoder, kind, config, view=view)
+        store.verify()
+        print(f"features: {store.folder}")
 
 
 def tune_encoder(
@@ -160,11 +164,16 @@ def tune_encoder(
 ) -> None:
     """Tune the configured encoder to the captions of ``data``, and write its weights.
 
+    Of ``config`` only data, encoder, seed and the trainer's accelerator and images are used.
+
     Raises:
         UserError: for a network or captions that cannot be tuned, or a rate out of its range.
     """
+    for note in data.notes:
+        print(f"note: {note}")
     images = select_images(data, Settings.of(config).trainer)
     accelerator = config["trainer"]["accelerator"]
+    device_for(accelerator)  # refuses one that is not there
     try:
         settings = TuningSettings(epochs, lr, config["seed"], accelerator)
     except ValueError as error:

@@ -244,14 +244,14 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
 
 
 def keep_encoder_weights(folder: Path, file: Path) -> None:
-    """Copy the weights file of an encoder: nobody else may have it where the run is loaded."""
+    """Copy the weights file of an encoder beside the decoder's weights."""
     kept = folder / BEST_WEIGHTS.with_name(f"encoder{file.suffix}")
     write_atomically(kept, file.read_bytes())
 
 
 def encoder_weights(folder: Path) -> Path | None:
     """What ``keep_encoder_weights`` wrote; None where the encoder's weights are published ones."""
-    return next((folder / BEST_WEIGHTS.parent).glob("encoder.*"), None)
+    return next((folder / BEST_WEIGHTS.parent).glob("encoder*"), None)
 
 
 def captioner_files(folder: Path) -> list[Path]:

@@ -114,4 +114,3 @@ def test_a_search_whose_driver_is_killed_loses_no_trial_and_runs_none_twice(
     (record,) = tmp_path.glob("runs/*/sweep.json")
     jobs = json.loads(record.read_text())["jobs"]
     assert [job["status"] for job in jobs] == ["finished"] * 6
-    print(ended.stdout, [job["attempts"] for job in jobs])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Smoke
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from showtell import cli, evaluation, experiment
 from showtell.caption import load_run
@@ -21,7 +25,7 @@ from showtell.training import tuning
 from showtell.training.tuning import TuningSettings, frequent_words, tune, word_targets
 from showtell.types import CaptionedImage
 from showtell.vision.encoder import Encoder, efficientnet_lite, rebuild_encoder
-from showtell.vision.images import Preprocessing
+from showtell.vision.images import ImageError, Preprocessing
 
 PREPROCESSING = Preprocessing(64, "whole", 1, "bicubic", (0.5,) * 3, (0.5,) * 3)
 
@@ -118,6 +122,23 @@ def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:
     found = evaluation.evaluate(moved, "val", config, data)
     assert list(found.captions.values()) == captions
 
+    longer = {**config, "trainer": {**config["trainer"], "max_epochs": 2}}
+    experiment.resume(moved, longer, data)
+    assert yaml.safe_load((moved / "config.yaml").read_text())["encoder"]["weights"] == str(file)
+
+
+def test_what_anybody_can_fetch_is_not_carried(smoke: Smoke, tmp_path: Path) -> None:
+    state = build("encoder", smoke.config()["encoder"]).body.state_dict()
+    for name, is_carried in (("mine.pth", True), ("network-{}.pth", False)):
+        torch.save(state, tmp_path / "weights")
+        digits = hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()[:8]
+        file = (tmp_path / "weights").rename(tmp_path / name.format(digits))
+        changes = ("trainer.max_epochs=1", f"encoder.weights={file}")
+        folder = tmp_path / f"run-{is_carried}"
+        config = smoke.config(*changes, f"output.folder={folder}")
+        experiment.train(config, build("data", config["data"]))
+        assert (encoder_weights(folder) is not None) == is_carried
+
 
 def test_what_cannot_be_tuned_is_told(coloured: list[CaptionedImage], tmp_path: Path) -> None:
     settings = TuningSettings(1, 1e-3, 1, "cpu")
@@ -125,8 +146,16 @@ def test_what_cannot_be_tuned_is_told(coloured: list[CaptionedImage], tmp_path: 
         tune(encoder(), coloured[:8], coloured, tmp_path / "file", settings)
     with pytest.raises(UserError, match="lower --lr"):
         tune(encoder(), coloured, coloured, tmp_path / "file", TuningSettings(3, 1e30, 1, "cpu"))
-    with pytest.raises(ValueError, match="lr above 0"):
-        TuningSettings(1, 0.0, 1, "cpu")
+    for rate in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="lr above 0"):
+            TuningSettings(1, rate, 1, "cpu")
+    other = Encoder(nn.Conv2d(3, 6, 8, 8), network="other", weights="", preprocessing=PREPROCESSING)
+    with pytest.raises(UserError, match="other cannot be tuned; choose encoder=efficientnet_lite0"):
+        tune(other, coloured, coloured, tmp_path / "file", settings)
+    Image.open(coloured[5].path).save(tmp_path / "whole.png")
+    coloured[5].path.write_bytes((tmp_path / "whole.png").read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"5\.png: the picture is damaged"):
+        tune(encoder(), coloured, coloured, tmp_path / "file", settings)
     assert not (tmp_path / "file").exists()
 
 
@@ -152,3 +181,12 @@ def test_a_place_that_cannot_be_is_told_before_the_work(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize("option", ["optim.lr=1e-4", "views=original", "model=merge_glove"])
+def test_an_option_without_effect_is_told(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["tune", option, "--output", str(tmp_path / "tuned.safetensors")])
+    assert f"{option} has no effect on `showtell tune`" in capsys.readouterr().err

@@ -39,5 +39,8 @@ def test_cut_anywhere_it_is_the_same_network() -> None:
         whole = network(images)
         for stages in range(8):
             assert torch.equal(network.upper(network.lower(images, stages), stages), whole)
-    upper = {name for part in network.upper_parts(5) for name, _ in part.named_parameters()}
-    assert len(network.upper_parts(5)) == 4 and upper
+    parts = [id(p) for part in network.upper_parts(5) for p in part.parameters()]
+    network.requires_grad_(True)
+    network.upper(network.lower(images, 5).detach(), 5).sum().backward()
+    learned = [id(p) for p in network.parameters() if p.grad is not None]
+    assert sorted(parts) == sorted(learned) and len(parts) < len(list(network.parameters()))

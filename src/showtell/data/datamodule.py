@@ -52,7 +52,7 @@ class CaptionDataModule(LightningDataModule):
         self._batch_size = batch_size
         self._seed = seed
         self._views = views
-        self._validation = validation or features
+        self._validation = features if validation is None else validation
         self._limit_batches = limit_batches
         self._rank = rank
         self._world_size = world_size

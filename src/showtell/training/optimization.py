@@ -28,8 +28,8 @@ class Optimization:
         warmup_epochs: epochs (or a part of one) over which the rate rises linearly from 0.
         final_lr_fraction: share of ``lr`` left at the last step of a linear or cosine schedule.
         gradient_clip: largest allowed norm of all gradients together; None does not clip.
-        averaging: what each step leaves of the running mean of the weights, which is what is
-            validated and kept (Polyak and Juditsky 1992); 0 keeps the last weights themselves.
+        averaging: what each step leaves of an exponential moving average of the weights, which is
+            what is validated and kept; 0 keeps the last weights themselves.
     """
 
     lr: float

@@ -11,6 +11,8 @@ Dimension key: B images, S input side, C channels, Q side of a map, D feature si
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +48,12 @@ BATCH_SIZE = 32
 # The network's stages that stay as they are: edges and textures need no captions.
 FROZEN_STAGES = 4
 DROPOUT = 0.3
+LARGEST_GRADIENT = 5.0  # the norm of all together
 # The layer that names the words knows nothing yet: its rate, in learning rates of the network.
 HEAD_RATE = 7.0
+# The entry of the file's metadata that says how it came about. One alone: several would stand in
+# another order each time.
+TUNED_BY = "tuned_by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ class TuningSettings:
 
     Attributes:
         epochs: passes over the training pictures, each in a view drawn anew.
-        lr: highest learning rate of AdamW for the network.
+        lr: highest learning rate of Adam for the network.
         seed: of views, dropout and the new layer.
         accelerator: ``auto``, ``cpu``, or one that must be there.
     """
@@ -67,7 +73,7 @@ class TuningSettings:
     accelerator: str
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr <= 0:
+        if self.epochs < 1 or not 0 < self.lr < math.inf:
             raise ValueError("epochs must be at least 1, and lr above 0")
 
 
@@ -85,12 +91,14 @@ def tune(
     is chosen by it.
 
     Raises:
-        UserError: for a network that cannot be cut, or captions without frequent words.
+        UserError: for a network that cannot be cut, a picture that cannot be read, captions without
+            frequent words, or a loss that is not finite.
     """
     network = encoder.body
     if not isinstance(network, EfficientNetLite):
         raise UserError(
-            f"{encoder.identity.network}: only efficientnet_lite0, 1 and 2 can be tuned"
+            f"{encoder.identity.network} cannot be tuned; choose encoder=efficientnet_lite0, "
+            "efficientnet_lite1 or efficientnet_lite2"
         )
     words = frequent_words(training)
     if not words:
@@ -106,12 +114,14 @@ def tune(
         _batches(training, targets, encoder.preprocessing, seed=settings.seed),
         _batches(validation, word_targets(validation, words), encoder.preprocessing, seed=None),
     )
+    _check_readable([*training, *validation])
     print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=1,
         max_epochs=settings.epochs,
-        gradient_clip_val=5.0,
+        gradient_clip_val=LARGEST_GRADIENT,
+        deterministic="warn",
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
@@ -119,7 +129,18 @@ def tune(
     )
     trainer.fit(tuner, *loaders)
     facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
-    save_half(tuner.tuned, output, {name: str(value) for name, value in facts.items()})
+    save_half(tuner.tuned, output, {TUNED_BY: json.dumps(facts)})
+
+
+def _check_readable(images: Sequence[CaptionedImage]) -> None:
+    """Read every picture once: one that is damaged would end the work at any epoch of it.
+
+    Raises:
+        ImageError: the first that cannot be read.
+    """
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for _ in threads.map(lambda image: load_image(image.path).size, images):
+            pass
 
 
 def frequent_words(images: Sequence[CaptionedImage]) -> list[str]:
@@ -224,7 +245,7 @@ class WordTuner(LightningModule):
             schedule="cosine",
             warmup_epochs=0.8,
             final_lr_fraction=0.02,
-            gradient_clip=None,
+            gradient_clip=LARGEST_GRADIENT,
             averaging=0.998,
         )
         averaged = self._rules.averaged(self.namer)
@@ -236,8 +257,8 @@ class WordTuner(LightningModule):
         """The network with the mean of the weights."""
         return cast(WordNamer, self.averaged.module).network
 
-    def setup(self, stage: str) -> None:
-        """Compile the frozen stages for the device."""
+    def on_fit_start(self) -> None:
+        """Compile the frozen stages for the device, on which the module is by now."""
         example = torch.zeros(1, 3, self._side, self._side, device=self.device)
         lower = partial(self.namer.network.lower, stages=FROZEN_STAGES)
         self._lower = frozen(lower, example)
@@ -266,13 +287,13 @@ class WordTuner(LightningModule):
         self.averaged.update_parameters(self.namer)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, faster for the new layer, and a cosine after a warm-up."""
+        """Adam, faster for the new layer, and a cosine after a warm-up."""
         trained = [p for p in self.namer.network.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": trained},
             {"params": self.namer.head.parameters(), "lr": HEAD_RATE * self._rules.lr},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self._rules.lr, weight_decay=0.0)
+        optimizer = torch.optim.Adam(groups, lr=self._rules.lr)
         steps = int(self.trainer.estimated_stepping_batches) // self._settings.epochs
         scheduler = self._rules.scheduler(
             optimizer, steps_per_epoch=steps, epochs=self._settings.epochs

@@ -6,11 +6,12 @@ last feature map), ``D`` feature size.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -110,13 +111,10 @@ class Encoder(nn.Module):
 
     def seeing(self, preprocessing: Preprocessing) -> Encoder:
         """The same network, shown pictures in another way of the same size."""
-        identity = self.identity
-        return Encoder(
-            self.body,
-            network=identity.network,
-            weights=identity.weights,
-            preprocessing=preprocessing,
-        )
+        other = copy.copy(self)  # of the same body, wherever it lies
+        other.preprocessing = preprocessing
+        other.identity = replace(self.identity, preprocessing=preprocessing)
+        return other
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: an image's features must not depend on its company."""
@@ -425,6 +423,9 @@ def _named(name: str) -> partial[Encoder]:
             return partial(timm_encoder, network=network)
         case "torchvision":
             return partial(torchvision_encoder, network=network)
-        case _ if network.removeprefix("efficientnet_lite") in ("0", "1", "2"):
+        case "" if network.removeprefix("efficientnet_lite") in ("0", "1", "2"):
             return partial(efficientnet_lite, size=int(network[-1]))
-    raise UserError(f"encoder {name!r} is none of this version's networks")
+    raise UserError(
+        f"encoder {name!r} is none of this version's networks: those are efficientnet_lite0 to 2, "
+        "torchvision/NAME and timm/NAME"
+    )

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder, EncoderOutput
@@ -175,7 +175,7 @@ Engine = OpenVINOEngine | TorchEngine
 
 # By encoder, because new pictures come in parts and one conversion should do for all; and by
 # process, because an engine's threads do not survive a fork. None is an engine that failed.
-_BUILT: WeakKeyDictionary[Encoder, dict[Hashable, Engine | None]] = WeakKeyDictionary()
+_BUILT: WeakKeyDictionary[nn.Module, dict[Hashable, Engine | None]] = WeakKeyDictionary()
 
 
 def engine_for(
@@ -189,15 +189,17 @@ def engine_for(
     """
     encoder.to(device)
     eager = TorchEngine(encoder, encoder.preprocessing, batch_size, device, torch.float32)
-    built = _BUILT.setdefault(encoder, {})
+    built = _BUILT.setdefault(encoder.body, {})  # which all views of its pictures share
+    rule = encoder.preprocessing
+    look = (rule.size, rule.mean, rule.std)
     build: Callable[[], Engine]
     if device.type == "cuda":
         compiled = images >= COMPILE_FROM_IMAGES
-        key: Hashable = (os.getpid(), device, batch_size, compiled)
+        key: Hashable = (os.getpid(), look, device, batch_size, compiled)
         build, tolerance = partial(_half, eager, encoder, compiled=compiled), HALF_TOLERANCE
     else:
         threads = torch.get_num_threads()
-        key = (os.getpid(), threads)
+        key = (os.getpid(), look, threads)
         if key not in built and images < CONVERT_FROM_IMAGES:
             return eager
         build, tolerance = partial(OpenVINOEngine, encoder, threads=threads), SINGLE_TOLERANCE

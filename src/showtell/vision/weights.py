@@ -23,6 +23,7 @@ from showtell.files import write_atomically
 # Seconds without a single byte before a download is given up: a machine without network must hear
 # of it at once, a slow network only has to keep moving.
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
+_PROMISED = re.compile(r"-([0-9a-f]{8,64})\.")  # the digest in a name
 NO_DOWNLOAD_REMEDY = "or take encoder=efficientnet_lite2, which needs no download"
 
 
@@ -72,7 +73,7 @@ def check_name_digest(file: Path, *, remedy: str) -> None:
 
     torch.hub checks them only while downloading, so a file torn by an earlier crash would pass.
     """
-    promised = re.search(r"-([0-9a-f]{8,64})\.", file.name)
+    promised = _PROMISED.search(file.name)
     if promised is None:
         return
     with file.open("rb") as stream:
@@ -81,6 +82,11 @@ def check_name_digest(file: Path, *, remedy: str) -> None:
         raise UserError(
             f"{file}: its SHA-256 begins {found[:8]}, not {promised[1]} as its name says; {remedy}"
         )
+
+
+def has_published_name(file: Path) -> bool:
+    """Whether it is named as torch.hub names what anybody can fetch: ``name-0cc3c7bd.pth``."""
+    return _PROMISED.search(file.name) is not None
 
 
 def load_state(file: Path) -> dict[str, Tensor]:
