@@ -18,6 +18,8 @@ import pytest
 import yaml
 from conftest import Smoke
 
+from showtell.runs import LAST_CHECKPOINT
+
 optuna = pytest.importorskip("optuna")
 PROGRAM = Path(__file__).parents[2] / "train.py"
 SCORE = "val/BLEU-1"  # after so little training the others are 0
@@ -67,10 +69,10 @@ def test_bad_trials_of_a_real_search_are_stopped(smoke: Smoke, tmp_path: Path) -
     found = trials(tmp_path)
     assert len(found) == 6
     assert {trial.state.name for trial in found} == {"COMPLETE", "PRUNED"}
-    assert ("1e-8", "PRUNED") in {(t.params["optim.lr"], t.state.name) for t in found}
     for trial in found:
         trial.params["optim.lr"] = float(trial.params["optim.lr"])
         check_run(trial)
+    assert (1e-8, "PRUNED") in {(t.params["optim.lr"], t.state.name) for t in found}
 
 
 @pytest.mark.slow
@@ -97,11 +99,13 @@ def test_a_search_whose_driver_is_killed_loses_no_trial_and_runs_none_twice(
     search = command(smoke, tmp_path / "runs", *words, "optim.lr=tag(log,interval(1e-8,1e-2))")
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     moments = random.Random(0)
-    for _ in range(5):
+    for kill in range(1, 6):
         with subprocess.Popen(search, stdout=subprocess.DEVNULL, env=environment) as driver:
-            while not list(tmp_path.glob("runs/*/sweep.json")):
-                time.sleep(0.05)
-            time.sleep(moments.uniform(0, 12))
+            # In the first trials, while they are scored, and between two.
+            while len(list(tmp_path.glob(f"runs/*/*/{LAST_CHECKPOINT}"))) < kill:
+                assert driver.poll() is None
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0, 3))
             driver.send_signal(signal.SIGKILL)
     ended = subprocess.run(search, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
