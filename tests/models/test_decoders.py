@@ -134,6 +134,17 @@ def test_forward_equals_step_by_step(build: Build) -> None:
 
 
 @DECODERS
+def test_without_gradients_the_scores_are_the_same(build: Build) -> None:
+    """Evaluation takes short cuts that no gradient goes through."""
+    torch.manual_seed(0)
+    decoder = build().eval()
+    given = batch(decoder)
+    with torch.no_grad():
+        found = decoder(*given)
+    torch.testing.assert_close(found, decoder(*given), atol=1e-5, rtol=0)
+
+
+@DECODERS
 def test_more_padding_and_another_order_change_nothing(build: Build) -> None:
     torch.manual_seed(0)
     decoder = build().eval()

@@ -18,7 +18,13 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import fold_lstm, quick_tanh, run_lstm, step_lstm
+from showtell.models.recurrence import (
+    fold_lstm,
+    quick_tanh,
+    run_lstm,
+    run_lstm_on_words,
+    step_lstm,
+)
 from showtell.types import FeatureKind
 
 
@@ -76,9 +82,12 @@ class LSTMDecoder(nn.Module):
         """Scores (P, V) after every real position; see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         hidden_NH, cell_NH, image_NM = self._begin(features).select(image_of_row).rows
-        words_PE = self.embedding(tokens[positions.rows, positions.times])
-        words_PE = self.word_dropout(words_PE, positions)
-        outputs_PH = run_lstm(self.lstm, words_PE, lengths, (hidden_NH, cell_NH))
+        words_P, initial = tokens[positions.rows, positions.times], (hidden_NH, cell_NH)
+        if self.training:
+            words_PE = self.word_dropout(self.embedding(words_P), positions)
+            outputs_PH = run_lstm(self.lstm, words_PE, lengths, initial)
+        else:
+            outputs_PH = run_lstm_on_words(self.lstm, self.embedding, words_P, lengths, initial)
         image_PM = image_NM.index_select(0, positions.rows)
         dense_PM = torch.tanh(self.hidden_dense(outputs_PH) + image_PM)
         scores_PV: Tensor = self.output(self.output_dropout(dense_PM, positions))
