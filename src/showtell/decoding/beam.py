@@ -208,8 +208,9 @@ class Beams:
                 torch.empty((most, words), device=scores_NV.device),
             )
         plain, log_probs = (part[:rows] for part in self._memory)
-        # A decoder's scores may have gaps between the rows, which softmax is slow with.
-        torch.log_softmax(plain.copy_(scores_NV), dim=-1, out=log_probs)
+        # Between the rows of a decoder's scores there may be gaps, which softmax is slow with.
+        whole = scores_NV.float() if scores_NV.is_contiguous() else plain.copy_(scores_NV)
+        torch.log_softmax(whole, dim=-1, out=log_probs)
         return log_probs.view(*self.log_probs.shape, words)
 
     def totals(self, scores_LKV: Tensor) -> Tensor:
