@@ -66,6 +66,8 @@ PUBLISHED = (
 )
 TUNED = """whose ImageNet weights were tuned to the words of the training captions and are
 `checkpoints/encoder.safetensors` here."""
+# The entry of run.json with the search that chose the weights, where the model has another one.
+TRAINED_WITH = "decoding_of_training"
 # Where the card has the run lie that a self-critical one began with.
 TAUGHT = "outputs/runs/taught"
 
@@ -91,12 +93,14 @@ def release(run: Path, name: str, *, decoding: str) -> Path:
     shutil.copy(run / runs.VOCABULARY, folder)
     shutil.copy(run / "metrics.csv", folder)
     search = {"decoding": compose([f"decoding={decoding}"])["decoding"]}
-    config = _shareable({**runs.read_config(run), **search})
+    trained = runs.read_config(run)
+    config = _shareable({**trained, **search})
     text = yaml.safe_dump(config, sort_keys=False)
     (folder / runs.CONFIG).write_text(text)
     kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")} | search
+    kept[TRAINED_WITH] = trained["decoding"]
     if kept.get("start"):
-        config = _shareable({**kept["start"]["config"], **search})
+        config = _shareable(kept["start"]["config"])
         kept["start"] = {**kept["start"], "run": Path(TAUGHT).name, "config": config}
     runs.write_json(folder / runs.RECORD, kept)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
@@ -168,7 +172,7 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
         )
     if record.get("start"):
         yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
-    yield command_of(runs.read_config(folder))
+    yield command_of({**runs.read_config(folder), "decoding": record[TRAINED_WITH]})
 
 
 def main() -> None:
