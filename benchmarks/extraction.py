@@ -159,7 +159,11 @@ def on_cpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], N
     shape = [1, *images.shape[1:]]
     model = openvino.convert_model(encoder, example_input=images[:1], input=shape)
     threads = torch.get_num_threads()
-    properties = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": threads}
+    properties = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # as ours: some processors would take bfloat16
+    }
     compiled = openvino.Core().compile_model(model, "CPU", properties)
     queue = openvino.AsyncInferQueue(compiled)
     inputs = images[:, None].numpy()
