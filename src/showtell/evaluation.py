@@ -105,9 +105,7 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
     for note in (*data.notes, *changed_files(run.record, data)):
         print(f"note: {note}")
     store = features_of(images, run.encoder, run.feature_kind, config)
-    seen: FeatureSource = store
-    if len(run.views) > 1:
-        seen = seen_features_of(images, run.encoder, run.feature_kind, config, run.views)
+    seen = seen_features_of(images, store, run.encoder, run.feature_kind, config, run.views)
     if split == "test":
         _note_look(run)
     found = score_split(

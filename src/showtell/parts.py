@@ -124,9 +124,7 @@ def prepare(config: Config, data: CaptionData) -> Parts:
         features_of(images["train"], encoder, kind, config, view=name)
         for name in view_names(settings.trainer.views)[1:]
     )
-    validation = (
-        seen_features_of(images["val"], encoder, kind, config, seen) if len(seen) > 1 else store
-    )
+    validation = seen_features_of(images["val"], store, encoder, kind, config, seen)
     return Parts(
         settings, data, images, encoder, vocabulary, vectors, decoder, store, views, validation
     )
@@ -241,14 +239,18 @@ def features_of(
 
 def seen_features_of(
     images: Sequence[CaptionedImage],
+    store: FeatureStore,
     encoder: Encoder,
     kind: FeatureKind,
     config: Config,
     views: Sequence[str],
 ) -> FeatureSource:
-    """What is seen of ``images`` when their captions are written: one view, or several together."""
-    stores = [features_of(images, encoder, kind, config, view=view) for view in views]
-    return SeenTogether(stores) if len(stores) > 1 else stores[0]
+    """What is seen of ``images`` when their captions are written: one view, or several together.
+
+    ``store`` has the first of the ``views``, the original.
+    """
+    others = [features_of(images, encoder, kind, config, view=view) for view in views[1:]]
+    return SeenTogether([store, *others]) if others else store
 
 
 def _build_within_range(group: str, config: Config, **injected: Any) -> Any:
