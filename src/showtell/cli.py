@@ -19,7 +19,10 @@ RUN = "a run folder, or the name of a released model"
 RUNS = "a run folder, or a sweep's with many"
 
 # What of the configuration `showtell tune` goes by.
-TUNED_BY = ("data", "encoder", "seed=", "trainer.accelerator=", "trainer.limit_images=")
+USED_BY_TUNE = (
+    *("data=", "data.", "encoder=", "encoder.", "seed="),
+    *("trainer.accelerator=", "trainer.limit_images="),
+)
 
 # torch and everything that imports it are imported inside the commands, after the configuration
 # was checked and the data set read: `--help` and mistakes are answered at once.
@@ -196,11 +199,11 @@ def _tune(options: argparse.Namespace) -> int:
         raise UserError(f"--output {options.output}: give a name that ends in .safetensors")
     if options.output.exists():
         raise UserError(f"{options.output} exists; name another --output or remove it")
-    check_writable(options.output)
-    if unused := [o for o in options.overrides if not o.lstrip("+").startswith(TUNED_BY)]:
+    if unused := [o for o in options.overrides if not o.lstrip("+").startswith(USED_BY_TUNE)]:
         raise UserError(
             f"{unused[0]} has no effect on `showtell tune`, which takes --epochs and --lr"
         )
+    check_writable(options.output)
     config = compose(options.overrides)
     data = build("data", config["data"])
     from showtell.parts import tune_encoder
