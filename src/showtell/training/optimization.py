@@ -79,7 +79,7 @@ class Optimization:
 
     @torch.no_grad()
     def _move(self, means: Tensors, weights: Tensors, steps: Tensor | int) -> None:
-        """One step of the running mean, over a tenth of all steps at most: its start is soon past.
+        """One step of the average, over a tenth of all steps at most: its start is soon past.
 
         The bound is TensorFlow's of ``ExponentialMovingAverage``.
         """

@@ -86,7 +86,7 @@ def tune(
 ) -> None:
     """Tune ``encoder`` to the captions of ``training`` and write its weights to ``output``.
 
-    They are the running mean over the last steps, in half precision, for ``encoder.weights``.
+    They are the moving average of the last steps, in half precision, for ``encoder.weights``.
     Each epoch tells the cross-entropy of the words of ``validation``, in nats per picture; nothing
     is chosen by it.
 
