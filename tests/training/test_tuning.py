@@ -24,8 +24,10 @@ from showtell.runs import encoder_weights
 from showtell.training import tuning
 from showtell.training.tuning import TuningSettings, frequent_words, tune, word_targets
 from showtell.types import CaptionedImage
-from showtell.vision.encoder import Encoder, efficientnet_lite, rebuild_encoder
+from showtell.vision import encoder as encoders
+from showtell.vision.encoder import Encoder, efficientnet_lite, joined, rebuild_encoder
 from showtell.vision.images import ImageError, Preprocessing
+from showtell.vision.weights import digest
 
 PREPROCESSING = Preprocessing(64, "whole", 1, "bicubic", (0.5,) * 3, (0.5,) * 3)
 
@@ -98,6 +100,27 @@ def test_the_lower_stages_stay_and_the_file_is_an_encoder(
     loaded = efficientnet_lite(size=0, weights=str(files[0]), preprocessing=PREPROCESSING)
     assert loaded.identity != encoder().identity
     assert rebuild_encoder(loaded.identity, weights=str(files[0])).identity == loaded.identity
+
+
+def test_networks_side_by_side_are_each_tuned_as_if_alone(
+    coloured: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, names = (
+        TuningSettings(1, 1e-3, 1, "cpu"),
+        ["efficientnet_lite0", "efficientnet_lite1"],
+    )
+    both, alone = str(tmp_path / "both.safetensors"), tmp_path / "alone.safetensors"
+    side_by_side = joined(networks=names, weights=None, preprocessing=PREPROCESSING)
+    tune(side_by_side, coloured, coloured, Path(both), settings)
+    tune(encoder(), coloured, coloured, alone, settings)
+    tuned = load_file(both)
+    for name, tensor in load_file(alone).items():
+        assert torch.equal(tuned[f"networks.0.{name}"], tensor), name
+    # It needs the published weights of none of them, whose packages may be missing elsewhere.
+    monkeypatch.setattr(encoders, "_packaged_file", lambda name: pytest.fail(name))
+    loaded = joined(networks=names, weights=both, preprocessing=PREPROCESSING)
+    assert loaded.identity.weights == digest(side_by_side.body)
+    assert rebuild_encoder(loaded.identity, weights=both).identity == loaded.identity
 
 
 def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:

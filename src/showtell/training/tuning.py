@@ -35,7 +35,7 @@ from showtell.training.optimization import Optimization
 from showtell.training.trainer import silence_hints
 from showtell.types import CaptionedImage
 from showtell.vision.efficientnet import EfficientNetLite
-from showtell.vision.encoder import Encoder
+from showtell.vision.encoder import Encoder, SideBySide
 from showtell.vision.frozen import frozen
 from showtell.vision.images import Preprocessing, load_image
 from showtell.vision.weights import save_half
@@ -94,29 +94,49 @@ def tune(
         UserError: for a network that cannot be cut, a picture that cannot be read, captions without
             frequent words, or a loss that is not finite.
     """
-    network = encoder.body
-    if not isinstance(network, EfficientNetLite):
-        raise UserError(
-            f"{encoder.identity.network} cannot be tuned; choose encoder=efficientnet_lite0, "
-            "efficientnet_lite1 or efficientnet_lite2"
-        )
+    networks = networks_of(encoder)
     words = frequent_words(training)
     if not words:
         raise UserError(
             f"no word stands in the captions of {LEAST_PICTURES} training pictures and of at most "
             f"{LARGEST_SHARE:.0%} of them: there is too little to tune an encoder to"
         )
-    seed_everything(settings.seed, workers=True, verbose=False)
     silence_hints()
-    targets = word_targets(training, words)
-    tuner = WordTuner(network, encoder.preprocessing, targets.mean(dim=0), settings)
-    loaders = (
-        _batches(training, targets, encoder.preprocessing, seed=settings.seed),
-        _batches(validation, word_targets(validation, words), encoder.preprocessing, seed=None),
-    )
     _check_readable([*training, *validation])
     print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
-    trainer = Trainer(
+    targets = word_targets(training, words), word_targets(validation, words)
+    for network in networks:
+        # Each as if it were alone.
+        seed_everything(settings.seed, workers=True, verbose=False)
+        tuner = WordTuner(network, encoder.preprocessing, targets[0].mean(dim=0), settings)
+        _trainer(settings).fit(
+            tuner,
+            _batches(training, targets[0], encoder.preprocessing, seed=settings.seed),
+            _batches(validation, targets[1], encoder.preprocessing, seed=None),
+        )
+        network.load_state_dict(tuner.tuned.state_dict())
+    facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
+    save_half(encoder.body, output, {TUNED_BY: json.dumps(facts)})
+
+
+def networks_of(encoder: Encoder) -> list[EfficientNetLite]:
+    """The network of an encoder, or those of one that joins several.
+
+    Raises:
+        UserError: when one of them cannot be cut into stages.
+    """
+    body = encoder.body
+    networks = list(body.networks) if isinstance(body, SideBySide) else [body]
+    if not all(isinstance(network, EfficientNetLite) for network in networks):
+        raise UserError(
+            f"{encoder.identity.network} cannot be tuned; choose encoder=efficientnet_lite0, "
+            "efficientnet_lite1 or efficientnet_lite2, or encoder=joined of these"
+        )
+    return cast(list[EfficientNetLite], networks)
+
+
+def _trainer(settings: TuningSettings) -> Trainer:
+    return Trainer(
         accelerator=settings.accelerator,
         devices=1,
         max_epochs=settings.epochs,
@@ -127,9 +147,6 @@ def tune(
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    trainer.fit(tuner, *loaders)
-    facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
-    save_half(tuner.tuned, output, {TUNED_BY: json.dumps(facts)})
 
 
 def _check_readable(images: Sequence[CaptionedImage]) -> None:

@@ -33,6 +33,8 @@ from showtell.vision.weights import (
     published_file,
 )
 
+LITE = "efficientnet_lite"  # and a size
+LITE_SIZES = tuple(map(str, SCALES))
 # timm and torchvision take seconds to import, so each is imported where a network of it is built.
 
 
@@ -158,7 +160,7 @@ def efficientnet_lite(*, size: int, weights: str | None, preprocessing: Preproce
     """
     if size not in SCALES:
         raise UserError(f"encoder.size={size}: EfficientNet-Lite comes here in sizes 0, 1 and 2")
-    name = f"efficientnet_lite{size}"
+    name = f"{LITE}{size}"
     file = Path(weights) if weights is not None else _packaged_file(name)
     network, state = EfficientNetLite(size), load_state(file)
     if "conv_head.weight" in state and "classifier.weight" not in state:  # a tuned encoder's
@@ -372,27 +374,39 @@ def joined(*, networks: list[str], weights: str | None, preprocessing: Preproces
     """
     if len(networks) < 2:
         raise UserError("encoder.networks: name at least two, or choose the encoder of the one")
-    parts = [_named(network)(weights=None, preprocessing=preprocessing) for network in networks]
+    own = partial(_part, preprocessing=preprocessing, is_published=weights is None)
+    parts = [own(network) for network in networks]
     grids = [f"{part.identity.rows} x {part.identity.columns}" for part in parts]
     if len(set(grids)) > 1:
         raise UserError(
             f"encoder.networks: {', '.join(networks)} give grids of {', '.join(grids)} regions for "
             f"pictures of {preprocessing.size} px; join networks of one grid"
         )
-    body, name = _SideBySide(nn.ModuleList([part.body for part in parts])), "+".join(networks)
+    body, name = SideBySide(nn.ModuleList([part.body for part in parts])), "+".join(networks)
     if weights is not None:
         fit_weights(body, load_state(Path(weights)), Path(weights), name)
     return Encoder(body, network=name, weights=digest(body), preprocessing=preprocessing)
 
 
-class _SideBySide(nn.Module):
-    """The maps of several networks (B, D1 + D2 + ..., rows, columns)."""
+def _part(network: str, *, preprocessing: Preprocessing, is_published: bool) -> Encoder:
+    """One of several networks; where its weights come later, those of a package may be missing."""
+    lite = network.removeprefix(LITE)
+    if is_published or lite == network or lite not in LITE_SIZES:
+        return _named(network)(weights=None, preprocessing=preprocessing)
+    body = EfficientNetLite(int(lite))
+    body.classifier = nn.Identity()
+    return Encoder(body, network=network, weights="", preprocessing=preprocessing)
+
+
+class SideBySide(nn.Module):
+    """The maps of several ``networks`` as one (B, D1 + D2 + ..., rows, columns)."""
 
     def __init__(self, networks: nn.ModuleList) -> None:
         super().__init__()
         self.networks = networks
 
     def forward(self, images: Tensor) -> Tensor:
+        """The maps of preprocessed images (B, 3, S, S)."""
         return torch.cat([network(images) for network in self.networks], dim=1)
 
 
@@ -423,7 +437,7 @@ def _named(name: str) -> partial[Encoder]:
             return partial(timm_encoder, network=network)
         case "torchvision":
             return partial(torchvision_encoder, network=network)
-        case "" if network.removeprefix("efficientnet_lite") in ("0", "1", "2"):
+        case "" if network.removeprefix(LITE) in LITE_SIZES:
             return partial(efficientnet_lite, size=int(network[-1]))
     raise UserError(
         f"encoder {name!r} is none of this version's networks: those are efficientnet_lite0 to 2, "
