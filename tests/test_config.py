@@ -37,7 +37,9 @@ def test_every_group_has_its_choices() -> None:
 def test_every_choice_composes_and_fits_its_code(choice: str) -> None:
     added = {"data=table": NEEDED, "encoder=timm": ["encoder.network=resnet18"]}
     added["encoder=torchvision"] = ["encoder.network=resnet18"]
-    added["objective=self_critical"] = added["experiment=self_critical"] = ["start_from=RUN"]
+    for critical in ("objective=self_critical", "experiment=self_critical"):
+        added[critical] = ["start_from=RUN"]
+    added["experiment=critical_views"] = ["start_from=RUN", "model=attention_glove"]
     compose([choice, *added.get(choice, [])])
 
 
