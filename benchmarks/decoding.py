@@ -24,6 +24,7 @@ from measure import (
     Report,
     Timing,
     Work,
+    as_users_have_it,
     matrix_product,
     memory_triad,
     parser,
@@ -46,6 +47,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from showtell.caption import load_run
 from showtell.config import build, compose
 from showtell.decoding.beam import BeamSearch, pace_on
+from showtell.products import as_in_pytorch
 from showtell.text.vocabulary import BEGIN, END, PAD
 
 # Flickr8k with GloVe 6B of 50 numbers and EfficientNet-Lite2: its vocabulary, its features.
@@ -138,9 +140,10 @@ class Generate:
             )
 
     def _seconds_per_image(self, batch_size: int) -> float:
-        start = time.perf_counter()
-        self(BEAMS[0], batch_size)
-        return (time.perf_counter() - start) / len(self._features)
+        with as_in_pytorch():
+            start = time.perf_counter()
+            self(BEAMS[0], batch_size)
+            return (time.perf_counter() - start) / len(self._features)
 
 
 def made_case(model: str, images: int) -> Case:
@@ -178,16 +181,16 @@ def made_features(decoder: Any, images: int) -> Tensor:
 
 def works_of(case: Case) -> dict[str, Work]:
     """Ours with every beam, one image at a time, and the products of a step alone."""
-    images = len(case.features)
+    images, greedy = len(case.features), case.with_beam(1)
     works = {}
     for beam_size in BEAMS:
         work = case.with_beam(beam_size).ours
         units = {"images": images, "FLOP": products_of(work).flop}
         works[f"{case.name}, beam {beam_size}"] = Work(work, units)
     alone = min(images, ALONE_IMAGES)
-    works[f"{case.name}, {ALONE}"] = Work(partial(case.alone, alone), {"images": alone})
-    greedy = partial(case.with_beam(1).alone, alone)
-    works[f"{case.name}, beam 1, {ALONE}"] = Work(greedy, {"images": alone})
+    for name, beams in ((f"{case.name}, {ALONE}", case), (f"{case.name}, beam 1, {ALONE}", greedy)):
+        work = Work(partial(beams.alone, alone), {"images": alone})
+        works[name] = as_users_have_it(work)
     works[f"limit: products of {case.name}"] = step_products(case)
     return works
 
@@ -240,7 +243,7 @@ def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, An
         generate = Generate(features[:GENERATE_IMAGES])
         call = partial(generate, BEAMS[0], generate.batch_size)
         units = {"images": len(features[:GENERATE_IMAGES]), "FLOP": products_of(call).flop}
-        works[f"{GENERATE}, {kind}"] = Work(call, units)
+        works[f"{GENERATE}, {kind}"] = as_users_have_it(Work(call, units))
         facts[f"{GENERATE}, {kind}"] = {
             "parameters": generate.parameters,
             "batch_size": generate.batch_size,

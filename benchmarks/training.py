@@ -37,6 +37,7 @@ from measure import (
     Report,
     Timing,
     Work,
+    as_users_have_it,
     matrix_product,
     memory_triad,
     parser,
@@ -278,7 +279,8 @@ def eager_work(
     plain = form(decoder, label_smoothing=smoothing).to(bench.device)
     useful = sum(each.useful for each in captions)
     call = train_plainly(plain, [partial(plain, each) for each in captions], 1.0)
-    return {f"{model}, {EAGER}": Work(call, {"tokens": useful, "FLOP": flop_per_token * useful})}
+    work = Work(call, {"tokens": useful, "FLOP": flop_per_token * useful})
+    return {f"{model}, {EAGER}": as_users_have_it(work)}
 
 
 def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> dict[str, Work]:
@@ -301,10 +303,8 @@ def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> 
         CELL: train_plainly(cell_loop, [partial(cell_loop, c) for c in captions], 1.0),
         PREFIX: train_plainly(prefix_loop, [partial(prefix_loop, p) for p in prefixes], 1.0),
     }
-    return {
-        name: Work(call, {"tokens": useful[name], "FLOP": flop_per_token * useful[name]})
-        for name, call in calls.items()
-    }
+    units = {name: {"tokens": n, "FLOP": flop_per_token * n} for name, n in useful.items()}
+    return {name: as_users_have_it(Work(call, units[name])) for name, call in calls.items()}
 
 
 class Loader:

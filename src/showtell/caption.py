@@ -23,6 +23,7 @@ from showtell.decoding.sampling import Sampling
 from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.models.decoder import AttentiveDecoder, StepDecoder
+from showtell.products import use_faster
 from showtell.runs import MEMBERS, RECORD, VOCABULARY, load_weights, locate, read_record
 from showtell.text.tokenizer import detokenize, tokenize
 from showtell.text.vocabulary import BEGIN, Vocabulary
@@ -241,6 +242,7 @@ def load_run(
     Raises:
         UserError: when this is no run folder, one of another version, or a damaged one.
     """
+    use_faster()
     folder = locate(path)
     record = read_record(folder, needs=("encoder", "model", "model_sizes", "decoding"))
     vocabulary = Vocabulary.load(folder / VOCABULARY)

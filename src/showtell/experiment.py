@@ -28,6 +28,7 @@ from showtell.metrics.alarms import (
 )
 from showtell.metrics.scores import final_metrics
 from showtell.parts import Config, Parts, Settings, prepare
+from showtell.products import use_faster
 from showtell.sweeps.locks import open_locked
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
@@ -252,6 +253,7 @@ def _fit(
 
     Of several processes only the first has a tracker.
     """
+    use_faster()
     settings = parts.settings
     datamodule = CaptionDataModule(
         parts.images,

@@ -1,0 +1,225 @@
+"""Matrix products on a CPU, by the faster of the two libraries that PyTorch brings along.
+
+In float32 PyTorch multiplies with Intel's MKL, which on processors of other makers leaves half of
+AVX-512 unused. oneDNN, which PyTorch has for convolutions, goes by what a processor can do. There
+``use_faster`` gives PyTorch's own operators other kernels, so that all layers, their gradients and
+what is written with ``torch.mm`` gain alike. Elsewhere, and for whatever does not fit, PyTorch's
+own kernels go on.
+
+Dimension key: M rows, K, N columns of a product (M, K) x (K, N).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+# Multiplications, and rows, from which on oneDNN is the faster: a call of it takes 10 microseconds
+# and more, one of MKL two.
+FEWEST_PRODUCTS, FEWEST_ROWS = 2**21, 8
+# oneDNN compiles for each size it meets and keeps half a megabyte of each, and every batch has
+# another number of words. Cut into so many rows, the last of them filled up to a multiple of the
+# step, products have a few sizes: of less than a piece, such as the steps of a recurrence, finer.
+PIECES, STEP, FINE_STEP = (2048, 1024, 512, 256), 64, 16
+
+Kernel = Callable[..., Tensor]
+
+_library: Any = None  # its kernels are in use as long as it lives
+
+
+def use_faster() -> bool:
+    """Multiply by the faster library from now on, in the whole process.
+
+    Returns:
+        Whether that is another one than PyTorch takes by itself.
+    """
+    global _library
+    if _library is None and _gains_here():
+        _library = _override()
+    return _library is not None
+
+
+@contextmanager
+def as_in_pytorch() -> Iterator[None]:
+    """Multiply as PyTorch does by itself, for comparisons; no other thread may multiply then."""
+    global _library
+    was_used, _library = _library is not None, None
+    try:
+        yield
+    finally:
+        _library = None  # what was begun within ends before PyTorch's kernels are looked up
+        if was_used:
+            _library = _override()
+
+
+@cache
+def _gains_here() -> bool:
+    return (
+        torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and _maker() not in (None, "GenuineIntel")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # PyTorch has no public way to it
+    )
+
+
+def _maker() -> str | None:
+    """Who made the processor, in its own words; None where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.split()[-1] for line in lines if line.startswith("vendor_id")), None)
+
+
+def _override() -> Any:
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    kernels: dict[str, Kernel] = {
+        "mm": _mm,
+        "mm.out": _mm_out,
+        "addmm": _addmm,
+        "addmm.out": _addmm_out,
+        "addmm_": _addmm_in_place,
+    }
+    for name, kernel in kernels.items():
+        own = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
+        library.impl(name, partial(kernel, own), "CPU", with_keyset=True)
+    return library
+
+
+# The kernels. ``own`` is PyTorch's, which takes the same arguments.
+
+
+def _mm(own: Kernel, keys: Any, left: Tensor, right: Tensor) -> Tensor:
+    if not _fits(left, right):
+        return own(keys, left, right)
+    return _multiply(left, right, None, left.new_empty(len(left), right.shape[1]))
+
+
+def _mm_out(own: Kernel, keys: Any, left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
+    if not (_fits(left, right) and _takes(out, left, right)):
+        return own(keys, left, right, out=out)
+    return _multiply(left, right, None, out)
+
+
+def _addmm(
+    own: Kernel, keys: Any, added: Tensor, left: Tensor, right: Tensor, **scales: float
+) -> Tensor:
+    if not (_fits(left, right) and _adds(added, left, right, **scales)):
+        return own(keys, added, left, right, **scales)
+    return _multiply(left, right, added, left.new_empty(len(left), right.shape[1]))
+
+
+def _addmm_out(
+    own: Kernel,
+    keys: Any,
+    added: Tensor,
+    left: Tensor,
+    right: Tensor,
+    *,
+    out: Tensor,
+    **scales: float,
+) -> Tensor:
+    fits = _fits(left, right) and _adds(added, left, right, **scales)
+    if not (fits and _takes(out, added, left, right)):
+        return own(keys, added, left, right, out=out, **scales)
+    return _multiply(left, right, added, out)
+
+
+def _addmm_in_place(
+    own: Kernel, keys: Any, added: Tensor, left: Tensor, right: Tensor, **scales: float
+) -> Tensor:
+    fits = _fits(left, right) and _adds(added, left, right, **scales)
+    if not (fits and _takes(added, left, right)):
+        return own(keys, added, left, right, **scales)
+    return _multiply(left, right, added, added)
+
+
+def _fits(left: Tensor, right: Tensor) -> bool:
+    """Whether a product of these is worth it; shapes that do not match are left to PyTorch."""
+    if left.dtype is not torch.float32 or right.dtype is not torch.float32:
+        return False
+    if left.dim() != 2 or right.dim() != 2:
+        return False
+    (rows, inner), columns = left.shape, right.shape[1]
+    cut = inner if _is_transposed(left) else rows
+    return (
+        cut >= FEWEST_ROWS and rows * inner * columns >= FEWEST_PRODUCTS and right.shape[0] == inner
+    )
+
+
+def _adds(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> bool:
+    """Whether ``added`` is a row for all rows, or a matrix like the product."""
+    shapes = (right.shape[1:], (len(left), right.shape[1]))
+    return beta == alpha == 1 and added.dtype is torch.float32 and added.shape in shapes
+
+
+def _takes(out: Tensor, *factors: Tensor) -> bool:
+    """Whether the product may be written there a piece after the other."""
+    left, right = factors[-2:]
+    if out.dtype is not torch.float32 or out.shape != (len(left), right.shape[1]):
+        return False
+    memory = out.untyped_storage().data_ptr()
+    return all(factor.untyped_storage().data_ptr() != memory for factor in factors)
+
+
+def _is_transposed(left: Tensor) -> bool:
+    """As in the gradient of a layer's weights, where what runs over the batch is summed."""
+    return left.stride(0) == 1 and left.stride(1) > 1
+
+
+def _multiply(left: Tensor, right: Tensor, added: Tensor | None, out: Tensor) -> Tensor:
+    """Write ``left`` (M, K) times ``right`` (K, N) plus ``added`` (N,) or (M, N) to ``out``."""
+    if _is_transposed(left):
+        return _sum_pieces(left, right, added, out)
+    row, matrix = (None, added) if added is not None and added.dim() == 2 else (added, None)
+    for start, end, size in _pieces(len(left)):
+        piece = _linear(_filled(left[start:end], size), right.t(), row)[: end - start]
+        if matrix is None:
+            out[start:end].copy_(piece)
+        else:
+            torch.add(piece, matrix[start:end], out=out[start:end])
+    return out
+
+
+def _sum_pieces(left: Tensor, right: Tensor, added: Tensor | None, out: Tensor) -> Tensor:
+    """The same, cut along K."""
+    for start, end, size in _pieces(len(right)):
+        rows, columns = _filled(left.t()[start:end], size), _filled(right[start:end], size)
+        piece = _linear(rows.t(), columns.t(), None)
+        if start:
+            out.add_(piece)
+        elif added is None:
+            out.copy_(piece)
+        else:
+            torch.add(piece, added, out=out)
+    return out
+
+
+def _pieces(rows: int) -> Iterator[tuple[int, int, int]]:
+    """Where each piece of so many rows starts and ends, and its size, which may be a bit more."""
+    start = 0
+    step = FINE_STEP if rows < PIECES[-1] else STEP
+    while start < rows:
+        left = rows - start
+        size = next((size for size in PIECES if size <= left), -(-left // step) * step)
+        end = min(start + size, rows)
+        yield start, end, size
+        start = end
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    """``rows`` with so many more of zeros that they are ``size``."""
+    return rows if len(rows) == size else pad(rows, (0, 0, 0, size - len(rows)))
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` by oneDNN, which reads a bias as if there were no gaps in it."""
+    bias = None if bias is None else bias.contiguous()
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return product
