@@ -67,6 +67,7 @@ def _gains_here() -> bool:
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and _maker() not in (None, "GenuineIntel")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # PyTorch has no public way to it
+        and hasattr(torch.library, "get_kernel")  # nor had older ones to their own kernels
     )
 
 
