@@ -9,8 +9,10 @@ from pathlib import Path
 from showtell.errors import UserError
 
 
-def write_atomically(file: Path, data: bytes | memoryview) -> None:
+def write_atomically(file: Path, *data: bytes | memoryview) -> None:
     """Write ``file``, making its folder, so that a kill or a power cut leaves the old or the new.
+
+    Several ``data`` follow each other in the file; what is large need not be joined for it.
 
     Written beside its target: a temporary folder may be another disk, where moving means copying.
 
@@ -22,7 +24,7 @@ def write_atomically(file: Path, data: bytes | memoryview) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as stream:
-            stream.write(data)
+            stream.writelines(data)
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(file)

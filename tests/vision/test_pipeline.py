@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_encoder import PREPROCESSING, tiny_encoder
 
 from showtell.vision import pipeline
-from showtell.vision.engines import TorchEngine
+from showtell.vision.engines import OpenVINOEngine, TorchEngine
 from showtell.vision.images import ImageError
 
 
@@ -64,3 +64,29 @@ def test_the_next_batch_is_begun_before_the_last_is_waited_for(tmp_path) -> None
     for (_, features), picture in zip(encoded, pictures, strict=False):
         alone = engine(PREPROCESSING.pixels(picture), ["pooled"])
         np.testing.assert_array_equal(features["pooled"], alone["pooled"])
+
+
+@pytest.mark.parametrize("count", [1, 4, 11])
+def test_pictures_decoded_in_a_row_come_in_order_with_the_bits_they_have_alone(
+    tmp_path, count: int
+) -> None:
+    engine = OpenVINOEngine(tiny_encoder(), threads=2)
+    pictures = [Image.new("RGB", (9, 9), (20 * i, 0, 0)) for i in range(count)]
+    items = [*enumerate(pictures), (count, tmp_path / "gone.png")]
+    taken: list[int] = []
+    stream = pipeline.encode_all(
+        ((key, (taken.append(key), picture)[1]) for key, picture in items * 9),
+        PREPROCESSING,
+        engine,
+        ["grid"],
+    )
+    encoded = [next(stream)]
+    assert len(taken) <= 8 + 2 * 4 + 1  # what is under way, this group and the next
+    encoded += stream
+    assert [key for key, _ in encoded] == [key for key, _ in items] * 9
+    for (key, features), (_, picture) in zip(encoded, items * 9, strict=True):
+        if key == count:
+            assert isinstance(features, ImageError)
+        else:
+            alone = engine(PREPROCESSING.pixels(picture), ["grid"])
+            np.testing.assert_array_equal(features["grid"], alone["grid"])

@@ -35,8 +35,9 @@ from showtell.vision.features import Features, FeatureStore, seen_together
 from showtell.vision.images import VIEWS, ImageError, Preprocessing
 from showtell.vision.pipeline import Encoded, Picture, decode, encode_all
 
-# About 50 MB of grid features: little work lost to a kill, few files for a large data set.
-IMAGES_PER_SHARD = 256
+# About 13 MB of grid features: little work lost to a kill, and little left to write when the last
+# image is encoded; still few files for a large data set.
+IMAGES_PER_SHARD = 64
 _THREADS = min(8, os.cpu_count() or 1)
 
 

@@ -62,6 +62,7 @@ class FeatureStore:
         self.kind = kind
         self.shape = shape  # of one image: (D,) pooled, (R, D) grid
         self._shards: list[_Shard] = []
+        self._known: set[str] = set()  # names of the manifests of these shards
         self._starts = np.zeros(1, dtype=np.int64)  # first position of each shard, then the end
         self._positions: dict[tuple[str, str], int] = {}  # (image id, content) -> position
         self._selected: dict[str, int] | None = None
@@ -104,10 +105,12 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Take in the shards committed since the store was opened."""
-        known = {shard.array.stem for shard in self._shards}
-        for manifest in sorted(self.folder.glob("*-*.json")):
-            if manifest.stem not in known:
-                self._append(_read_shard(manifest))
+        # A builder looks for each shard that it begins: names, not paths, a tenth of the time.
+        with os.scandir(self.folder) as entries:
+            names = {entry.name for entry in entries if _is_manifest(entry.name)}
+        for name in sorted(names - self._known):
+            self._append(_read_shard(self.folder / name))
+            self._known.add(name)
 
     def _append(self, shard: _Shard) -> None:
         start = int(self._starts[-1])
@@ -133,6 +136,7 @@ class FeatureStore:
         """
         view = copy.copy(self)
         view._shards, view._positions = list(self._shards), dict(self._positions)
+        view._known = set(self._known)
         view._first_bytes = {}
         view._selected = {
             image_id: self._positions[image_id, sha]
@@ -246,8 +250,11 @@ class FeatureStore:
         Raises:
             UserError: values that float16 cannot hold, or a disk that cannot take them.
         """
-        payload = self._npy(image_ids, features)
-        checksum = hashlib.sha256(payload).hexdigest()
+        parts = self._npy(image_ids, features)
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        checksum = digest.hexdigest()
         # The ids are in the name too: equal arrays of different images must not share a manifest.
         named = json.dumps([list(image_ids), list(contents)]).encode()
         stem = f"{hashlib.sha256(named).hexdigest()[:16]}-{checksum[:16]}"
@@ -256,14 +263,18 @@ class FeatureStore:
             "contents": list(contents),
             "shape": [len(image_ids), *self.shape],
             "dtype": "float16",
-            "bytes": len(payload),
+            "bytes": sum(part.nbytes for part in parts),
             "checksum": checksum,
         }
-        write_atomically(self.folder / f"{stem}.npy", payload)
+        write_atomically(self.folder / f"{stem}.npy", *parts)
         write_atomically(self.folder / f"{stem}.json", json.dumps(manifest).encode())
 
-    def _npy(self, image_ids: Sequence[str], features: Iterable[Features]) -> bytes:
-        """The rows as a ``.npy`` file, put together once: a shard is large."""
+    def _npy(self, image_ids: Sequence[str], features: Iterable[Features]) -> list[memoryview]:
+        """The rows as a ``.npy`` file in parts: joined they would take a shard's memory again.
+
+        Memory that a program has not had before comes page by page, and on a virtual machine from
+        its host: to fill it may take longer than to compute its checksum and to write it.
+        """
         rows: list[memoryview] = []
         for image_id, row in zip(image_ids, features, strict=True):
             assert row.shape == self.shape and row.dtype == np.float16
@@ -279,7 +290,7 @@ class FeatureStore:
         shape = (len(rows), *self.shape)
         fields = {"descr": "<f2", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(head, fields)
-        return b"".join([head.getvalue(), *rows])
+        return [head.getbuffer(), *rows]
 
     def verify(self) -> None:
         """Read every shard and compare it with its checksum.
@@ -329,6 +340,10 @@ def seen_together(views: Sequence[Features]) -> Features:
         return np.concatenate(views, axis=1)
     mean: Features = np.stack(views).mean(axis=0, dtype=np.float32).astype(np.float16)
     return mean
+
+
+def _is_manifest(name: str) -> bool:
+    return "-" in name and name.endswith(".json") and not name.startswith(".")
 
 
 def _read_shard(manifest: Path) -> _Shard:

@@ -28,6 +28,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _DECODERS = min(16, os.cpu_count() or 1)
+_DECODED_IN_A_ROW = 4
 
 
 def encode_all(
@@ -38,23 +39,44 @@ def encode_all(
 ) -> Iterator[tuple[_Key, Encoded]]:
     """For each (key, picture), in order: its key and its features, or why it cannot be read."""
     if isinstance(engine, OpenVINOEngine):
-        # From the file to the features on one thread, as many at a time as there are cores: no
-        # core rests, and no two threads compete for one.
-        encode = partial(_encode_one, preprocessing=preprocessing, engine=engine, kinds=kinds)
-        return _in_threads(encode, items, threads=engine.threads, ahead=4 * engine.threads)
+        return _encode_singly(iter(items), preprocessing, engine, kinds)
     work = partial(_decode_normalised, preprocessing=preprocessing)
     decoded = _in_threads(work, items, threads=_DECODERS, ahead=2 * engine.batch_size)
     return _encode_batches(decoded, engine, preprocessing.size, kinds)
 
 
-def _encode_one(
-    picture: Picture,
+def _encode_singly(
+    items: Iterator[tuple[_Key, Picture]],
     preprocessing: Preprocessing,
     engine: OpenVINOEngine,
     kinds: Sequence[FeatureKind],
-) -> Encoded:
-    pixels = decode(picture, preprocessing)
-    return pixels if isinstance(pixels, ImageError) else engine(pixels, kinds)
+) -> Iterator[tuple[_Key, Encoded]]:
+    """Decode and encode on as many threads as there are cores: none rests, no two share one.
+
+    Pictures are decoded some in a row: the network throws out of a core's cache what decodes them.
+    """
+
+    def decode_all(pictures: Sequence[Picture]) -> list[NDArray[np.uint8] | ImageError]:
+        return [decode(picture, preprocessing) for picture in pictures]
+
+    def encode(decoded: Future[list[NDArray[np.uint8] | ImageError]], number: int) -> Encoded:
+        # Tasks begin in their order, so this waits at most for what is being decoded.
+        pixels = decoded.result()[number]
+        return pixels if isinstance(pixels, ImageError) else engine(pixels, kinds)
+
+    def begin() -> Iterator[tuple[_Key, Future[Encoded]]]:
+        group = list(islice(items, _DECODED_IN_A_ROW))
+        decoded = pool.submit(decode_all, [picture for _, picture in group])
+        while group:
+            following = list(islice(items, _DECODED_IN_A_ROW))
+            # Before this group is encoded, so that no core will have to wait for it.
+            next_decoded = pool.submit(decode_all, [picture for _, picture in following])
+            for number, (key, _) in enumerate(group):
+                yield key, pool.submit(encode, decoded, number)
+            group, decoded = following, next_decoded
+
+    with ThreadPoolExecutor(engine.threads) as pool:
+        yield from _in_order(begin(), ahead=4 * engine.threads)
 
 
 def _in_threads(
@@ -65,20 +87,27 @@ def _in_threads(
     ahead: int,
 ) -> Iterator[tuple[_Key, _Result]]:
     """Each key with what ``work`` makes of its item, in order; ``ahead`` items are under way."""
-    under_way: deque[tuple[_Key, Future[_Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            for key, item in items:
-                under_way.append((key, pool.submit(work, item)))
-                if len(under_way) > ahead:
-                    key, future = under_way.popleft()
-                    yield key, future.result()
-            while under_way:
+        yield from _in_order(((key, pool.submit(work, item)) for key, item in items), ahead=ahead)
+
+
+def _in_order(
+    begun: Iterator[tuple[_Key, Future[_Result]]], *, ahead: int
+) -> Iterator[tuple[_Key, _Result]]:
+    """The results of what ``begun`` begins, ``ahead`` of it under way."""
+    under_way: deque[tuple[_Key, Future[_Result]]] = deque()
+    try:
+        for each in begun:
+            under_way.append(each)
+            if len(under_way) > ahead:
                 key, future = under_way.popleft()
                 yield key, future.result()
-        finally:
-            for _, future in under_way:
-                future.cancel()
+        while under_way:
+            key, future = under_way.popleft()
+            yield key, future.result()
+    finally:
+        for _, future in under_way:
+            future.cancel()
 
 
 def _encode_batches(
