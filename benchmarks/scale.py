@@ -1,6 +1,7 @@
 """The same training from a store of COCO's size as from one of Flickr8k's.
 
-    python benchmarks/scale.py [--model attention_glove] [--distinct 64] [--folder DIR]
+    python benchmarks/scale.py [--model attention_glove] [--distinct 256] [--folder DIR]
+                               [--made DIR [--only-make]]
 
 Both sets are made (see made_sets.py): 123,287 images with 616,767 captions, and 8,000 with 40,000.
 Both stores hold the same kind of shards, and one decoder learns from both in turns, so that only
@@ -8,16 +9,20 @@ the size differs. Memory is the peak of a process that reads COCO's captions, tr
 through a whole epoch of batches, less the peak of one whose decoder learns from batches made in
 memory. Features are read, never mapped, so that the peak of the resident set is what counts.
 With ``--distinct 0`` no shard is a link: 26 GB on disk, more than most machines can cache.
+The sets are made anew and removed; those in ``--made`` stay for the next run with these options.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -78,9 +83,23 @@ class Case:
 
     def make(self, distinct: int) -> None:
         """Write captions and features; takes minutes at COCO's size."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # begun by a run that was killed
         write_captions(self.folder / "data", self.size)
         kind = target_of("model", self.node).feature_kind
         fill_store(self.folder / "features", self.size, kind, distinct=distinct)
+        self._made.write_text(self._description(distinct))
+
+    def is_made(self, distinct: int) -> bool:
+        """Whether ``make`` has ended here, with the same arguments."""
+        return self._made.is_file() and self._made.read_text() == self._description(distinct)
+
+    @property
+    def _made(self) -> Path:
+        return self.folder / "made.json"
+
+    def _description(self, distinct: int) -> str:
+        kind = target_of("model", self.node).feature_kind
+        return json.dumps({**asdict(self.size), "kind": kind, "distinct": distinct})
 
     def images(self) -> Images:
         """The captions as any training reads them."""
@@ -127,21 +146,36 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default="attention_glove", help="of conf/model (%(default)s)")
     options.add_argument(
-        "--distinct", type=int, default=64, help="shards on disk, others link to them; 0: all"
+        "--distinct", type=int, default=256, help="shards on disk, others link to them; 0: all"
     )
     options.add_argument("--folder", type=Path, default=RESULTS, help="to make the sets below")
+    options.add_argument("--made", type=Path, help="sets that stay; made where they are not yet")
+    options.add_argument("--only-make", action="store_true", help="make them and measure nothing")
     chosen = options.parse_args()
+    if chosen.only_make and not chosen.made:
+        options.error("--only-make has no effect without --made")
     prepare(chosen)
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as made:
+    with ExitStack() as stack:
+        folder = chosen.made or stack.enter_context(_passing_folder(chosen.folder))
         sizes = QUICK if chosen.quick else FULL
-        cases = {name: Case(Path(made, name), s, chosen.model) for name, s in sizes.items()}
+        cases = {name: Case(folder / name, s, chosen.model) for name, s in sizes.items()}
         for case in cases.values():
-            case.make(chosen.distinct)
+            if not case.is_made(chosen.distinct):
+                case.make(chosen.distinct)
+        if chosen.only_make:
+            return
         memory = measure_memory(cases["COCO"], 1 if chosen.quick else MEMORY_STEPS)
         report = throughput(cases, memory, chosen)
     report.show()
     report.save(chosen.output)
+
+
+@contextmanager
+def _passing_folder(parent: Path) -> Iterator[Path]:
+    """A new folder below ``parent`` that does not outlive the block."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as made:
+        yield Path(made)
 
 
 def throughput(cases: dict[str, Case], memory: dict[str, Any], chosen: Any) -> Report:
