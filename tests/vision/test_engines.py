@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_openvino_gives_the_eager_features(tmp_path: Path, build) -> None:
         assert ours[kind].dtype == np.float16 and ours[kind].shape == expected.shape
         # Half a unit in the last place of float16 is 5e-4 of a value.
         assert np.linalg.norm(ours[kind] - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
+def test_openvino_normalises_each_channel_by_its_own_numbers(tmp_path: Path) -> None:
+    imagenets = replace(rule(96), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    encoder = random_network("resnet18", 96, tmp_path).seeing(imagenets)
+    image = picture(96)
+    ours = OpenVINOEngine(encoder, threads=1)(image, KINDS)
+    reference = encoder(batch_of(encoder, [image])).grid[0].numpy()
+    assert np.linalg.norm(ours["grid"] - reference) <= 1e-3 * np.linalg.norm(reference)
 
 
 def test_bits_depend_neither_on_company_nor_on_threads(tmp_path: Path) -> None:
