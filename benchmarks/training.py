@@ -61,6 +61,7 @@ from torch.nn.utils import clip_grad_norm_
 from showtell.config import build, choices_of, compose
 from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions
 from showtell.data.sources import flickr8k
+from showtell.memory import keep_freed_memory
 from showtell.models.transformer import TransformerDecoder
 from showtell.parts import Settings
 from showtell.text.tokenizer import tokenize
@@ -454,6 +455,7 @@ def main() -> None:
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = options.parse_args()
     prepare(chosen)
+    keep_freed_memory()  # as any training does; the plain ways gain as well
     count = 1 if chosen.quick else chosen.batches
     images, vocabulary = captions_of(chosen.data, 64 if chosen.quick else MADE_IMAGES)
     bench = Bench(images, vocabulary, count, torch.device(chosen.device))

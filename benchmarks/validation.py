@@ -32,6 +32,7 @@ from showtell.data.batches import Batch, CaptionBatches, FeatureSource
 from showtell.data.datamodule import CaptionDataModule
 from showtell.decoding.beam import BeamSearch
 from showtell.experiment import EPOCH_METRICS
+from showtell.memory import keep_freed_memory
 from showtell.parts import Config, Settings
 from showtell.parts import prepare as prepare_parts
 from showtell.text.vocabulary import Vocabulary
@@ -201,6 +202,7 @@ def main() -> None:
     options.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     chosen = options.parse_args()
     prepare(chosen)
+    keep_freed_memory()  # as any training does
     config = compose(["tracking=disabled", *chosen.overrides])
     sizes = QUICK if chosen.quick else FLICKR8K
     case = real_case(config) if chosen.overrides else made_case(config, **sizes)

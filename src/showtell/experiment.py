@@ -20,6 +20,7 @@ from showtell.data.datamodule import CaptionDataModule
 from showtell.errors import UserError
 from showtell.evaluation import Evaluation, changed_files, score_split
 from showtell.files import write_atomically
+from showtell.memory import keep_freed_memory
 from showtell.metrics.alarms import (
     Alarm,
     coverage_alarms,
@@ -253,6 +254,7 @@ def _fit(
 
     Of several processes only the first has a tracker.
     """
+    keep_freed_memory()
     use_faster()
     settings = parts.settings
     datamodule = CaptionDataModule(

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from showtell.cores import available_cores
 from showtell.errors import UserError
+from showtell.memory import keep_freed_memory
 from showtell.text.tokenizer import tokenize
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import silence_hints
@@ -102,6 +103,7 @@ def tune(
             f"{LARGEST_SHARE:.0%} of them: there is too little to tune an encoder to"
         )
     silence_hints()
+    keep_freed_memory()
     _check_readable([*training, *validation])
     print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
     targets = word_targets(training, words), word_targets(validation, words)
