@@ -112,6 +112,7 @@ def test_a_taken_folder_is_refused_before_any_work(smoke: Smoke, tmp_path: Path)
         ("trainer.max_epochs=0", "trainer: max_epochs must be at least 1"),
         ("optim.lr=-1", "optim: lr must be at least 0"),
         ("optim.lr=nan", "optim: lr must be at least 0"),
+        ("optim.encoder_lr=-1", "optim: encoder_lr must be at least 0, or null"),
         ("decoding.beam_size=0", "decoding: beam_size is at least 1, not 0"),
         ("callbacks.patience=0", "callbacks: patience must be at least 1"),
         ("text.min_count=0", "text: min_count must be at least 1"),
@@ -375,13 +376,14 @@ def test_views_there_are_not_are_told(smoke: Smoke, tmp_path: Path, views: str) 
 
 def test_a_run_of_before_there_were_views_is_evaluated(smoke: Smoke, copied: Path) -> None:
     config = yaml.safe_load((copied / "config.yaml").read_text())
-    del config["views"], config["optim"]["averaging"]
+    del config["views"], config["optim"]["averaging"], config["optim"]["encoder_lr"]
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
     record = record_of(copied)
     del record["views"]
     (copied / "run.json").write_text(json.dumps(record))
     saved = saved_config(copied / "config.yaml", [], [])
     assert (saved["views"], saved["optim"]["averaging"]) == ("original", 0.0)
+    assert saved["optim"]["encoder_lr"] is None
     before = (copied / "captions-val.json").read_text()
     evaluate(copied, "val", saved)
     assert (copied / "captions-val.json").read_text() == before

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from showtell.errors import UserError
-from showtell.files import remove_parts, write_atomically
+from showtell.files import remove_parts, write_atomically, write_together
 
 
 def test_writing_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -33,6 +33,28 @@ def test_a_failed_write_leaves_the_old_file(
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_that_belong_together_are_all_old_where_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / "one", tmp_path / "other"]
+    write_together(dict.fromkeys(files, b"old"))
+    flushed: list[int] = []
+
+    def full(descriptor: int) -> None:
+        flushed.append(descriptor)
+        if len(flushed) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="other cannot be written"):
+        write_together(dict.fromkeys(files, b"new"))
+    assert [file.read_bytes() for file in files] == [b"old", b"old"]
+    assert sorted(tmp_path.iterdir()) == files
+    monkeypatch.undo()
+    write_together(dict.fromkeys(files, b"new"))
+    assert [file.read_bytes() for file in files] == [b"new", b"new"]
 
 
 def test_parts_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:

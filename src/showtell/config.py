@@ -71,7 +71,7 @@ PLAIN = {
 # The random generators take no other seeds; more images a pass would not fit any memory.
 RANGES = {"seed": (0, 2**32 - 1), "features.batch_size": (1, 2**16)}
 # Options that came after the first runs were kept, and what these did.
-LATER = {"views": "original", "optim.averaging": 0.0}
+LATER = {"views": "original", "optim.averaging": 0.0, "optim.encoder_lr": None}
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",
     "encoder": "showtell.vision.",

@@ -14,8 +14,9 @@ import yaml
 from lightning.pytorch import Trainer
 
 from showtell import runs
-from showtell.caption import load_run
+from showtell.caption import Run, load_run
 from showtell.config import build
+from showtell.data.batches import FeatureSource
 from showtell.data.datamodule import CaptionDataModule
 from showtell.errors import UserError
 from showtell.evaluation import Evaluation, changed_files, score_split
@@ -28,7 +29,7 @@ from showtell.metrics.alarms import (
     shared_images_alarms,
 )
 from showtell.metrics.scores import final_metrics
-from showtell.parts import Config, Parts, Settings, prepare
+from showtell.parts import Config, Parts, Settings, features_of, prepare, seen_features_of
 from showtell.products import use_faster
 from showtell.sweeps.locks import open_locked
 from showtell.tables import print_alarms, print_scores
@@ -43,6 +44,7 @@ from showtell.training.pruning import trial_callbacks
 from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
+from showtell.vision.features import FeatureStore
 from showtell.vision.weights import has_published_name
 
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
@@ -119,7 +121,7 @@ def _begin(config: Config, parts: Parts) -> Path:
     """Make and describe the folder of a new run, and warn of what is wrong before it begins."""
     folder = _new_folder(config)
     _describe(folder, config, parts)
-    raise_alarms(folder, _input_alarms(parts), when="before the training")
+    raise_alarms(folder, _input_alarms(config, parts), when="before the training")
     return folder
 
 
@@ -144,12 +146,13 @@ def _reopen(folder: Path, config: Config, parts: Parts) -> None:
     _remove_results(folder)
 
 
-def _input_alarms(parts: Parts) -> Iterator[Alarm]:
+def _input_alarms(config: Config, parts: Parts) -> Iterator[Alarm]:
     """What is wrong with features, word vectors or splits before anything is learned."""
     training, validation = parts.images["train"], parts.images["val"]
     sample = training[:: max(1, len(training) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
-    features = parts.store.gather(parts.store.index([image.image_id for image in sample]))
-    yield from feature_alarms(features)
+    # They are there already, unless the encoder learns too.
+    store = features_of(sample, parts.encoder, parts.store.kind, config)
+    yield from feature_alarms(store.gather(store.index([image.image_id for image in sample])))
     if parts.coverage is not None and parts.coverage.tokens is not None:
         yield from coverage_alarms(parts.coverage.tokens, parts.coverage.missing)
     if not parts.settings.trainer.validate_on_train:
@@ -175,14 +178,15 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
     with _recorded(config, folder) as tracker:
         with _timed(folder):
             trainer = _fit(config, parts, folder, tracker, checkpoint)
-        images = parts.images
+        images, run = parts.images, load_run(folder)
+        store, seen = _seen_at_the_end(config, parts, run)
         found = score_split(
-            load_run(folder),
+            run,
             images["val"],
             split,
-            parts.store,
+            store,
             images["train"],
-            seen=parts.validation,
+            seen=seen,
             metrics=final_metrics(),
             with_landmarks=False,
         )
@@ -198,6 +202,16 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
         )
         print_scores(f"{parts.data.name} {split}, {len(found.captions)} images", found.scores)
         print_alarms(found.alarms)
+
+
+def _seen_at_the_end(config: Config, parts: Parts, run: Run) -> tuple[FeatureStore, FeatureSource]:
+    """The features of the validation images, of the encoder that is kept with the best weights."""
+    if parts.learning is None:
+        return parts.store, parts.sources.validation
+    images = parts.images["val"]
+    store = features_of(images, run.encoder, run.feature_kind, config)
+    seen = seen_features_of(images, store, run.encoder, run.feature_kind, config, run.views)
+    return store.select(parts.store.contents), seen
 
 
 @contextmanager
@@ -263,8 +277,8 @@ def _fit(
         parts.vocabulary,
         batch_size=settings.trainer.batch_size,
         seed=config["seed"],
-        views=parts.views,
-        validation=parts.validation,
+        training=parts.sources.training,
+        validation=parts.sources.validation,
         limit_batches=settings.trainer.limit_batches,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
@@ -286,6 +300,8 @@ def _fit(
         text=settings.text,
         steps_per_epoch=len(datamodule.train_batches),
         max_epochs=settings.trainer.max_epochs,
+        encoder=parts.learning,
+        validation=parts.watching,
     )
     alarms = CollapseAlarms(
         folder,
@@ -328,7 +344,10 @@ def _check_same_input(folder: Path, record: Mapping[str, Any], parts: Parts) -> 
             f"{folder} cannot go on: the pictures are not those it began with; restore them, point "
             "data.root at a copy, or start a new run"
         )
-    if record["encoder"]["identity"] != parts.encoder.identity.to_json():
+    identity, now = record["encoder"]["identity"], parts.encoder.identity.to_json()
+    if parts.learning is not None:  # the checkpoint has its weights
+        identity, now = ({**each, "weights": None} for each in (identity, now))
+    if identity != now:
         raise UserError(
             f"{folder} cannot go on: {parts.encoder.identity.key} is another encoder than the one "
             "it began with; install the weights it was trained with, or start a new run"
@@ -380,6 +399,7 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
         "encoder": {
             "weights": config["encoder"]["weights"],
             "identity": parts.encoder.identity.to_json(),
+            **({} if parts.learning is None else {runs.BEGAN_WITH: parts.encoder.identity.weights}),
         },
         "text": {**config["text"], **_described_vectors(parts)},
         "start": _described_start(config["start_from"]),

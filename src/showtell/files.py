@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,19 +20,34 @@ def write_atomically(file: Path, *data: bytes | memoryview) -> None:
     Raises:
         UserError: the disk is full or may not be written; what ``file`` held before is intact.
     """
+    write_together({file: data})
+
+
+def write_together(files: Mapping[Path, Sequence[bytes | memoryview]]) -> None:
+    """Write files that belong together: all wait on the disk before the first takes its place.
+
+    So a kill leaves all old or all new, unless it falls between two moves, which take no time.
+
+    Raises:
+        UserError: the disk is full or may not be written; what the files held before is intact.
+    """
     # Named after the process: two that write one file do not write one part.
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    parts = {file: file.with_name(f".{file.name}.{os.getpid()}.part") for file in files}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            stream.writelines(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-        _sync_folder(file.parent)
+        for file, data in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with parts[file].open("wb") as stream:
+                stream.writelines(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for file, part in parts.items():
+            part.replace(file)
+        for folder in {file.parent for file in files}:
+            _sync_folder(folder)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink()
         raise UserError(
             f"{file} cannot be written ({error.strerror}): make room or give write permission there"
         ) from error

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import seed_everything
 from torch import nn
 
+from showtell import runs
 from showtell.caption import device_for, load_run
 from showtell.config import build, target_of
-from showtell.data.batches import FeatureSource
+from showtell.data.batches import FeatureSource, SourceOfEpoch
 from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.text.glove import Coverage, WordVectors, load_vectors
@@ -27,9 +29,11 @@ from showtell.training.trainer import TrainerSettings
 from showtell.training.tuning import TuningSettings, tune
 from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
-from showtell.vision.extract import ensure_features
-from showtell.vision.features import FeatureStore, SeenTogether
-from showtell.vision.images import VIEWS, view_names
+from showtell.vision.extract import ensure_features, file_contents
+from showtell.vision.features import DrawnViews, FeatureStore, SeenTogether
+from showtell.vision.images import ONE_VIEW, VIEWS, view_names
+from showtell.vision.learning import LearningEncoder
+from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
@@ -59,6 +63,15 @@ class Settings:
         )
 
 
+class Sources(NamedTuple):
+    """What a training sees: of its images in each epoch, and when it is validated."""
+
+    # It knows the contents of all images, and has their features unless the encoder learns too.
+    store: FeatureStore
+    training: SourceOfEpoch
+    validation: FeatureSource
+
+
 @dataclass(frozen=True)
 class Parts:
     """Everything a training is made of, built from a configuration."""
@@ -70,9 +83,19 @@ class Parts:
     vocabulary: Vocabulary
     vectors: WordVectors | None
     decoder: nn.Module
-    store: FeatureStore
-    views: tuple[FeatureStore, ...]  # of the training images, besides the store
-    validation: FeatureSource  # what is seen of the validation images
+    sources: Sources
+    learning: LearningEncoder | None  # the encoder, where it learns too
+
+    @property
+    def store(self) -> FeatureStore:
+        """The features of the encoder that the training begins with."""
+        return self.sources.store
+
+    @property
+    def watching(self) -> EncodedNow | None:
+        """What sees the validation images with an encoder that changes."""
+        seen = self.sources.validation
+        return seen if isinstance(seen, EncodedNow) else None
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -101,11 +124,19 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     ``data`` is what ``config["data"]`` names: reading it needs no torch, so it was done before.
     """
     settings, seen = Settings.of(config), caption_views(config)
+    learns = settings.optimization.encoder_lr is not None
+    if learns and settings.trainer.views != ONE_VIEW:
+        raise UserError(
+            f"trainer.views={settings.trainer.views} has no effect on an encoder that learns "
+            "(optim.encoder_lr), which is shown random parts of each picture; leave it out"
+        )
     seed_everything(config["seed"], workers=True, verbose=False)
     for note in data.notes:
         print(f"note: {note}")
     images = select_images(data, settings.trainer)
     encoder: Encoder = build("encoder", config["encoder"])
+    kind: FeatureKind = target_of("model", config["model"]).feature_kind
+    learning = LearningEncoder(encoder, kind) if learns else None
     vocabulary = Vocabulary.from_captions(
         (tokenize(caption) for image in images["train"] for caption in image.captions),
         min_count=settings.text.min_count,
@@ -117,16 +148,43 @@ def prepare(config: Config, data: CaptionData) -> Parts:
         decoder.embedding.load_vectors(torch.from_numpy(vectors.matrix))
     if config["start_from"] is not None:
         start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
-    used = [*images["train"], *images["val"]]
-    kind = decoder.feature_kind
-    store = features_of(used, encoder, kind, config)
-    views = tuple(
+    sources = (_shown if learns else _stored)(images, encoder, kind, config, seen)
+    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, sources, learning)
+
+
+def _stored(
+    images: Images, encoder: Encoder, kind: FeatureKind, config: Config, seen: Sequence[str]
+) -> Sources:
+    """Features that are computed once, before the training."""
+    store = features_of([*images["train"], *images["val"]], encoder, kind, config)
+    others = [
         features_of(images["train"], encoder, kind, config, view=name)
-        for name in view_names(settings.trainer.views)[1:]
+        for name in view_names(config["trainer"]["views"])[1:]
+    ]
+    return Sources(
+        store,
+        training=partial(DrawnViews, [store, *others], config["seed"]),
+        validation=seen_features_of(images["val"], store, encoder, kind, config, seen),
     )
-    validation = seen_features_of(images["val"], store, encoder, kind, config, seen)
-    return Parts(
-        settings, data, images, encoder, vocabulary, vectors, decoder, store, views, validation
+
+
+def _shown(
+    images: Images, encoder: Encoder, kind: FeatureKind, config: Config, seen: Sequence[str]
+) -> Sources:
+    """Pictures, for an encoder that changes."""
+    used = [*images["train"], *images["val"]]
+    check_readable(used)
+    store = FeatureStore.open(Path(config["features"]["root"]), encoder.identity, kind)
+    return Sources(
+        store.select(file_contents([(image.image_id, image.path) for image in used])),
+        training=partial(ShownPictures, images["train"], encoder.preprocessing, config["seed"]),
+        validation=EncodedNow(
+            images["val"],
+            kind,
+            views=seen,
+            batch_size=config["features"]["batch_size"],
+            device=device_for(config["trainer"]["accelerator"]),
+        ),
     )
 
 
@@ -187,10 +245,12 @@ def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder
     """
     run = load_run(folder)
     asked = f"start_from={folder}: the run has"
+    own = runs.encoder_weights(run.folder)
+    remedy = "choose the same" if own is None else f"set encoder.weights={own}"
     if run.vocabulary.tokens != vocabulary.tokens:
         raise UserError(f"{asked} other words; train on the captions and with the text of its own")
     if run.record["encoder"]["identity"] != encoder.identity.to_json():
-        raise UserError(f"{asked} another encoder than {encoder.identity.key}; choose the same")
+        raise UserError(f"{asked} another encoder than {encoder.identity.key}; {remedy}")
     try:
         decoder.load_state_dict(run.decoder.state_dict())
     except RuntimeError as error:

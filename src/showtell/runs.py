@@ -5,7 +5,8 @@ run.json                 what the run is: data, encoder, model, commit, versions
 vocabulary.json          the words
 metrics.csv              the curves
 checkpoints/best.safetensors   weights of the best validation, for everyone
-checkpoints/encoder.*          weights of the encoder, where a file of the user's gave them
+checkpoints/encoder.*          weights of the encoder, where a file of the user's gave them, or
+                               where it learned too: those of the same validation
 checkpoints/last.ckpt          state of the training, for ``resume`` on the machine that made it
 captions-<split>.json, scores-<split>.json
 statistics-<split>.safetensors what the scores were computed from, for ``showtell compare``
@@ -31,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from showtell.errors import UserError
-from showtell.files import write_atomically
+from showtell.files import write_atomically, write_together
 from showtell.metrics.alarms import Alarm
 from showtell.metrics.statistics import CaptionStatistics
 from showtell.types import Split
@@ -39,13 +40,18 @@ from showtell.types import Split
 if TYPE_CHECKING:  # a comparison of runs needs no torch
     from torch import nn
 
+    from showtell.vision.encoder import Encoder
+
 FORMAT = 1
 SAME_SCORE = 1e-9  # METEOR's Java and our formula agree to 1e-12
 RECORD = "run.json"
 CONFIG = "config.yaml"
 VOCABULARY = "vocabulary.json"
 BEST_WEIGHTS = Path("checkpoints/best.safetensors")
+LEARNED_ENCODER = Path("checkpoints/encoder.safetensors")
 MEMBERS = "members"
+# Of an encoder that learned: the hash of the weights that it had before.
+BEGAN_WITH = "began_with"
 TRAINING = "training"  # where alarms are raised before any split is evaluated
 LAST_CHECKPOINT = Path("checkpoints/last.ckpt")
 # libyaml reads hundreds of configurations in the time that PyYAML takes for dozens.
@@ -112,8 +118,11 @@ def _make(folder: Path) -> Path:
 
 def write_json(path: Path, content: Any) -> None:
     """Write readable JSON atomically."""
-    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    write_atomically(path, text.encode())
+    write_atomically(path, _json(content))
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def read_record(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
@@ -215,12 +224,28 @@ def find_run(root: Path, config: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def save_weights(folder: Path, decoder: nn.Module) -> None:
-    """Write the weights of ``decoder`` as ``checkpoints/best.safetensors``."""
+def save_weights(folder: Path, decoder: nn.Module, encoder: Encoder | None = None) -> None:
+    """Write the weights of ``decoder`` as ``checkpoints/best.safetensors``.
+
+    Those of an ``encoder`` that learned with it go beside them, and its identity into ``run.json``.
+    Should a kill leave one without the other, loading the run tells, and to resume it mends it.
+    """
     from safetensors.torch import save
 
     tensors = {name: t.detach().cpu().contiguous() for name, t in decoder.state_dict().items()}
-    write_atomically(folder / BEST_WEIGHTS, save(tensors))
+    files = {folder / BEST_WEIGHTS: [save(tensors)]}
+    earlier = None
+    if encoder is not None:
+        from showtell.vision.weights import half_file
+
+        earlier = encoder_weights(folder)
+        record = read_record(folder)
+        described = {**record["encoder"], "identity": encoder.identity.to_json()}
+        files[folder / LEARNED_ENCODER] = [half_file(encoder.body, {})]
+        files[folder / RECORD] = [_json({**record, "encoder": described})]
+    write_together(files)
+    if earlier is not None and earlier != folder / LEARNED_ENCODER:
+        earlier.unlink()  # a file of the user's with another ending
 
 
 def load_weights(folder: Path, decoder: nn.Module) -> None:
@@ -251,7 +276,9 @@ def keep_encoder_weights(folder: Path, file: Path) -> None:
 
 def encoder_weights(folder: Path) -> Path | None:
     """What ``keep_encoder_weights`` wrote; None where the encoder's weights are published ones."""
-    return next((folder / BEST_WEIGHTS.parent).glob("encoder*"), None)
+    kept = (folder / BEST_WEIGHTS.parent).glob("encoder.*")
+    # Of two, which a kill may leave, that which was written last: .pth comes before .safetensors.
+    return max(kept, default=None)
 
 
 def captioner_files(folder: Path) -> list[Path]:

@@ -48,6 +48,15 @@ def test_what_changes_scores_makes_a_row(override: str) -> None:
     assert key_of(settings(encoder, override)) != key_of(settings(encoder))
 
 
+def test_an_encoder_that_learned_counts_by_what_it_began_with() -> None:
+    def learned(began_with: str, kept: str) -> dict[str, str]:
+        encoder = {"identity": {"weights": kept * 64}, "began_with": began_with * 64}
+        return settings("optim.encoder_lr=1e-4", encoder=encoder)
+
+    assert key_of(learned("1", "a")) == key_of(learned("1", "b"))
+    assert key_of(learned("1", "a")) != key_of(learned("2", "a"))
+
+
 def test_several_views_of_a_picture_make_a_row_of_their_own() -> None:
     views = "original+mirrored"
     config = composed(f"views={views}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions
 from showtell.errors import UserError
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
 from showtell.types import CaptionedImage
+from showtell.vision.features import DrawnViews
 
 WORDS = ["a", "dog", "runs", "fast"]
 
@@ -205,7 +207,8 @@ class Mirrored(Rows):
 
 def with_views(seed: int = 3) -> CaptionBatches:
     captions = EncodedCaptions(images(23), vocabulary())
-    return CaptionBatches(captions, Rows(), views=[Mirrored()], batch_size=4, shuffle_seed=seed)
+    views = partial(DrawnViews, [Rows(), Mirrored()], seed)
+    return CaptionBatches(captions, views, batch_size=4, shuffle_seed=seed)
 
 
 def test_each_epoch_draws_a_view_of_each_image_and_leaves_all_else() -> None:

@@ -245,3 +245,25 @@ def test_a_state_keeps_images_with_their_rows() -> None:
     assert kept.rows[0].tolist() == [0, 1, 4, 5]
     assert kept.images[0].tolist() == [[7], [9]]
     assert kept.weights is two_rows_each.weights
+
+
+@DECODERS
+def test_an_encoder_can_learn_from_the_gradient_of_its_features(build: Build) -> None:
+    """Along any direction it is the slope of what is computed."""
+    torch.manual_seed(0)
+    decoder = build().double()
+    shape = (2, D) if decoder.feature_kind == "pooled" else (2, R, D)
+    features = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    direction = torch.randn(shape, dtype=torch.double)
+    tokens = torch.tensor([[BEGIN, 5, 6], [BEGIN, 7, PAD], [BEGIN, 8, PAD]])
+    lengths, image_of_row = torch.tensor([3, 2, 1]), torch.tensor([0, 0, 1])
+
+    def total(seen: Tensor) -> Tensor:
+        return decoder(seen, tokens, lengths, image_of_row).log_softmax(dim=1)[:, 4].sum()
+
+    total(features).backward()
+    assert features.grad is not None
+    step = 1e-5 * direction
+    with torch.no_grad():
+        slope = (total(features + step) - total(features - step)) / 2e-5
+    torch.testing.assert_close((features.grad * direction).sum(), slope, rtol=1e-6, atol=1e-9)

@@ -76,7 +76,7 @@ def test_a_tied_output_adds_no_matrix_of_the_vocabulary() -> None:
 
 def test_words_are_not_decayed() -> None:
     module = torch.nn.ModuleDict({"embedding": extended()})
-    rules = Optimization(1e-3, 0.1, "constant", 0, 1.0, None, 0.0)
+    rules = Optimization(1e-3, None, 0.1, "constant", 0, 1.0, None, 0.0)
     decayed, plain = rules.optimizer(module).param_groups
     assert decayed["params"] == []
     assert len(plain["params"]) == 2

@@ -111,6 +111,7 @@ def build_training(
     references = {image.image_id: image.captions for image in images}
     settings = {
         "lr": 1e-2,
+        "encoder_lr": None,
         "weight_decay": 0.01,
         "schedule": "cosine",
         "warmup_epochs": 0.5,

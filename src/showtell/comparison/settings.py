@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, choices_of
+from showtell.runs import BEGAN_WITH
 
 Settings = Mapping[str, str]
 
@@ -43,7 +44,7 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
     """All that may change the scores of the run of this ``config.yaml`` and ``run.json``."""
     text, images = record["text"], record["data"].get("images", {})
     contents = (
-        record["encoder"].get("identity", {}).get("weights"),
+        _encoder_of(record["encoder"]),
         text.get("vectors_sha256", text.get("vectors")),
         *(images.get(split) for split in ("train", "val")),
         _start_of(record),
@@ -53,6 +54,13 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
         config = {**config, "model": record["model"]}
     views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # runs of before there were views do not say
     return _flat(config) | views | dict(zip(_CONTENTS, shown, strict=True))
+
+
+def _encoder_of(described: Mapping[str, Any]) -> str | None:
+    """The hash of the weights that the encoder had before the training."""
+    kept = described.get("identity", {}).get("weights")
+    began_with: str | None = described.get(BEGAN_WITH, kept)
+    return began_with
 
 
 def _start_of(record: Mapping[str, Any]) -> str | None:

@@ -7,10 +7,9 @@ R regions.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -29,15 +28,22 @@ POOL_BATCHES = 32
 
 
 class FeatureSource(Protocol):
-    """Where batches take image features from: the feature store, or an array in a test."""
+    """Where batches take image features from: the feature store, or an array in a test.
+
+    Where the encoder learns too it gives pictures, as pixels (n, S, S, 3).
+    """
 
     def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """The position of each image."""
         ...
 
-    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-        """Features (n, D) or (n, R, D) at the given positions."""
+    def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Features (n, D) or (n, R, D), or pixels, at the given positions."""
         ...
+
+
+# Epoch -> what is seen of the images in it, where that is another thing each time.
+SourceOfEpoch = Callable[[int], FeatureSource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,8 @@ class Batch:
     """Some images, each once, and all their captions for teacher forcing."""
 
     image_ids: tuple[str, ...]
-    # (B, D) or (B, R, D) float32; float16 as stored on their way to a GPU, see `to`.
+    # (B, D) or (B, R, D), or pixels (B, S, S, 3), in float32; on their way to a GPU of the type
+    # they came in, see `to`.
     features: Tensor
     tokens: Tensor  # (N, T) BEGIN and the words, padded with PAD: what the decoder reads
     targets: Tensor  # (P,) the words and END, row by row: what it should say
@@ -101,34 +108,31 @@ class CaptionBatches:
 
     Args:
         captions: those of the split.
-        features: where the features of its images are.
-        views: further features of the same images, seen in another way; in each epoch one of the
-            ways is drawn for each image.
+        features: where the features of its images are, or where they are in each epoch.
         batch_size: images a batch, over all processes.
         shuffle_seed: None keeps the order of the split.
         limit_batches: only the first so many batches of an epoch; None for all.
         rank: the number of this process, from 0.
         world_size: how many processes share a batch.
-        pinned: for a GPU: features stay float16, half as much to copy, and memory is pinned, so
-            that the host need not wait for the copy; `Batch.to` makes them float32 there.
+        pinned: for a GPU: features stay as they came, half as much to copy or less, and memory is
+            pinned, so that the host need not wait for it; `Batch.to` makes them float32 there.
     """
 
     def __init__(
         self,
         captions: EncodedCaptions,
-        features: FeatureSource,
+        features: FeatureSource | SourceOfEpoch,
         *,
         batch_size: int,
         shuffle_seed: int | None,
-        views: Sequence[FeatureSource] = (),
         limit_batches: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         pinned: bool = False,
     ) -> None:
         self._captions = captions
-        self._sources = [features, *views]
-        self._positions = [source.index(captions.image_ids) for source in self._sources]
+        self._source_of: SourceOfEpoch = features if callable(features) else lambda epoch: features
+        self._source_of(0).index(captions.image_ids)  # what is missing is told before the training
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
         self._limit_batches = limit_batches
@@ -146,7 +150,12 @@ class CaptionBatches:
         if self._next == len(self):
             self._epoch, self._next = self._epoch + 1, 0
         order = self._order(self._epoch)[: len(self)]
-        gather = partial(self._gather, views=self._views(self._epoch))
+        source = self._source_of(self._epoch)
+        positions = source.index(self._captions.image_ids)
+
+        def gather(batch: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+            return source.gather(positions[self._share(batch)])
+
         # The next batch is read while this one is computed with: a disk answers late, and a GPU is
         # done before the file system is.
         with ThreadPoolExecutor(max_workers=1) as reader:
@@ -187,11 +196,6 @@ class CaptionBatches:
         batches = [images[i : i + self._batch_size] for i in self._starts(images)]
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def _views(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Which source the features of each image come from in an epoch."""
-        random = np.random.default_rng((self._shuffle_seed or 0, epoch, 1))
-        return random.integers(len(self._sources), size=len(self._captions.image_ids))
-
     def _share(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The images of a batch that this process has, or the first where none is left for it.
 
@@ -203,23 +207,7 @@ class CaptionBatches:
     def _starts(self, images: npt.NDArray[np.int64]) -> range:
         return range(0, len(images), self._batch_size)
 
-    def _gather(
-        self, batch: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float16]:
-        images = self._share(batch)
-        if len(self._sources) == 1:
-            return self._sources[0].gather(self._positions[0][images])
-        seen = views[images]
-        by_view = [
-            source.gather(positions[images[seen == view]])
-            for view, (source, positions) in enumerate(
-                zip(self._sources, self._positions, strict=True)
-            )
-        ]
-        back = np.argsort(np.argsort(seen, kind="stable"))
-        return np.concatenate(by_view)[back]
-
-    def _collate(self, batch: npt.NDArray[np.int64], features: npt.NDArray[np.float16]) -> Batch:
+    def _collate(self, batch: npt.NDArray[np.int64], features: npt.NDArray[Any]) -> Batch:
         images = self._share(batch)
         rows_of_image = [self._captions.rows(image) for image in images]
         rows = [row for rows in rows_of_image for row in rows]

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from showtell.data.batches import Batch, CaptionBatches, EncodedCaptions, FeatureSource
+from showtell.data.batches import (
+    Batch,
+    CaptionBatches,
+    EncodedCaptions,
+    FeatureSource,
+    SourceOfEpoch,
+)
 from showtell.text.vocabulary import Vocabulary
 from showtell.types import CaptionedImage, Split
 
@@ -20,9 +26,10 @@ VALIDATION_BATCH = 256
 
 
 class CaptionDataModule(LightningDataModule):
-    """Batches of training and validation; features were extracted before and are only read here.
+    """Batches of training and validation.
 
-    Needs no worker process: a batch of stored features takes well under a millisecond to gather.
+    Needs no worker process: a batch of stored features takes well under a millisecond to gather,
+    and pictures are decoded in threads.
     """
 
     def __init__(
@@ -33,7 +40,7 @@ class CaptionDataModule(LightningDataModule):
         *,
         batch_size: int,
         seed: int,
-        views: Sequence[FeatureSource] = (),
+        training: SourceOfEpoch | None = None,
         validation: FeatureSource | None = None,
         limit_batches: int | None = None,
         rank: int = 0,
@@ -42,16 +49,15 @@ class CaptionDataModule(LightningDataModule):
     ) -> None:
         """Make batches of ``images``.
 
-        ``features`` are those of all images, ``views`` more of the training images; ``validation``
-        is what is seen of the validation images, where it is not ``features``.
+        ``features`` are those of all images; ``training`` is what is seen of the training images
+        in each epoch, and ``validation`` of the validation images, where it is not ``features``.
         """
         super().__init__()
         self._images = images
-        self._features = features
+        self._training = features if training is None else training
         self._vocabulary = vocabulary
         self._batch_size = batch_size
         self._seed = seed
-        self._views = views
         self._validation = features if validation is None else validation
         self._limit_batches = limit_batches
         self._rank = rank
@@ -63,10 +69,9 @@ class CaptionDataModule(LightningDataModule):
         """The training split, shuffled anew every epoch."""
         return self._batches(
             self._images["train"],
-            self._features,
+            self._training,
             batch_size=self._batch_size,
             shuffle_seed=self._seed,
-            views=self._views,
         )
 
     def train_dataloader(self) -> CaptionBatches:
@@ -105,18 +110,16 @@ class CaptionDataModule(LightningDataModule):
     def _batches(
         self,
         images: Sequence[CaptionedImage],
-        features: FeatureSource,
+        features: FeatureSource | SourceOfEpoch,
         *,
         batch_size: int,
         shuffle_seed: int | None,
-        views: Sequence[FeatureSource] = (),
     ) -> CaptionBatches:
         return CaptionBatches(
             EncodedCaptions(images, self._vocabulary),
             features,
             batch_size=batch_size,
             shuffle_seed=shuffle_seed,
-            views=views,
             limit_batches=self._limit_batches,
             rank=self._rank,
             world_size=self._world_size,

@@ -144,7 +144,8 @@ class KeepBest(Callback):
             return
         self.best, self.best_epoch = score, trainer.current_epoch
         if trainer.is_global_zero:
-            save_weights(self._run_folder, cast(CaptioningModule, pl_module).validated)
+            module = cast(CaptioningModule, pl_module)
+            save_weights(self._run_folder, module.validated, module.validated_encoder)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far and its 0-based epoch."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from showtell.data.batches import Batch
@@ -20,6 +22,9 @@ from showtell.training.objectives import Objective, Outcome
 from showtell.training.optimization import Optimization
 from showtell.training.ranks import gathered, summed, world_size
 from showtell.training.validation import GeneratedCaptions
+from showtell.vision.encoder import Encoder
+from showtell.vision.learning import LearningEncoder
+from showtell.vision.pictures import EncodedNow
 
 # Optimizer steps between two rows of the step loss in the curves.
 STEPS_PER_ROW = 10
@@ -68,6 +73,9 @@ class CaptioningModule(LightningModule):
 
     Validation decodes every image once with ``search`` and scores the captions with corpus BLEU;
     teacher forcing is used for the loss alone, never for a score.
+
+    With an ``encoder`` that learns too, training batches bring pixels in place of features, and
+    ``validation`` is told before each validation which encoder to see with.
     """
 
     def __init__(
@@ -81,10 +89,15 @@ class CaptioningModule(LightningModule):
         text: TextSettings,
         steps_per_epoch: int,
         max_epochs: int,
+        encoder: LearningEncoder | None = None,
+        validation: EncodedNow | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
         self.averaged = optimization.averaged(decoder)
+        self.encoder = encoder
+        self.averaged_encoder = None if encoder is None else optimization.averaged(encoder)
+        self._validation = validation
         self.generated = generated
         self.objective = objective
         self._search = search
@@ -108,6 +121,16 @@ class CaptioningModule(LightningModule):
         """What validation decodes with, and what is kept if it is the best."""
         return self.decoder if self.averaged is None else self.averaged.module
 
+    @property
+    def validated_encoder(self) -> Encoder | None:
+        """What the latest validation saw with; None for an encoder that is frozen."""
+        return None if self._validation is None else self._validation.encoder
+
+    def on_fit_start(self) -> None:
+        """Make the frozen stages fast: the encoder is on its device, with the weights it keeps."""
+        if self.encoder is not None:
+            self._frozen_stages = self.encoder.frozen_stages(self.device)
+
     def on_train_start(self) -> None:
         """The same for a run resumed within an epoch, whose start it does not see again."""
         self.on_train_epoch_start()
@@ -118,6 +141,9 @@ class CaptioningModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of the objective."""
+        if self.encoder is not None:
+            features = self.encoder(self._frozen_stages(batch.features))
+            batch = replace(batch, features=features)
         progress = self.global_step / (self._steps_per_epoch * self._max_epochs)
         own = self.objective(self.decoder, batch, min(1.0, progress))
         loss, measure, weight, _ = over_processes(own, counts=not batch.is_filler)
@@ -133,11 +159,28 @@ class CaptioningModule(LightningModule):
             )
         return loss
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the encoder by itself: the decoder's steps do not depend on how steep that is."""
+        if self.encoder is None:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+        elif gradient_clip_val is not None:
+            for part in (self.decoder, self.encoder):
+                torch.nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Move the weights, then their mean: before any checkpoint of the step is saved."""
         super().optimizer_step(*args, **kwargs)
         if self.averaged is not None:
             self.averaged.update_parameters(self.decoder)
+        if self.averaged_encoder is not None and self.encoder is not None:
+            self.averaged_encoder.update_parameters(self.encoder)
 
     def on_train_epoch_end(self) -> None:
         """Report the mean of the epoch, every real token or every caption counted once."""
@@ -146,8 +189,15 @@ class CaptioningModule(LightningModule):
         self.train_mean.reset()
 
     def on_validation_epoch_start(self) -> None:
-        """Begin anew; what was generated stays until then, for callbacks to look at."""
+        """Begin anew; what was generated stays until then, for callbacks to look at.
+
+        An encoder that learns is validated as it would be kept, rounded.
+        """
         self.generated.reset()
+        if self.encoder is not None and self._validation is not None:
+            averaged = self.averaged_encoder
+            learned = self.encoder if averaged is None else cast(LearningEncoder, averaged.module)
+            self._validation.encoder = learned.rounded()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One caption per image, and now and then the loss of the references."""
@@ -169,8 +219,8 @@ class CaptioningModule(LightningModule):
         self.val_loss.reset()
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the decoder, and its schedule, stepped every batch."""
-        optimizer = self._optimization.optimizer(self.decoder)
+        """AdamW over all that learns, and its schedule, stepped every batch."""
+        optimizer = self._optimization.optimizer(self.decoder, self.encoder)
         scheduler = self._optimization.scheduler(
             optimizer, steps_per_epoch=self._steps_per_epoch, epochs=self._max_epochs
         )

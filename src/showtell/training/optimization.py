@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,20 @@ class Optimization:
 
     Attributes:
         lr: highest learning rate of AdamW, reached after the warm-up.
+        encoder_lr: the same of the encoder's upper stages; None leaves the encoder frozen.
         weight_decay: decoupled weight decay of the matrices (Loshchilov and Hutter 2019); biases,
-            norms and word vectors are not decayed.
+            norms, word vectors and the encoder are not decayed.
         schedule: what the rate does after the warm-up, until the last step of ``max_epochs``.
         warmup_epochs: epochs (or a part of one) over which the rate rises linearly from 0.
         final_lr_fraction: share of ``lr`` left at the last step of a linear or cosine schedule.
-        gradient_clip: largest allowed norm of all gradients together; None does not clip.
+        gradient_clip: largest allowed norm of all gradients together, of the decoder and of an
+            encoder that learns each; None does not clip.
         averaging: what each step leaves of an exponential moving average of the weights, which is
             what is validated and kept; 0 keeps the last weights themselves.
     """
 
     lr: float
+    encoder_lr: float | None
     weight_decay: float
     schedule: Schedule
     warmup_epochs: float
@@ -43,6 +46,9 @@ class Optimization:
     def __post_init__(self) -> None:
         rules = {
             "lr must be at least 0": self.lr >= 0,
+            "encoder_lr must be at least 0, or null": (
+                self.encoder_lr is None or self.encoder_lr >= 0
+            ),
             "weight_decay must be at least 0": self.weight_decay >= 0,
             "warmup_epochs must be at least 0": self.warmup_epochs >= 0,
             "final_lr_fraction must lie in 0..1": 0 <= self.final_lr_fraction <= 1,
@@ -55,13 +61,19 @@ class Optimization:
             if not holds:
                 raise ValueError(rule)
 
-    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
-        """AdamW over all parameters, frozen ones too: they may thaw later."""
+    def optimizer(self, module: nn.Module, encoder: nn.Module | None = None) -> torch.optim.AdamW:
+        """AdamW over all parameters of ``module``, frozen ones too: they may thaw later.
+
+        Of an ``encoder`` it moves what learns, at a rate of its own.
+        """
         decayed, plain = _by_decay(module.named_parameters())
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
+        if encoder is not None:
+            learning = [p for p in encoder.parameters() if p.requires_grad]
+            groups.append({"params": learning, "weight_decay": 0.0, "lr": self.encoder_lr})
         # One pass over the weights instead of ten. On a GPU it would refuse to be clipped in
         # 16-mixed, and PyTorch's own choice is as good there.
         on_cpu = all(parameter.device.type == "cpu" for parameter in decayed)

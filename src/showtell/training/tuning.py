@@ -14,40 +14,35 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from showtell.cores import available_cores
 from showtell.errors import UserError
+from showtell.files import write_atomically
 from showtell.memory import keep_freed_memory
 from showtell.text.tokenizer import tokenize
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import silence_hints
 from showtell.types import CaptionedImage
-from showtell.vision.efficientnet import EfficientNetLite
-from showtell.vision.encoder import Encoder, SideBySide
-from showtell.vision.frozen import frozen
-from showtell.vision.images import Preprocessing, load_image
-from showtell.vision.weights import save_half
+from showtell.vision.encoder import Encoder, parts_of
+from showtell.vision.images import Preprocessing
+from showtell.vision.learning import LearningEncoder
+from showtell.vision.pictures import ShownPictures, check_readable
+from showtell.vision.weights import half_file
 
 # A word of fewer training pictures is seen too seldom to be learned by its looks, and one of more
 # than half of them ("a", "in", "the") is grammar.
 LEAST_PICTURES = 15
 LARGEST_SHARE = 0.5
 BATCH_SIZE = 32
-# The network's stages that stay as they are: edges and textures need no captions.
-FROZEN_STAGES = 4
 DROPOUT = 0.3
 LARGEST_GRADIENT = 5.0  # the norm of all together
 # The layer that names the words knows nothing yet: its rate, in learning rates of the network.
@@ -95,7 +90,7 @@ def tune(
         UserError: for a network that cannot be cut, a picture that cannot be read, captions without
             frequent words, or a loss that is not finite.
     """
-    networks = networks_of(encoder)
+    networks = [LearningEncoder(part, "pooled") for part in parts_of(encoder)]
     words = frequent_words(training)
     if not words:
         raise UserError(
@@ -104,37 +99,21 @@ def tune(
         )
     silence_hints()
     keep_freed_memory()
-    _check_readable([*training, *validation])
+    check_readable([*training, *validation])
     print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
     targets = word_targets(training, words), word_targets(validation, words)
-    for network in networks:
+    for part, network in zip(parts_of(encoder), networks, strict=True):
         # Each as if it were alone.
         seed_everything(settings.seed, workers=True, verbose=False)
-        tuner = WordTuner(network, encoder.preprocessing, targets[0].mean(dim=0), settings)
+        tuner = WordTuner(network, targets[0].mean(dim=0), settings)
         _trainer(settings).fit(
             tuner,
-            _batches(training, targets[0], encoder.preprocessing, seed=settings.seed),
-            _batches(validation, targets[1], encoder.preprocessing, seed=None),
+            WordBatches(training, targets[0], encoder.preprocessing, seed=settings.seed),
+            WordBatches(validation, targets[1], encoder.preprocessing, seed=None),
         )
-        network.load_state_dict(tuner.tuned.state_dict())
+        part.body.load_state_dict(tuner.tuned.state_dict())
     facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
-    save_half(encoder.body, output, {TUNED_BY: json.dumps(facts)})
-
-
-def networks_of(encoder: Encoder) -> list[EfficientNetLite]:
-    """The network of an encoder, or those of one that joins several.
-
-    Raises:
-        UserError: when one of them cannot be cut into stages.
-    """
-    body = encoder.body
-    networks = list(body.networks) if isinstance(body, SideBySide) else [body]
-    if not all(isinstance(network, EfficientNetLite) for network in networks):
-        raise UserError(
-            f"{encoder.identity.network} cannot be tuned; choose encoder=efficientnet_lite0, "
-            "efficientnet_lite1 or efficientnet_lite2, or encoder=joined of these"
-        )
-    return cast(list[EfficientNetLite], networks)
+    write_atomically(output, half_file(encoder.body, {TUNED_BY: json.dumps(facts)}))
 
 
 def _trainer(settings: TuningSettings) -> Trainer:
@@ -149,17 +128,6 @@ def _trainer(settings: TuningSettings) -> Trainer:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-
-
-def _check_readable(images: Sequence[CaptionedImage]) -> None:
-    """Read every picture once: one that is damaged would end the work at any epoch of it.
-
-    Raises:
-        ImageError: the first that cannot be read.
-    """
-    with ThreadPoolExecutor(available_cores()) as threads:
-        for _ in threads.map(lambda image: load_image(image.path).size, images):
-            pass
 
 
 def frequent_words(images: Sequence[CaptionedImage]) -> list[str]:
@@ -185,46 +153,49 @@ def _words_of(image: CaptionedImage) -> Counter[str]:
     return Counter(word for caption in image.captions for word in set(tokenize(caption)))
 
 
-def _batches(
-    images: Sequence[CaptionedImage],
-    targets: Tensor,
-    preprocessing: Preprocessing,
-    *,
-    seed: int | None,
-) -> DataLoader[Any]:
-    """Batches of (pictures (B, 3, S, S), targets (B, W)); with a seed, glimpses in random order."""
-    random = np.random.default_rng(seed)
-    threads = ThreadPoolExecutor(available_cores())
+class WordBatches:
+    """Batches of (pixels (B, S, S, 3), targets (B, W)), the pictures whole and in their order.
 
-    def picture(number: int, draw: int) -> Tensor:
-        image = load_image(images[number].path)
-        if seed is None:
-            return preprocessing(image)
-        pixels = preprocessing.glimpse(image, np.random.default_rng(draw))
-        return preprocessing.normalised(pixels)
+    With a seed they are shown in glimpses and in an order that are drawn anew for each epoch.
+    """
 
-    def gather(numbers: list[int]) -> tuple[Tensor, Tensor]:
-        draws = random.integers(2**63, size=len(numbers)).tolist()  # before threads race for them
-        return torch.stack(list(threads.map(picture, numbers, draws))), targets[numbers]
+    def __init__(
+        self,
+        images: Sequence[CaptionedImage],
+        targets: Tensor,
+        preprocessing: Preprocessing,
+        *,
+        seed: int | None,
+    ) -> None:
+        self._images = images
+        self._targets = targets
+        self._preprocessing = preprocessing
+        self._seed = seed
+        self._epoch = 0
 
-    order = None if seed is None else torch.Generator().manual_seed(seed)
-    return DataLoader(
-        range(len(images)),  # type: ignore[arg-type]  # a sequence is a data set
-        batch_size=BATCH_SIZE,
-        shuffle=seed is not None,
-        drop_last=seed is not None and len(images) > BATCH_SIZE,
-        generator=order,
-        collate_fn=gather,
-    )
+    def __len__(self) -> int:
+        """All pictures are validated with; a rest of them would be too few to learn from."""
+        whole, rest = divmod(len(self._images), BATCH_SIZE)
+        return whole + (rest > 0 and (self._seed is None or whole == 0))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        shown = ShownPictures(self._images, self._preprocessing, self._seed, self._epoch)
+        order = np.arange(len(self._images))
+        if self._seed is not None:
+            order = np.random.default_rng((self._seed, self._epoch)).permutation(order)
+        self._epoch += 1
+        for number in range(len(self)):
+            images = order[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
+            yield torch.from_numpy(shown.gather(images)).float(), self._targets[images]
 
 
 class WordNamer(nn.Module):
-    """The upper stages of a network, and a layer that names the words by its mean features."""
+    """An encoder that learns, and a layer that names the words by its pooled features."""
 
-    def __init__(self, network: EfficientNetLite, frequencies: Tensor) -> None:
+    def __init__(self, encoder: LearningEncoder, frequencies: Tensor) -> None:
         super().__init__()
-        self.network = network
-        self.head = nn.Linear(network.conv_head.out_channels, len(frequencies))
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.size, len(frequencies))
         # Begin with how frequent each word is.
         nn.init.normal_(self.head.weight, std=0.01)
         with torch.no_grad():
@@ -232,14 +203,7 @@ class WordNamer(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """The words' logits (B, W) from the maps (B, C, Q, Q) of the frozen stages."""
-        features_BD = self.network.upper(maps, FROZEN_STAGES).mean(dim=(2, 3))
-        return cast(Tensor, self.head(F.dropout(features_BD, DROPOUT, self.training)))
-
-    def train(self, mode: bool = True) -> Self:
-        """Normalise as ImageNet's pictures were: batches here are small and of one kind."""
-        super().train(mode)
-        self.network.eval()
-        return self
+        return cast(Tensor, self.head(F.dropout(self.encoder(maps), DROPOUT, self.training)))
 
 
 class WordTuner(LightningModule):
@@ -247,19 +211,16 @@ class WordTuner(LightningModule):
 
     def __init__(
         self,
-        network: EfficientNetLite,
-        preprocessing: Preprocessing,
+        encoder: LearningEncoder,
         frequencies: Tensor,
         settings: TuningSettings,
     ) -> None:
         super().__init__()
-        for part in network.upper_parts(FROZEN_STAGES):
-            part.requires_grad_(True)
-        self.namer = WordNamer(network, frequencies)
+        self.namer = WordNamer(encoder, frequencies)
         self._settings = settings
-        self._side = preprocessing.size
         self._rules = Optimization(
-            lr=settings.lr,
+            lr=HEAD_RATE * settings.lr,
+            encoder_lr=settings.lr,
             weight_decay=0.0,
             schedule="cosine",
             warmup_epochs=0.8,
@@ -274,13 +235,11 @@ class WordTuner(LightningModule):
     @property
     def tuned(self) -> nn.Module:
         """The network with the mean of the weights."""
-        return cast(WordNamer, self.averaged.module).network
+        return cast(WordNamer, self.averaged.module).encoder.network
 
     def on_fit_start(self) -> None:
         """Compile the frozen stages for the device, on which the module is by now."""
-        example = torch.zeros(1, 3, self._side, self._side, device=self.device)
-        lower = partial(self.namer.network.lower, stages=FROZEN_STAGES)
-        self._lower = frozen(lower, example)
+        self._lower = self.namer.encoder.frozen_stages(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean over the pictures of the cross-entropy of all words."""
@@ -307,12 +266,7 @@ class WordTuner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, faster for the new layer, and a cosine after a warm-up."""
-        trained = [p for p in self.namer.network.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": trained},
-            {"params": self.namer.head.parameters(), "lr": HEAD_RATE * self._rules.lr},
-        ]
-        optimizer = torch.optim.Adam(groups, lr=self._rules.lr)
+        optimizer = self._rules.optimizer(self.namer.head, self.namer.encoder)
         steps = int(self.trainer.estimated_stepping_batches) // self._settings.epochs
         scheduler = self._rules.scheduler(
             optimizer, steps_per_epoch=steps, epochs=self._settings.epochs
@@ -320,7 +274,7 @@ class WordTuner(LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def _loss(self, namer: WordNamer, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, targets_BW = batch
-        logits_BW = namer(self._lower(images))
+        pixels, targets_BW = batch
+        logits_BW = namer(self._lower(pixels))
         losses_BW = F.binary_cross_entropy_with_logits(logits_BW, targets_BW, reduction="none")
         return losses_BW.sum(dim=1).mean()

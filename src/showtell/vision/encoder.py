@@ -410,6 +410,17 @@ class SideBySide(nn.Module):
         return torch.cat([network(images) for network in self.networks], dim=1)
 
 
+def parts_of(encoder: Encoder) -> list[Encoder]:
+    """The encoders that ``encoder`` joins, of the same weights; itself where it is one."""
+    if not isinstance(encoder.body, SideBySide):
+        return [encoder]
+    names = encoder.identity.network.split("+")
+    return [
+        Encoder(body, network=name, weights=digest(body), preprocessing=encoder.preprocessing)
+        for name, body in zip(names, encoder.body.networks, strict=True)
+    ]
+
+
 def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) -> Encoder:
     """The encoder a run or a feature store was made with.
 

@@ -106,6 +106,20 @@ def ensure_features(
     return {kind: store.select(contents) for kind, store in stores.items()}
 
 
+def file_contents(images: Sequence[tuple[str, Path]]) -> dict[str, str]:
+    """SHA-256 of the file of each of ``images`` (id, file), by its id.
+
+    Raises:
+        UnreadableImagesError: some that cannot be read.
+        UserError: one id for two files.
+    """
+    paths = _by_id(images)
+    contents, failures = _hash_files(paths)
+    if failures:
+        raise UnreadableImagesError(failures, len(paths))
+    return contents
+
+
 def encode(
     pictures: Sequence[Picture],
     encoder: Encoder,

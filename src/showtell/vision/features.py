@@ -332,6 +332,32 @@ class SeenTogether:
         )
 
 
+class DrawnViews:
+    """Features of images of which each is seen in one of several views, drawn for an epoch.
+
+    The same ``seed`` and ``epoch`` draw the same views for the same list of images.
+    """
+
+    def __init__(self, views: Sequence[FeatureStore], seed: int, epoch: int) -> None:
+        self._views = views
+        self._random = (seed, epoch, 1)
+
+    def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The view (n, 0) of each image, and its position there (n, 1)."""
+        random = np.random.default_rng(self._random)
+        drawn = random.integers(len(self._views), size=len(image_ids))
+        positions = np.stack([view.index(image_ids) for view in self._views])
+        return np.stack([drawn, positions[drawn, np.arange(len(drawn))]], axis=1)
+
+    def gather(self, positions: NDArray[np.int64]) -> Features:
+        """Features (n, D) or (n, R, D) at the given positions, each of its view."""
+        drawn, places = positions.T
+        by_view = [view.gather(places[drawn == n]) for n, view in enumerate(self._views)]
+        back = np.argsort(np.argsort(drawn, kind="stable"))
+        gathered: Features = np.concatenate(by_view)[back]
+        return gathered
+
+
 def seen_together(views: Sequence[Features]) -> Features:
     """Features (n, D) or (n, R, D) of each of several views as those of one look at all."""
     if len(views) == 1:

@@ -214,10 +214,11 @@ class Preprocessing:
         return cls(**fields)
 
 
+ONE_VIEW = "original"
 # Ways to show the same picture, by name: what captions say of one holds for all, but for left and
 # right, which a caption in 250 speaks of.
 VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
-    "original": lambda usual: usual,
+    ONE_VIEW: lambda usual: usual,
     "mirrored": lambda usual: replace(usual, mirrored=True),
     "zoomed": lambda usual: replace(
         usual, resize="crop", crop_fraction=_ZOOM * usual.crop_fraction
@@ -238,7 +239,7 @@ def view_names(views: str) -> tuple[str, ...]:
     for name in names:
         if name not in VIEWS:
             raise ValueError(f"views={views}: {name} is none of {', '.join(VIEWS)}")
-    if names[0] != "original" or len(set(names)) < len(names):
+    if names[0] != ONE_VIEW or len(set(names)) < len(names):
         raise ValueError(f"views={views}: begin with original, and name each view once")
     return names
 

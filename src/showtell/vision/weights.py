@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from showtell.errors import UserError
-from showtell.files import write_atomically
 
 # Seconds without a single byte before a download is given up: a machine without network must hear
 # of it at once, a slow network only has to keep moving.
@@ -112,20 +111,24 @@ def load_state(file: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def save_half(network: nn.Module, file: Path, facts: Mapping[str, str]) -> None:
-    """Round the network's weights to half precision, and write them as a ``.safetensors`` file.
+def round_to_half(network: nn.Module) -> None:
+    """Give each weight the nearest value that half precision has."""
+    network.load_state_dict(_halves(network))
 
-    The network then is the one that the file holds, to the last bit. ``facts`` are its metadata.
 
-    Raises:
-        UserError: when the file cannot be written.
+def half_file(network: nn.Module, facts: Mapping[str, str]) -> bytes:
+    """A ``.safetensors`` file of the network's weights in half precision; ``facts`` are metadata.
+
+    Of a network that was rounded it holds the very values.
     """
-    halves = {
+    return save(_halves(network), metadata=dict(facts))
+
+
+def _halves(network: nn.Module) -> dict[str, Tensor]:
+    return {
         name: (tensor if is_counter(name) else tensor.half()).cpu().contiguous()
         for name, tensor in network.state_dict().items()
     }
-    network.load_state_dict(halves)
-    write_atomically(file, save(halves, metadata=dict(facts)))
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], file: Path, name: str) -> None:

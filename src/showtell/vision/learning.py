@@ -1,0 +1,90 @@
+"""An encoder that learns: its upper stages with gradients, what is below as it was.
+
+Edges and textures need no captions, so the lower stages stay, and so do the statistics of batch
+normalisation: batches here are small and of one kind.
+
+Dimension key: B images, S input side, C channels, Q side of a map, R regions, D feature size.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from showtell.errors import UserError
+from showtell.types import FeatureKind
+from showtell.vision.efficientnet import EfficientNetLite
+from showtell.vision.encoder import Encoder
+from showtell.vision.frozen import frozen
+from showtell.vision.weights import digest, round_to_half
+
+# The network's stages that stay as they are.
+FROZEN_STAGES = 4
+
+
+class LearningEncoder(nn.Module):
+    """Features from the maps of the frozen stages, with gradients for all above them.
+
+    Raises:
+        UserError: for a network that cannot be cut.
+    """
+
+    network: EfficientNetLite
+
+    def __init__(self, encoder: Encoder, kind: FeatureKind) -> None:
+        super().__init__()
+        network = encoder.body
+        if not isinstance(network, EfficientNetLite):
+            raise UserError(
+                f"{encoder.identity.network} cannot be tuned; choose encoder=efficientnet_lite0, "
+                "efficientnet_lite1 or efficientnet_lite2"
+            )
+        # Its own: the encoder it began with stays frozen and what it was.
+        self.network = copy.deepcopy(network)
+        for part in self.network.upper_parts(FROZEN_STAGES):
+            part.requires_grad_(True)
+        self.kind = kind
+        self.size = encoder.identity.size
+        self.preprocessing = encoder.preprocessing
+        self._name = encoder.identity.network
+        self.eval()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Features (B, D) or (B, R, D) in float32 from maps (B, C, Q, Q)."""
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        feature_map = self.network.upper(maps, FROZEN_STAGES)
+        grid_BRD = feature_map.float().permute(0, 2, 3, 1).flatten(1, 2)
+        return grid_BRD.mean(dim=1) if self.kind == "pooled" else grid_BRD
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: normalise as ImageNet's pictures were."""
+        return super().train(False)
+
+    def frozen_stages(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """What turns pixels (B, S, S, 3), 0 to 255 in float32, into the maps, made fast.
+
+        The network must lie on ``device`` and have the weights it keeps.
+        """
+        rule = self.preprocessing
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (rule.mean, rule.std))
+
+        def lower(pixels: Tensor) -> Tensor:
+            images = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
+            return self.network.lower(images, FROZEN_STAGES)
+
+        return frozen(lower, torch.zeros(1, rule.size, rule.size, 3, device=device))
+
+    def rounded(self) -> Encoder:
+        """The encoder as it is now, in the half precision that it is kept in."""
+        network = copy.deepcopy(self.network)
+        round_to_half(network)
+        return Encoder(
+            network,
+            network=self._name,
+            weights=digest(network),
+            preprocessing=self.preprocessing,
+        )

@@ -1,0 +1,125 @@
+"""Pictures that no store has the features of: shown anew each time, or to an encoder that changes.
+
+Shapes: ``n`` images, ``S`` input side in pixels, ``R`` regions, ``D`` feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from showtell.cores import available_cores
+from showtell.types import CaptionedImage, FeatureKind
+from showtell.vision.encoder import Encoder
+from showtell.vision.extract import encode
+from showtell.vision.features import Features
+from showtell.vision.images import ImageError, Preprocessing, load_image
+
+
+class ShownPictures:
+    """Pictures as a network sees them, decoded when they are asked for.
+
+    With a ``seed`` each is seen in a glimpse that depends on the seed, the epoch and its place in
+    the list alone; without one it is seen whole.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[CaptionedImage],
+        preprocessing: Preprocessing,
+        seed: int | None,
+        epoch: int = 0,
+    ) -> None:
+        self._images = images
+        self._preprocessing = preprocessing
+        self._seed = seed
+        self._epoch = epoch
+
+    def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The place of each image in the list."""
+        return _places(self._images, image_ids)
+
+    def gather(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pixels (n, S, S, 3) of the images at the given places.
+
+        Raises:
+            ImageError: the first picture that cannot be read.
+        """
+        with ThreadPoolExecutor(available_cores()) as threads:
+            return np.stack(list(threads.map(self._pixels, positions.tolist())))
+
+    def _pixels(self, place: int) -> NDArray[np.uint8]:
+        image = load_image(self._images[place].path)
+        if self._seed is None:
+            return self._preprocessing.pixels(image)
+        random = np.random.default_rng((self._seed, self._epoch, place))
+        return self._preprocessing.glimpse(image, random)
+
+
+class EncodedNow:
+    """Features of pictures by the encoder of the moment, computed when they are asked for.
+
+    Whoever has the encoder sets it before the first ``gather``.
+    """
+
+    encoder: Encoder
+
+    def __init__(
+        self,
+        images: Sequence[CaptionedImage],
+        kind: FeatureKind,
+        *,
+        views: Sequence[str],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self._images = images
+        self._kind = kind
+        self._views = views
+        self._batch_size = batch_size
+        self._device = device
+
+    def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The place of each image in the list."""
+        return _places(self._images, image_ids)
+
+    def gather(self, positions: NDArray[np.int64]) -> Features:
+        """Features (n, D) or (n, views x R, D), as a store would have them.
+
+        Raises:
+            ImageError: the first picture that cannot be read.
+        """
+        encoded = encode(
+            [self._images[place].path for place in positions],
+            self.encoder,
+            kind=self._kind,
+            batch_size=self._batch_size,
+            device=self._device,
+            views=self._views,
+        )
+        rows = []
+        for entry in encoded:
+            if isinstance(entry, ImageError):
+                raise entry
+            rows.append(entry)
+        return np.stack(rows)
+
+
+def check_readable(images: Sequence[CaptionedImage]) -> None:
+    """Read every picture once: one that is damaged would end a training in the midst of it.
+
+    Raises:
+        ImageError: the first that cannot be read.
+    """
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for _ in threads.map(lambda image: load_image(image.path).size, images):
+            pass
+
+
+def _places(images: Sequence[CaptionedImage], image_ids: Sequence[str]) -> NDArray[np.int64]:
+    place = {image.image_id: number for number, image in enumerate(images)}
+    return np.array([place[image_id] for image_id in image_ids])
