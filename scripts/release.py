@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from showtell import runs
@@ -28,6 +27,7 @@ from showtell.comparison.settings import command_of
 from showtell.config import compose
 from showtell.errors import UserError
 from showtell.training.tuning import TUNED_BY
+from showtell.vision.weights import facts_of
 
 LARGEST_MB = 25
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -66,6 +66,8 @@ PUBLISHED = (
 )
 TUNED = """whose ImageNet weights were tuned to the words of the training captions and are
 `checkpoints/encoder.safetensors` here."""
+LEARNED = """whose ImageNet weights learned from the training captions, at last together with
+the decoder, and are `checkpoints/encoder.safetensors` here."""
 # The entry of run.json with the search that chose the weights, where the model has another one.
 TRAINED_WITH = "decoding_of_training"
 # Where the card has the run lie that a self-critical one began with.
@@ -132,7 +134,7 @@ def write_card(folder: Path) -> None:
         name=folder.name,
         model=record["model"]["_target_"].rpartition(".")[2],
         network=record["encoder"]["identity"]["network"],
-        encoder=PUBLISHED if runs.encoder_weights(folder) is None else TUNED,
+        encoder=_told_encoder(folder, record),
         views=", ".join(record["views"].split("+")),
         seed=record["seed"],
         commit=record["commit"][:12],
@@ -146,6 +148,12 @@ def write_card(folder: Path) -> None:
         commands="\n".join(_commands(folder, record)),
     )
     (folder / "README.md").write_text(card)
+
+
+def _told_encoder(folder: Path, record: Mapping[str, Any]) -> str:
+    if runs.BEGAN_WITH in record["encoder"]:
+        return LEARNED
+    return PUBLISHED if runs.encoder_weights(folder) is None else TUNED
 
 
 def _row(scores: Mapping[str, float], metric: str) -> str:
@@ -162,9 +170,9 @@ def _row(scores: Mapping[str, float], metric: str) -> str:
 
 def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     """What trains it again: its encoder, the run it began with, then itself."""
-    if weights := runs.encoder_weights(folder):
-        with safe_open(weights, framework="numpy") as file:
-            facts = json.loads(file.metadata()[TUNED_BY])
+    weights = runs.encoder_weights(folder)
+    if weights is not None and (tuned_by := facts_of(weights).get(TUNED_BY)):
+        facts = json.loads(tuned_by)
         yield (
             f"showtell tune encoder={record['encoder']['identity']['network']} "
             f"seed={facts['seed']} --epochs {facts['epochs']} --lr {facts['lr']} "

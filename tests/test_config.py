@@ -106,6 +106,20 @@ def test_what_does_not_fit_is_one_sentence(override: str, sentence: str) -> None
         compose([override])
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainer.views=original+mirrored", "^trainer.views=original.mirrored has no effect with"),
+        ("encoder=joined", "^optim.encoder_lr trains .* of encoder=efficientnet_lite0, .* alone"),
+    ],
+)
+def test_what_does_not_go_with_an_encoder_that_learns(override: str, sentence: str) -> None:
+    learning = ["encoder=efficientnet_lite0", "optim.encoder_lr=1e-4"]
+    compose(learning)
+    with pytest.raises(UserError, match=sentence):
+        compose([*learning, override])
+
+
 def test_all_problems_are_told_together() -> None:
     with pytest.raises(UserError) as caught:
         compose(["optim.lr=fast", "trainer.batch_size=1.5", "+data.rot=x"])

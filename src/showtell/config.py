@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -379,6 +379,21 @@ def _check_plain(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _contradictions_of_learning(config: Mapping[str, Any]) -> Iterator[str]:
+    """What does not go with an encoder that learns too."""
+    views = config["trainer"]["views"]
+    if views != "original":
+        yield (
+            f"trainer.views={views} has no effect with optim.encoder_lr: an encoder that learns is "
+            "shown random parts of each picture; leave one of the two out"
+        )
+    if not config["encoder"][TARGET].endswith(".efficientnet_lite"):
+        yield (
+            "optim.encoder_lr trains the upper stages of encoder=efficientnet_lite0, "
+            "efficientnet_lite1 or efficientnet_lite2 alone: choose one of them"
+        )
+
+
 def _contradictions(config: Mapping[str, Any]) -> list[str]:
     """Options that would silently have no effect."""
     problems = []
@@ -407,6 +422,8 @@ def _contradictions(config: Mapping[str, Any]) -> list[str]:
             f"optim.final_lr_fraction={optim['final_lr_fraction']} has no effect with "
             "optim.schedule=constant; set it to 1"
         )
+    if optim["encoder_lr"] is not None:
+        problems += _contradictions_of_learning(config)
     if decoding.get("beam_size") == 1 and decoding.get("length_penalty"):
         problems.append(
             "decoding.length_penalty has no effect on greedy search; use decoding.beam_size>1 "

@@ -31,7 +31,7 @@ from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
 from showtell.vision.extract import ensure_features, file_contents
 from showtell.vision.features import DrawnViews, FeatureStore, SeenTogether
-from showtell.vision.images import ONE_VIEW, VIEWS, view_names
+from showtell.vision.images import VIEWS, view_names
 from showtell.vision.learning import LearningEncoder
 from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
 
@@ -125,11 +125,6 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     """
     settings, seen = Settings.of(config), caption_views(config)
     learns = settings.optimization.encoder_lr is not None
-    if learns and settings.trainer.views != ONE_VIEW:
-        raise UserError(
-            f"trainer.views={settings.trainer.views} has no effect on an encoder that learns "
-            "(optim.encoder_lr), which is shown random parts of each picture; leave it out"
-        )
     seed_everything(config["seed"], workers=True, verbose=False)
     for note in data.notes:
         print(f"note: {note}")
@@ -183,9 +178,16 @@ def _shown(
             kind,
             views=seen,
             batch_size=config["features"]["batch_size"],
-            device=device_for(config["trainer"]["accelerator"]),
+            device=_this_device(config["trainer"]["accelerator"]),
         ),
     )
+
+
+def _this_device(accelerator: str) -> torch.device:
+    """The device of this process by its number: in other threads CUDA begins with the first."""
+    device = device_for(accelerator)
+    on_gpu = device.type == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else device
 
 
 def caption_views(config: Config) -> tuple[str, ...]:

@@ -236,12 +236,13 @@ def save_weights(folder: Path, decoder: nn.Module, encoder: Encoder | None = Non
     files = {folder / BEST_WEIGHTS: [save(tensors)]}
     earlier = None
     if encoder is not None:
-        from showtell.vision.weights import half_file
+        from showtell.vision.weights import facts_of, half_file
 
         earlier = encoder_weights(folder)
         record = read_record(folder)
         described = {**record["encoder"], "identity": encoder.identity.to_json()}
-        files[folder / LEARNED_ENCODER] = [half_file(encoder.body, {})]
+        facts = {} if earlier is None else facts_of(earlier)  # of how it was tuned before
+        files[folder / LEARNED_ENCODER] = [half_file(encoder.body, facts)]
         files[folder / RECORD] = [_json({**record, "encoder": described})]
     write_together(files)
     if earlier is not None and earlier != folder / LEARNED_ENCODER:

@@ -344,14 +344,6 @@ def test_rewards_teach_the_encoder_too_and_a_run_begins_with_one_of_its_encoder(
     assert began_with == record_of(folder)["encoder"]["identity"]["weights"]
 
 
-def test_views_of_stored_features_are_refused(smoke: Smoke, tmp_path: Path) -> None:
-    views = "trainer.views=original+mirrored"
-    config = smoke.config(*LEARNING, views, f"features.root={tmp_path / 'features'}")
-    with pytest.raises(UserError, match=r"trainer\.views=original\+mirrored has no effect on an e"):
-        train(config)
-    assert not (tmp_path / "features").exists()
-
-
 def test_only_a_sample_is_encoded_ahead_and_captions_are_written_of_all_views(
     smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

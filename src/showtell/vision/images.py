@@ -214,11 +214,10 @@ class Preprocessing:
         return cls(**fields)
 
 
-ONE_VIEW = "original"
 # Ways to show the same picture, by name: what captions say of one holds for all, but for left and
 # right, which a caption in 250 speaks of.
 VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
-    ONE_VIEW: lambda usual: usual,
+    "original": lambda usual: usual,
     "mirrored": lambda usual: replace(usual, mirrored=True),
     "zoomed": lambda usual: replace(
         usual, resize="crop", crop_fraction=_ZOOM * usual.crop_fraction
@@ -239,7 +238,7 @@ def view_names(views: str) -> tuple[str, ...]:
     for name in names:
         if name not in VIEWS:
             raise ValueError(f"views={views}: {name} is none of {', '.join(VIEWS)}")
-    if names[0] != ONE_VIEW or len(set(names)) < len(names):
+    if names[0] != "original" or len(set(names)) < len(names):
         raise ValueError(f"views={views}: begin with original, and name each view once")
     return names
 

@@ -80,7 +80,7 @@ class LearningEncoder(nn.Module):
 
     def rounded(self) -> Encoder:
         """The encoder as it is now, in the half precision that it is kept in."""
-        network = copy.deepcopy(self.network)
+        network = copy.deepcopy(self.network).cpu()
         round_to_half(network)
         return Encoder(
             network,

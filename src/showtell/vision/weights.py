@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -122,6 +122,14 @@ def half_file(network: nn.Module, facts: Mapping[str, str]) -> bytes:
     Of a network that was rounded it holds the very values.
     """
     return save(_halves(network), metadata=dict(facts))
+
+
+def facts_of(file: Path) -> dict[str, str]:
+    """The metadata of a ``.safetensors`` file; none of another file."""
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(file, framework="numpy") as opened:
+        return dict(opened.metadata() or {})
 
 
 def _halves(network: nn.Module) -> dict[str, Tensor]:
