@@ -286,8 +286,6 @@ def test_an_interrupted_run_goes_on_exactly(
 def test_a_kill_between_two_files_is_told_and_mended(
     smoke: Smoke, learned: tuple[Path, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(learned[0], tmp_path / "run")
-    (folder / "metrics.csv").unlink()
     moves = []
     usual = Path.replace
 
