@@ -26,6 +26,8 @@ def write_atomically(file: Path, *data: bytes | memoryview) -> None:
 def write_together(files: Mapping[Path, Sequence[bytes | memoryview]]) -> None:
     """Write files that belong together: all wait on the disk before the first takes its place.
 
+    ``files`` has what follows each other in each of them.
+
     So a kill leaves all old or all new, unless it falls between two moves, which take no time.
 
     Raises:
