@@ -39,7 +39,7 @@ def test_files_that_belong_together_are_all_old_where_one_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / "one", tmp_path / "other"]
-    write_together(dict.fromkeys(files, [b"old"]))
+    write_together(dict.fromkeys(files, (b"old",)))
     flushed: list[int] = []
 
     def full(descriptor: int) -> None:
@@ -49,11 +49,11 @@ def test_files_that_belong_together_are_all_old_where_one_cannot_be_written(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="other cannot be written"):
-        write_together(dict.fromkeys(files, [b"new"]))
+        write_together(dict.fromkeys(files, (b"new",)))
     assert [file.read_bytes() for file in files] == [b"old", b"old"]
     assert sorted(tmp_path.iterdir()) == files
     monkeypatch.undo()
-    write_together(dict.fromkeys(files, [b"new"]))
+    write_together(dict.fromkeys(files, (b"new",)))
     assert [file.read_bytes() for file in files] == [b"new", b"new"]
 
 
