@@ -24,7 +24,7 @@ from measure import (
     Report,
     Timing,
     Work,
-    as_users_have_it,
+    in_plain_pytorch,
     matrix_product,
     memory_triad,
     parser,
@@ -190,7 +190,7 @@ def works_of(case: Case) -> dict[str, Work]:
     alone = min(images, ALONE_IMAGES)
     for name, beams in ((f"{case.name}, {ALONE}", case), (f"{case.name}, beam 1, {ALONE}", greedy)):
         work = Work(partial(beams.alone, alone), {"images": alone})
-        works[name] = as_users_have_it(work)
+        works[name] = in_plain_pytorch(work)
     works[f"limit: products of {case.name}"] = step_products(case)
     return works
 
@@ -243,7 +243,7 @@ def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, An
         generate = Generate(features[:GENERATE_IMAGES])
         call = partial(generate, BEAMS[0], generate.batch_size)
         units = {"images": len(features[:GENERATE_IMAGES]), "FLOP": products_of(call).flop}
-        works[f"{GENERATE}, {kind}"] = as_users_have_it(Work(call, units))
+        works[f"{GENERATE}, {kind}"] = in_plain_pytorch(Work(call, units))
         facts[f"{GENERATE}, {kind}"] = {
             "parameters": generate.parameters,
             "batch_size": generate.batch_size,

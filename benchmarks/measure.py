@@ -186,7 +186,7 @@ def matrix_product(m: int, k: int, n: int, device: str = "cpu") -> Work:
         ways += [partial(linear, left, factor, None, "none", [], "") for factor in factors]
     with as_in_pytorch():
         fastest = min(ways, key=_shortest)
-    return as_users_have_it(Work(fastest, {"FLOP": 2.0 * m * k * n}))
+    return in_plain_pytorch(Work(fastest, {"FLOP": 2.0 * m * k * n}))
 
 
 def _shortest(call: Callable[[], Any]) -> float:
@@ -194,7 +194,7 @@ def _shortest(call: Callable[[], Any]) -> float:
     return min(_sample(work, 1) for work in works)
 
 
-def as_users_have_it(work: Work) -> Work:
+def in_plain_pytorch(work: Work) -> Work:
     """The same with PyTorch's own products, without those that showtell puts in their place."""
 
     def call() -> Any:

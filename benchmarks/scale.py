@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -83,7 +83,8 @@ class Case:
 
     def make(self, distinct: int) -> None:
         """Write captions and features; takes minutes at COCO's size."""
-        shutil.rmtree(self.folder, ignore_errors=True)  # begun by a run that was killed
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            sys.exit(f"error: {self.folder} holds something else, or half a set: remove it first")
         write_captions(self.folder / "data", self.size)
         kind = target_of("model", self.node).feature_kind
         fill_store(self.folder / "features", self.size, kind, distinct=distinct)
@@ -158,7 +159,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = chosen.made or stack.enter_context(_passing_folder(chosen.folder))
         sizes = QUICK if chosen.quick else FULL
-        cases = {name: Case(folder / name, s, chosen.model) for name, s in sizes.items()}
+        cases = {name: Case(folder / f"made-{name}", s, chosen.model) for name, s in sizes.items()}
         for case in cases.values():
             if not case.is_made(chosen.distinct):
                 case.make(chosen.distinct)

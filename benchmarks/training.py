@@ -37,7 +37,7 @@ from measure import (
     Report,
     Timing,
     Work,
-    as_users_have_it,
+    in_plain_pytorch,
     matrix_product,
     memory_triad,
     parser,
@@ -281,7 +281,7 @@ def eager_work(
     useful = sum(each.useful for each in captions)
     call = train_plainly(plain, [partial(plain, each) for each in captions], 1.0)
     work = Work(call, {"tokens": useful, "FLOP": flop_per_token * useful})
-    return {f"{model}, {EAGER}": as_users_have_it(work)}
+    return {f"{model}, {EAGER}": in_plain_pytorch(work)}
 
 
 def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> dict[str, Work]:
@@ -305,7 +305,7 @@ def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> 
         PREFIX: train_plainly(prefix_loop, [partial(prefix_loop, p) for p in prefixes], 1.0),
     }
     units = {name: {"tokens": n, "FLOP": flop_per_token * n} for name, n in useful.items()}
-    return {name: as_users_have_it(Work(call, units[name])) for name, call in calls.items()}
+    return {name: in_plain_pytorch(Work(call, units[name])) for name, call in calls.items()}
 
 
 class Loader:

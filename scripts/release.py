@@ -82,15 +82,19 @@ def release(run: Path, name: str, *, decoding: str) -> Path:
     record = runs.read_record(run, needs=["model", "encoder", "data"])
     if record.get("status") != "finished":
         raise UserError(f"{run} is {record.get('status')}, not finished: train it to its end first")
+    encoder = runs.encoder_weights(run)
+    if encoder and encoder.suffix != ".safetensors":
+        raise UserError(f"{encoder} may hold code: save it as .safetensors and train with that")
+    learned = encoder is not None and runs.LEARNED_IN in facts_of(encoder)
+    if learned and runs.BEGAN_WITH not in record["encoder"]:
+        raise UserError(f"{run}: its encoder learned in another run: release that one instead")
     folder = runs.RELEASED / name
     if folder.exists():
         shutil.rmtree(folder)
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
     weights = load_file(run / runs.BEST_WEIGHTS)
     save_file({k: t.half() for k, t in weights.items()}, folder / runs.BEST_WEIGHTS)
-    if encoder := runs.encoder_weights(run):
-        if encoder.suffix != ".safetensors":
-            raise UserError(f"{encoder} may hold code: save it as .safetensors and train with that")
+    if encoder:
         runs.keep_encoder_weights(folder, encoder)
     shutil.copy(run / runs.VOCABULARY, folder)
     shutil.copy(run / "metrics.csv", folder)
@@ -171,7 +175,10 @@ def _row(scores: Mapping[str, float], metric: str) -> str:
 def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     """What trains it again: its encoder, the run it began with, then itself."""
     weights = runs.encoder_weights(folder)
-    if weights is not None and (tuned_by := facts_of(weights).get(TUNED_BY)):
+    facts = {} if weights is None else facts_of(weights)
+    if runs.LEARNED_IN in facts:
+        facts = json.loads(facts[runs.LEARNED_IN])["before"]
+    if tuned_by := facts.get(TUNED_BY):
         facts = json.loads(tuned_by)
         yield (
             f"showtell tune encoder={record['encoder']['identity']['network']} "

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from time import sleep
 
 import pytest
 import torch
@@ -21,7 +24,9 @@ Call = Callable[..., Tensor]
 @pytest.fixture
 def faster(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     """oneDNN for products of any size, cut into small pieces; the sizes of what it multiplied."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not (
+        hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.library, "get_kernel")
+    ):
         pytest.skip("this PyTorch has no oneDNN")
     sizes: list[tuple[int, ...]] = []
     linear = products._linear
@@ -280,3 +285,28 @@ def test_nothing_is_printed_when_it_begins() -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_threads_that_begin_at_once_override_once(faster: list[tuple[int, ...]]) -> None:
+    own = products._override
+    made = []
+
+    def slow() -> object:
+        made.append(None)
+        sleep(0.05)
+        return own()
+
+    with pytest.MonkeyPatch.context() as patch, products.as_in_pytorch():
+        patch.setattr(products, "_override", slow)
+        barrier = Barrier(2)
+
+        def begin() -> bool:
+            barrier.wait()
+            return products.use_faster()
+
+        with ThreadPoolExecutor(2) as threads:
+            begun = [threads.submit(begin) for _ in range(2)]
+        assert all(each.result() for each in begun)
+        assert len(made) == 1
+        left, right = torch.randn(40, 3), torch.randn(3, 5)
+        assert torch.allclose(left @ right, (left[:, :, None] * right).sum(1), atol=1e-5)

@@ -234,7 +234,8 @@ def load_run(
 
     ``encoder_weights`` names a file with the encoder's weights in place of the one in the folder,
     or of the published one; others than those it was trained with are refused.
-    ``accelerator`` is that of `device_for`.
+    ``accelerator`` is that of `device_for`. On some processors all of the process multiplies by
+    another library from then on: see `showtell.products`.
 
     Nothing in the folder is executed: JSON says which of this package's decoders to build, and
     the weights are safetensors.

@@ -150,8 +150,9 @@ def _input_alarms(config: Config, parts: Parts) -> Iterator[Alarm]:
     """What is wrong with features, word vectors or splits before anything is learned."""
     training, validation = parts.images["train"], parts.images["val"]
     sample = training[:: max(1, len(training) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
-    # They are there already, unless the encoder learns too.
-    store = features_of(sample, parts.encoder, parts.store.kind, config)
+    store = parts.store
+    if parts.learning is not None:  # nothing is stored yet
+        store = features_of(sample, parts.encoder, store.kind, config)
     yield from feature_alarms(store.gather(store.index([image.image_id for image in sample])))
     if parts.coverage is not None and parts.coverage.tokens is not None:
         yield from coverage_alarms(parts.coverage.tokens, parts.coverage.missing)

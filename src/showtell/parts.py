@@ -248,11 +248,15 @@ def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder
     run = load_run(folder)
     asked = f"start_from={folder}: the run has"
     own = runs.encoder_weights(run.folder)
-    remedy = "choose the same" if own is None else f"set encoder.weights={own}"
     if run.vocabulary.tokens != vocabulary.tokens:
         raise UserError(f"{asked} other words; train on the captions and with the text of its own")
-    if run.record["encoder"]["identity"] != encoder.identity.to_json():
-        raise UserError(f"{asked} another encoder than {encoder.identity.key}; {remedy}")
+    identity = run.record["encoder"]["identity"]
+    if identity != encoder.identity.to_json():
+        weights = "" if own is None else f", and encoder.weights={own}"
+        raise UserError(
+            f"{asked} another encoder than {encoder.identity.key}; choose {identity['network']} as "
+            f"it was trained with{weights}"
+        )
     try:
         decoder.load_state_dict(run.decoder.state_dict())
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ PIECES, STEP, FINE_STEP = (2048, 1024, 512, 256), 64, 16
 Kernel = Callable[..., Tensor]
 
 _library: Any = None  # its kernels are in use as long as it lives
+_lock = Lock()  # two overrides at once would take each other's kernels for PyTorch's own
 
 
 def use_faster() -> bool:
@@ -41,22 +43,25 @@ def use_faster() -> bool:
         Whether that is another one than PyTorch takes by itself.
     """
     global _library
-    if _library is None and _gains_here():
-        _library = _override()
-    return _library is not None
+    with _lock:
+        if _library is None and _gains_here():
+            _library = _override()
+        return _library is not None
 
 
 @contextmanager
 def as_in_pytorch() -> Iterator[None]:
     """Multiply as PyTorch does by itself, for comparisons; no other thread may multiply then."""
     global _library
-    was_used, _library = _library is not None, None
+    with _lock:
+        was_used, _library = _library is not None, None
     try:
         yield
     finally:
-        _library = None  # what was begun within ends before PyTorch's kernels are looked up
-        if was_used:
-            _library = _override()
+        with _lock:
+            _library = None  # what was begun within ends before PyTorch's kernels are looked up
+            if was_used:
+                _library = _override()
 
 
 @cache

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from showtell.errors import UserError
-from showtell.files import write_atomically, write_together
+from showtell.files import remove_parts, write_atomically, write_together
 from showtell.metrics.alarms import Alarm
 from showtell.metrics.statistics import CaptionStatistics
 from showtell.types import Split
@@ -52,6 +52,8 @@ LEARNED_ENCODER = Path("checkpoints/encoder.safetensors")
 MEMBERS = "members"
 # Of an encoder that learned: the hash of the weights that it had before.
 BEGAN_WITH = "began_with"
+# The entry of such an encoder's file, with what its file said before.
+LEARNED_IN = "learned_in"
 TRAINING = "training"  # where alarms are raised before any split is evaluated
 LAST_CHECKPOINT = Path("checkpoints/last.ckpt")
 # libyaml reads hundreds of configurations in the time that PyYAML takes for dozens.
@@ -241,9 +243,14 @@ def save_weights(folder: Path, decoder: nn.Module, encoder: Encoder | None = Non
         earlier = encoder_weights(folder)
         record = read_record(folder)
         described = {**record["encoder"], "identity": encoder.identity.to_json()}
-        facts = {} if earlier is None else facts_of(earlier)  # of how it was tuned before
-        files[folder / LEARNED_ENCODER] = [half_file(encoder.body, facts)]
+        before = {} if earlier is None else facts_of(earlier)
+        if LEARNED_IN in before:  # an earlier validation's
+            before = json.loads(before[LEARNED_IN])["before"]
+        told = json.dumps({"before": before})
+        files[folder / LEARNED_ENCODER] = [half_file(encoder.body, {LEARNED_IN: told})]
         files[folder / RECORD] = [_json({**record, "encoder": described})]
+    for file in files:
+        remove_parts(file)  # of a training that was killed in the middle of it
     write_together(files)
     if earlier is not None and earlier != folder / LEARNED_ENCODER:
         earlier.unlink()  # a file of the user's with another ending
@@ -276,10 +283,10 @@ def keep_encoder_weights(folder: Path, file: Path) -> None:
 
 
 def encoder_weights(folder: Path) -> Path | None:
-    """What ``keep_encoder_weights`` wrote; None where the encoder's weights are published ones."""
-    kept = (folder / BEST_WEIGHTS.parent).glob("encoder.*")
-    # Of two, which a kill may leave, that which was written last: .pth comes before .safetensors.
-    return max(kept, default=None)
+    """The file of the encoder's weights; None where they are published ones."""
+    if (folder / LEARNED_ENCODER).is_file():  # the later of two, which a kill may leave
+        return folder / LEARNED_ENCODER
+    return next((folder / BEST_WEIGHTS.parent).glob("encoder.*"), None)
 
 
 def captioner_files(folder: Path) -> list[Path]:

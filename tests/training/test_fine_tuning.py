@@ -330,7 +330,7 @@ def test_rewards_teach_the_encoder_too_and_a_run_begins_with_one_of_its_encoder(
 ) -> None:
     folder = learned[0]
     changes = (*LEARNING, "objective=self_critical", f"start_from={folder}", "trainer.max_epochs=1")
-    with pytest.raises(UserError, match=f"another encoder than .*; set encoder.weights={folder}"):
+    with pytest.raises(UserError, match=f"another encoder than .* and encoder.weights={folder}"):
         train(smoke.config(*changes, f"output.root={tmp_path / 'runs'}"))
     own = f"encoder.weights={folder / LEARNED_ENCODER}"
     later = train(smoke.config(*changes, own, f"output.root={tmp_path / 'runs'}"))

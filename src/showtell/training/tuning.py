@@ -82,7 +82,8 @@ def tune(
 ) -> None:
     """Tune ``encoder`` to the captions of ``training`` and write its weights to ``output``.
 
-    They are the moving average of the last steps, in half precision, for ``encoder.weights``.
+    They are the moving average of the last steps, in half precision, for ``encoder.weights``. The
+    networks of ``encoder`` itself have them afterwards, and its identity is past.
     Each epoch tells the cross-entropy of the words of ``validation``, in nats per picture; nothing
     is chosen by it.
 
@@ -90,7 +91,8 @@ def tune(
         UserError: for a network that cannot be cut, a picture that cannot be read, captions without
             frequent words, or a loss that is not finite.
     """
-    networks = [LearningEncoder(part, "pooled") for part in parts_of(encoder)]
+    parts = parts_of(encoder)
+    networks = [LearningEncoder(part, "pooled") for part in parts]
     words = frequent_words(training)
     if not words:
         raise UserError(
@@ -102,7 +104,7 @@ def tune(
     check_readable([*training, *validation])
     print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
     targets = word_targets(training, words), word_targets(validation, words)
-    for part, network in zip(parts_of(encoder), networks, strict=True):
+    for part, network in zip(parts, networks, strict=True):
         # Each as if it were alone.
         seed_everything(settings.seed, workers=True, verbose=False)
         tuner = WordTuner(network, targets[0].mean(dim=0), settings)

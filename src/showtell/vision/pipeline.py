@@ -53,30 +53,20 @@ def _encode_singly(
 ) -> Iterator[tuple[_Key, Encoded]]:
     """Decode and encode on as many threads as there are cores: none rests, no two share one.
 
-    Pictures are decoded some in a row: the network throws out of a core's cache what decodes them.
+    A task decodes some pictures and then encodes them: the network throws out of a core's cache
+    what decodes them.
     """
 
-    def decode_all(pictures: Sequence[Picture]) -> list[NDArray[np.uint8] | ImageError]:
-        return [decode(picture, preprocessing) for picture in pictures]
+    def encode(pictures: Sequence[Picture]) -> list[Encoded]:
+        decoded = [decode(picture, preprocessing) for picture in pictures]
+        return [p if isinstance(p, ImageError) else engine(p, kinds) for p in decoded]
 
-    def encode(decoded: Future[list[NDArray[np.uint8] | ImageError]], number: int) -> Encoded:
-        # Tasks begin in their order, so this waits at most for what is being decoded.
-        pixels = decoded.result()[number]
-        return pixels if isinstance(pixels, ImageError) else engine(pixels, kinds)
-
-    def begin() -> Iterator[tuple[_Key, Future[Encoded]]]:
-        group = list(islice(items, _DECODED_IN_A_ROW))
-        decoded = pool.submit(decode_all, [picture for _, picture in group])
-        while group:
-            following = list(islice(items, _DECODED_IN_A_ROW))
-            # Before this group is encoded, so that no core will have to wait for it.
-            next_decoded = pool.submit(decode_all, [picture for _, picture in following])
-            for number, (key, _) in enumerate(group):
-                yield key, pool.submit(encode, decoded, number)
-            group, decoded = following, next_decoded
-
-    with ThreadPoolExecutor(engine.threads) as pool:
-        yield from _in_order(begin(), ahead=4 * engine.threads)
+    groups = iter(lambda: list(islice(items, _DECODED_IN_A_ROW)), [])
+    keyed = (([key for key, _ in group], [picture for _, picture in group]) for group in groups)
+    for keys, encoded in _in_threads(
+        encode, keyed, threads=engine.threads, ahead=2 * engine.threads
+    ):
+        yield from zip(keys, encoded, strict=True)
 
 
 def _in_threads(
@@ -87,27 +77,20 @@ def _in_threads(
     ahead: int,
 ) -> Iterator[tuple[_Key, _Result]]:
     """Each key with what ``work`` makes of its item, in order; ``ahead`` items are under way."""
-    with ThreadPoolExecutor(threads) as pool:
-        yield from _in_order(((key, pool.submit(work, item)) for key, item in items), ahead=ahead)
-
-
-def _in_order(
-    begun: Iterator[tuple[_Key, Future[_Result]]], *, ahead: int
-) -> Iterator[tuple[_Key, _Result]]:
-    """The results of what ``begun`` begins, ``ahead`` of it under way."""
     under_way: deque[tuple[_Key, Future[_Result]]] = deque()
-    try:
-        for each in begun:
-            under_way.append(each)
-            if len(under_way) > ahead:
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for key, item in items:
+                under_way.append((key, pool.submit(work, item)))
+                if len(under_way) > ahead:
+                    key, future = under_way.popleft()
+                    yield key, future.result()
+            while under_way:
                 key, future = under_way.popleft()
                 yield key, future.result()
-        while under_way:
-            key, future = under_way.popleft()
-            yield key, future.result()
-    finally:
-        for _, future in under_way:
-            future.cancel()
+        finally:
+            for _, future in under_way:
+                future.cancel()
 
 
 def _encode_batches(
