@@ -66,7 +66,7 @@ def statuses(root: Path) -> list[str]:
         (["optim.lrr=1"], "optim.lrr: there is no such option; did you mean lr?"),
         (
             ["+optim.speed=1"],
-            "optim.speed: there is no such option; there are averaging, final_lr_fraction",
+            "optim.speed: there is no such option; there are averaging, encoder_lr",
         ),
         (["modle=lstm_glove"], "modle: there is no such option; did you mean model?"),
         (
