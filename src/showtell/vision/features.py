@@ -352,9 +352,8 @@ class DrawnViews:
     def gather(self, positions: NDArray[np.int64]) -> Features:
         """Features (n, D) or (n, R, D) at the given positions, each of its view."""
         drawn, places = positions.T
-        if (
-            len(self._views) == 1
-        ):  # nothing to bring back into order, which takes longer than to read
+        if len(self._views) == 1:
+            # To bring rows into an order that they have already takes longer than to read them.
             return self._views[0].gather(places)
         by_view = [view.gather(places[drawn == n]) for n, view in enumerate(self._views)]
         back = np.argsort(np.argsort(drawn, kind="stable"))

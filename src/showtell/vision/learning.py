@@ -69,14 +69,12 @@ class LearningEncoder(nn.Module):
 
         The network must lie on ``device`` and have the weights it keeps.
         """
-        rule = self.preprocessing
-        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (rule.mean, rule.std))
+        normalised, side = self.preprocessing.in_network(device), self.preprocessing.size
 
         def lower(pixels: Tensor) -> Tensor:
-            images = (pixels.permute(0, 3, 1, 2) / 255 - mean) / std
-            return self.network.lower(images, FROZEN_STAGES)
+            return self.network.lower(normalised(pixels), FROZEN_STAGES)
 
-        return frozen(lower, torch.zeros(1, rule.size, rule.size, 3, device=device))
+        return frozen(lower, torch.zeros(1, side, side, 3, device=device))
 
     def rounded(self) -> Encoder:
         """The encoder as it is now, in the half precision that it is kept in."""
