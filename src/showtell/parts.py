@@ -206,9 +206,15 @@ def extract(config: Config, data: CaptionData) -> None:
     """Fill the feature store with what the configured model reads of ``data``, a folder a view.
 
     Raises:
-        UserError: when a stored file is not what was written, by its checksum.
+        UserError: when a stored file is not what was written, by its checksum, or for an encoder
+            that learns.
     """
-    shown, seen = view_names(Settings.of(config).trainer.views), caption_views(config)
+    settings, seen = Settings.of(config), caption_views(config)
+    if settings.optimization.encoder_lr is not None:
+        raise UserError(
+            "optim.encoder_lr: an encoder that learns has no features to store ahead; leave it out"
+        )
+    shown = view_names(settings.trainer.views)
     encoder: Encoder = build("encoder", config["encoder"])
     kind = target_of("model", config["model"]).feature_kind
     for view in dict.fromkeys([*shown, *seen]):

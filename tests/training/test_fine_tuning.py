@@ -400,3 +400,9 @@ def test_two_processes_learn_what_one_does(
         one, both = (load_file(tmp_path / each / name) for each in ("alone", "both"))
         for key, tensor in one.items():
             torch.testing.assert_close(both[key].float(), tensor.float(), atol=tolerance, rtol=1e-2)
+
+
+def test_features_of_an_encoder_that_learns_are_not_stored_ahead(smoke: Smoke) -> None:
+    config = smoke.config(*LEARNING)
+    with pytest.raises(UserError, match="has no features to store ahead"):
+        showtell.parts.extract(config, build("data", config["data"]))
