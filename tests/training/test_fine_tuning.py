@@ -380,6 +380,7 @@ def test_batches_bring_pixels_of_their_epoch(photographs: list[CaptionedImage]) 
         assert all(np.array_equal(pixels[str(n)].numpy(), expected[n]) for n in range(5))
 
 
+@pytest.mark.slow  # alone in its process: OpenVINO, used by other tests, may not survive a fork
 def test_two_processes_learn_what_one_does(
     smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
