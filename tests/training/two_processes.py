@@ -28,7 +28,7 @@ def in_two(function: Callable[[], Any]) -> list[Any]:
     for process in processes:
         process.start()
     try:
-        return [reader.recv() if reader.poll(60) else None for reader, _ in ends]
+        return [reader.recv() if reader.poll(60) else "no answer" for reader, _ in ends]
     finally:
         for process in processes:
             process.kill()
