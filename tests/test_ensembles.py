@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import Smoke
+from torch import Tensor
 
-from showtell.caption import load_run, member_folders
+from showtell.caption import Run, load_run, member_folders
 from showtell.comparison.trainings import read_training
 from showtell.config import build, compose, saved_config
 from showtell.decoding.ensemble import Ensemble
 from showtell.ensembles import gather
 from showtell.errors import UserError
 from showtell.evaluation import evaluate
+from showtell.experiment import train
 from showtell.report.run_page import write_report
 from showtell.runs import CONFIG, RECORD, VOCABULARY
+from showtell.vision.extract import encode
 
 pytestmark = pytest.mark.usefixtures("without_java")
 
@@ -38,6 +41,22 @@ def changed(run: Path, folder: Path, name: str, change: Callable[[Any], None]) -
     change(content)
     (folder / name).write_text(json.dumps(content))
     return folder
+
+
+def smoke_pictures(smoke: Smoke) -> list[Path]:
+    return [image.path for image in build("data", smoke.config()["data"]).split("val")]
+
+
+def features(run: Run, pictures: list[Path]) -> Tensor:
+    encoded = encode(
+        pictures,
+        run.encoder,
+        kind=run.feature_kind,
+        batch_size=len(pictures),
+        device=run.device,
+        views=["original"],
+    )
+    return torch.stack([torch.from_numpy(each).float() for each in encoded])
 
 
 def test_its_folder_captions_with_all_members_wherever_it_lies(
@@ -94,21 +113,93 @@ def test_one_member_is_its_run_with_another_search(smoke: Smoke, tmp_path: Path)
     assert config["model"] == member.record["model"]
 
 
-def test_runs_of_other_words_or_another_encoder_are_refused(smoke: Smoke, tmp_path: Path) -> None:
+def test_runs_of_other_words_or_lost_encoders_are_refused(smoke: Smoke, tmp_path: Path) -> None:
     def rename_word(vocabulary: Any) -> None:
         vocabulary["words"][0] = "aardvark"
 
     def change_weights(record: Any) -> None:
         record["encoder"]["identity"]["weights"] = "0" * 64
 
+    def change_view(record: Any) -> None:
+        record["encoder"]["identity"]["preprocessing"]["interpolation"] = "bilinear"
+
     words = changed(smoke.folder, tmp_path / "words", VOCABULARY, rename_word)
     encoder = changed(smoke.folder, tmp_path / "encoder", RECORD, change_weights)
+    view = changed(smoke.folder, tmp_path / "view", RECORD, change_view)
     output = tmp_path / "output"
     with pytest.raises(UserError, match="have different words"):
         gather([smoke.folder, words], output, search=None)
-    with pytest.raises(UserError, match="features of different encoders"):
+    with pytest.raises(UserError, match="are not those it was trained with"):
         gather([smoke.folder, encoder], output, search=None)
+    with pytest.raises(UserError, match="see pictures differently"):
+        gather([smoke.folder, view], output, search=None)
     assert not output.exists()
+
+
+@pytest.fixture(scope="module")
+def other(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that attends to what two networks see, of which the smoke run has one."""
+    overrides = (
+        "encoder=joined",
+        "encoder.networks=[efficientnet_lite1,efficientnet_lite0]",
+        "model=attention_glove",
+        "model.embedding_width=60",
+        "trainer.max_epochs=1",
+    )
+    config = smoke.config(*overrides, f"output.folder={tmp_path_factory.mktemp('other') / 'run'}")
+    return train(config, build("data", config["data"]))
+
+
+class TestDifferentEncoders:
+    """Each member gets of the common features the columns that its own encoder makes."""
+
+    @pytest.fixture
+    def across(self, smoke: Smoke, other: Path, tmp_path: Path) -> Path:
+        return gather([smoke.folder, other], tmp_path / "across", search=None)
+
+    def test_members_write_of_what_they_would_see_alone(
+        self, smoke: Smoke, other: Path, across: Path
+    ) -> None:
+        pictures = smoke_pictures(smoke)
+        run, members = load_run(across), [load_run(smoke.folder), load_run(other)]
+        assert run.encoder.identity.network == "efficientnet_lite0+efficientnet_lite1"
+        seen = [features(each, pictures) for each in (run, *members)]
+        states = [m.decoder.start(each) for m, each in zip(members, seen[1:], strict=True)]
+        first = torch.ones(len(pictures), dtype=torch.long)
+        scores, _ = run.decoder.step(first, run.decoder.start(seen[0]))
+        alone = [m.decoder.step(first, s)[0] for m, s in zip(members, states, strict=True)]
+        torch.testing.assert_close(scores, sum(alone) / 2, rtol=1e-4, atol=1e-4)
+        assert len(run.caption(pictures)) == len(pictures)
+
+    def test_a_network_that_two_have_comes_once_and_in_no_matter_which_order(
+        self, across: Path, other: Path, smoke: Smoke, tmp_path: Path
+    ) -> None:
+        again = gather([other, across], tmp_path / "again", search=None)
+        record = json.loads((again / RECORD).read_text())
+        assert record["encoder"]["identity"]["network"] == "efficientnet_lite1+efficientnet_lite0"
+        assert record["columns"] == [[[0, 2560]], [[1280, 2560]], [[0, 2560]]]
+        before = json.loads((across / RECORD).read_text())
+        assert before["columns"] == [[[0, 1280]], [[1280, 2560], [0, 1280]]]
+        assert load_run(again).caption(smoke_pictures(smoke))
+
+    def test_it_is_scored_like_a_run(self, across: Path) -> None:
+        config = saved_config(across / CONFIG, [], [])
+        assert evaluate(across, "val", config, build("data", config["data"])).captions
+        assert config["encoder"]["networks"] == ["efficientnet_lite0", "efficientnet_lite1"]
+        assert read_training(across, "val").statistics.image_ids
+
+    @pytest.mark.parametrize(
+        "columns", [None, 3, [], [[[0, 1280]]], [[[0, 1280]], [[0, 2561]]], [[[0, 1]], [[0, 2]]]]
+    )
+    def test_a_record_that_tells_something_else_is_named(
+        self, across: Path, tmp_path: Path, columns: Any
+    ) -> None:
+        def tell(record: Any) -> None:
+            record["columns"] = columns
+
+        damaged = changed(across, tmp_path / "damaged", RECORD, tell)
+        with pytest.raises(UserError, match="does not say what its members read"):
+            load_run(damaged)
 
 
 def test_what_is_there_is_not_overwritten(smoke: Smoke, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.models.decoder import AttentiveDecoder, StepDecoder
 from showtell.products import use_faster
-from showtell.runs import MEMBERS, RECORD, VOCABULARY, load_weights, locate, read_record
+from showtell.runs import COLUMNS, MEMBERS, RECORD, VOCABULARY, load_weights, locate, read_record
 from showtell.text.tokenizer import detokenize, tokenize
 from showtell.text.vocabulary import BEGIN, Vocabulary
 from showtell.types import FeatureKind
@@ -254,7 +254,7 @@ def load_run(
             f"{sizes.get('vocabulary_size')}; restore it from a copy"
         )
     if "members" in record:
-        decoder: nn.Module = _load_members(folder, vocabulary)
+        decoder: nn.Module = _load_members(folder, record, vocabulary)
     else:
         decoder = _build(folder, "model", record, **sizes)
         load_weights(folder, decoder)
@@ -288,35 +288,51 @@ def member_folders(folder: Path) -> list[Path]:
     return [folder / MEMBERS / str(number) for number in range(1, len(names) + 1)]
 
 
-def check_members(members: Sequence[Run]) -> None:
+def check_words(members: Sequence[Run]) -> None:
     """Refuse runs that cannot write together.
 
     Raises:
-        UserError: when two differ in their words or in their encoder.
+        UserError: when two differ in their words.
     """
     first = members[0]
     for run in members[1:]:
-        both = f"{run.folder} and {first.folder}"
         if run.vocabulary.words != first.vocabulary.words:
             raise UserError(
-                f"{both} have different words; an ensemble is made of runs that were trained on "
-                "the same captions with the same text settings"
-            )
-        if run.record["encoder"].get("identity") != first.record["encoder"].get("identity"):
-            raise UserError(
-                f"{both} read features of different encoders; an ensemble is made of runs with "
-                "the same encoder, weights and preprocessing"
+                f"{run.folder} and {first.folder} have different words; an ensemble is made of "
+                "runs that were trained on the same captions with the same text settings"
             )
 
 
-def _load_members(folder: Path, vocabulary: Vocabulary) -> Ensemble:
+def _load_members(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Ensemble:
     members = [load_run(member) for member in member_folders(folder)]
-    check_members(members)
+    check_words(members)
     if members[0].vocabulary.words != vocabulary.words:
         raise UserError(
             f"{folder / VOCABULARY} is not that of the members beside it; restore it from a copy"
         )
-    return Ensemble([run.decoder for run in members])
+    encoder, columns = record["encoder"].get("identity"), record.get(COLUMNS)
+    if columns is None:
+        is_whole = all(run.record["encoder"].get("identity") == encoder for run in members)
+    else:
+        is_whole = _are_columns(columns, members, encoder)
+    if not is_whole:
+        raise UserError(
+            f"{folder / RECORD} does not say what its members read of the encoder's features; "
+            "restore it from a copy"
+        )
+    return Ensemble([run.decoder for run in members], columns)
+
+
+def _are_columns(columns: Any, members: Sequence[Run], encoder: Any) -> bool:
+    """Whether they are spans of the encoder's features, as many of them as each member reads."""
+    try:
+        widths = [
+            sum(stop - start for start, stop in spans if 0 <= start < stop <= encoder["size"])
+            for spans in columns
+        ]
+        return widths == [run.record["model_sizes"]["feature_size"] for run in members]
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def device_for(accelerator: str) -> torch.device:

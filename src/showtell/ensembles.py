@@ -10,13 +10,16 @@ from typing import Any
 import yaml
 
 from showtell import runs
-from showtell.caption import Run, check_members, load_run, member_folders
+from showtell.caption import Run, check_words, load_run, member_folders
 from showtell.config import INJECTED, TARGET, check_node, compose
+from showtell.decoding.ensemble import Ensemble, Spans
 from showtell.errors import UserError
 from showtell.files import write_atomically
+from showtell.vision.encoder import Encoder, united
 from showtell.vision.images import view_names
+from showtell.vision.weights import exact_file
 
-ENSEMBLE = "showtell.decoding.ensemble.Ensemble"
+ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
 
 
 def gather(
@@ -29,7 +32,8 @@ def gather(
     """Make the run folder ``output`` of an ensemble: copies of ``members``, and what they share.
 
     It depends on nothing outside. An ensemble among the members stands for its own members. One
-    member alone makes the same run with another search or other views.
+    member alone makes the same run with another search or other views. Where the members have
+    different encoders the ensemble's is all of these together, and each member reads its part.
 
     Args:
         members: run folders.
@@ -38,32 +42,69 @@ def gather(
         views: what it looks at together; None for what the first member does.
 
     Raises:
-        UserError: when a member cannot be loaded, when they differ in words or encoder, when
-            there are no such views, or when the folder exists.
+        UserError: when a member cannot be loaded, when they differ in words or in how they see
+            pictures, when there are no such views, or when the folder exists.
     """
     if output.exists():
         raise UserError(f"{output} exists; name another --output or remove it")
+    given = [load_run(member) for member in members]
     folders = [each for member in members for each in member_folders(member)]
     loaded = [load_run(folder) for folder in folders]
-    check_members(loaded)
+    check_words(loaded)
+    encoder, columns = _united(given)
     search = search or loaded[0].record["decoding"]
     views = views or "+".join(loaded[0].views)
     try:
         view_names(views)
     except ValueError as error:
         raise UserError(f"--views: {error}") from error
-    config = _config(members[0], {"decoding": search, "views": views})
+    config = _config(members[0], encoder, {"decoding": search, "views": views})
+    record = {**_record(loaded), "decoding": search, "views": views}
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
         _copy(run.folder, output / runs.MEMBERS / str(number))
     loaded[0].vocabulary.save(output / runs.VOCABULARY)
-    for weights in filter(None, map(runs.encoder_weights, members)):
-        runs.keep_encoder_weights(output, weights)  # the same of all: see `check_members`
-        break
+    if encoder is not None:
+        write_atomically(output / runs.LEARNED_ENCODER, exact_file(encoder.body))
+        described = {"weights": None, "identity": encoder.identity.to_json()}
+        record |= {"encoder": described, runs.COLUMNS: columns}
+    elif weights := runs.encoder_weights(given[0].folder):
+        runs.keep_encoder_weights(output, weights)
     write_atomically(output / runs.CONFIG, config.encode())
-    # Last: a folder without it is no run.
-    runs.write_json(output / runs.RECORD, {**_record(loaded), "decoding": search, "views": views})
+    runs.write_json(output / runs.RECORD, record)  # last: a folder without it is no run
     return output
+
+
+def _united(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
+    """One encoder for ``given``, and which of its features each of their members reads.
+
+    None and nothing where they have one encoder and all members read all of it.
+    """
+    identities = [run.record["encoder"].get("identity") for run in given]
+    is_one = all(identity == identities[0] for identity in identities)
+    if is_one and not any(runs.COLUMNS in run.record for run in given):
+        return None, []
+    encoder, own = united([run.encoder for run in given])
+    spans = [
+        _spans([columns[each] for span in read for each in range(*span)])
+        for run, columns in zip(given, own, strict=True)
+        for read in _read(run, len(columns))
+    ]
+    return encoder, spans
+
+
+def _read(run: Run, size: int) -> Sequence[Spans]:
+    """For each member of a run, or for itself, what it reads of ``size`` features."""
+    if not isinstance(run.decoder, Ensemble):
+        return [[(0, size)]]
+    return run.decoder.columns or [[(0, size)]] * len(run.decoder.members)
+
+
+def _spans(columns: Sequence[int]) -> Spans:
+    """Runs of columns one after the other: 4, 5, 6, 0, 1 gives (4, 7), (0, 2)."""
+    starts = [at for at, column in enumerate(columns) if not at or column != columns[at - 1] + 1]
+    ends = [*starts[1:], len(columns)]
+    return [(columns[start], columns[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
 
 
 def _copy(member: Path, folder: Path) -> None:
@@ -92,8 +133,10 @@ def _record(loaded: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _config(member: Path, changes: dict[str, Any]) -> str:
+def _config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> str:
     """The configuration of a member with some ``changes``, for `evaluate` to find its data.
+
+    ``encoder`` is one of several members, if it is not that of this one.
 
     What an older version wrote differently stands as it would be now: it was for the training.
     """
@@ -105,4 +148,9 @@ def _config(member: Path, changes: dict[str, Any]) -> str:
         if key in usual and not (key in INJECTED and check_node(key, value))
     }
     config = {**usual, **fitting, **changes}
+    if encoder is not None:
+        names = encoder.identity.network.split("+")
+        joined = compose(["encoder=joined"])["encoder"]
+        seen = config["encoder"]["preprocessing"]
+        config["encoder"] = {**joined, "networks": names, "preprocessing": seen}
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

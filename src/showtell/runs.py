@@ -50,6 +50,8 @@ VOCABULARY = "vocabulary.json"
 BEST_WEIGHTS = Path("checkpoints/best.safetensors")
 LEARNED_ENCODER = Path("checkpoints/encoder.safetensors")
 MEMBERS = "members"
+# Of an ensemble over several encoders: which of their features each member reads, as spans.
+COLUMNS = "columns"
 # Of an encoder that learned: the hash of the weights that it had before.
 BEGAN_WITH = "began_with"
 # The entry of such an encoder's file, with what its file said before.

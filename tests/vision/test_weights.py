@@ -16,6 +16,7 @@ from showtell.vision import weights
 from showtell.vision.weights import (
     check_name_digest,
     digest,
+    exact_file,
     fit_weights,
     in_network_order,
     load_state,
@@ -48,6 +49,20 @@ def test_digest_sees_values_names_and_shapes_but_no_step_counter() -> None:
     same[1].running_mean[2] += 1e-3
     assert digest(same) != digest(original)
     assert digest(nn.Linear(2, 3)) != digest(nn.Linear(3, 2))
+
+
+def test_an_exact_file_is_half_as_large_only_where_nothing_is_lost(tmp_path: Path) -> None:
+    original = network()
+    with torch.no_grad():
+        original[0].weight.copy_(original[0].weight.half())
+        original[0].bias[0] = 1 / 3
+    file = tmp_path / "exact.safetensors"
+    file.write_bytes(exact_file(original.to(memory_format=torch.channels_last)))
+    state = load_state(file)
+    assert (state["0.weight"].dtype, state["0.bias"].dtype) == (torch.float16, torch.float32)
+    copy = network()
+    fit_weights(copy, state, file, "tiny")
+    assert digest(copy) == digest(original)
 
 
 def test_old_files_without_step_counters_fit(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from showtell.models.decoder import State, StepDecoder
 from showtell.types import FeatureKind
+
+Spans = Sequence[tuple[int, int]]  # of columns, each without its end
 
 
 class Ensemble(nn.Module):
@@ -21,20 +24,31 @@ class Ensemble(nn.Module):
     because softmax takes a constant of each row away. The arithmetic mean, the other usual choice,
     needs the softmax of every member, and wrote no better captions of Flickr8k: see captioning.md.
 
+    Args:
+        members: decoders of one vocabulary.
+        columns: which of the D features each member reads, as spans (from, to) in its order; None
+            where all read all.
+
     Attributes:
         feature_kind: the grid where any member reads it; the pooled features that the others read
             are its mean (see ``EncoderOutput``).
+        columns: as given.
     """
 
     feature_kind: FeatureKind
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], columns: Sequence[Spans] | None = None
+    ) -> None:
         super().__init__()
         if not members:
             raise ValueError("an ensemble has at least one member")
+        if columns is not None and len(columns) != len(members):
+            raise ValueError("an ensemble needs to know of each member what it reads")
         self.members = nn.ModuleList(members)
         kinds = {member.feature_kind for member in self._each()}
         self.feature_kind = "grid" if "grid" in kinds else "pooled"
+        self.columns = columns
         # Tensors of each member's state: rows, images, weights.
         self._parts: tuple[tuple[int, int, int], ...] = ()
 
@@ -43,7 +57,7 @@ class Ensemble(nn.Module):
 
         Its tensors are those of the first member, then those of the second, and so on.
         """
-        states = [member.start(self._read(member, features)) for member in self._each()]
+        states = [member.start(features) for member, features in self._read(features)]
         self._parts = tuple((len(s.rows), len(s.images), len(s.weights)) for s in states)
         return _join(states)
 
@@ -57,15 +71,23 @@ class Ensemble(nn.Module):
     def _each(self) -> Iterator[StepDecoder]:
         return (cast(StepDecoder, member) for member in self.members)
 
-    def _read(self, member: StepDecoder, features: Tensor) -> Tensor:
-        pooled = member.feature_kind == "pooled" and self.feature_kind == "grid"
-        return features.mean(dim=1) if pooled else features
+    def _read(self, features: Tensor) -> Iterator[tuple[StepDecoder, Tensor]]:
+        """Each member with its features."""
+        for number, member in enumerate(self._each()):
+            own = features if self.columns is None else _take(features, self.columns[number])
+            is_mean = member.feature_kind == "pooled" and self.feature_kind == "grid"
+            yield member, own.mean(dim=1) if is_mean else own
 
     def _split(self, state: State) -> Iterator[State]:
         rows, images, weights = map(iter, state)
         for counts in self._parts:
             parts = zip((rows, images, weights), counts, strict=True)
             yield State(*(tuple(next(each) for _ in range(count)) for each, count in parts))
+
+
+def _take(features: Tensor, spans: Spans) -> Tensor:
+    parts = [features[..., start:stop] for start, stop in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def _join(states: Sequence[State]) -> State:

@@ -11,8 +11,10 @@ import hashlib
 import importlib.util
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -382,10 +384,10 @@ def joined(*, networks: list[str], weights: str | None, preprocessing: Preproces
             f"encoder.networks: {', '.join(networks)} give grids of {', '.join(grids)} regions for "
             f"pictures of {preprocessing.size} px; join networks of one grid"
         )
-    body, name = SideBySide(nn.ModuleList([part.body for part in parts])), "+".join(networks)
     if weights is not None:
-        fit_weights(body, load_state(Path(weights)), Path(weights), name)
-    return Encoder(body, network=name, weights=digest(body), preprocessing=preprocessing)
+        body = _side_by_side(parts)
+        fit_weights(body, load_state(Path(weights)), Path(weights), "+".join(networks))
+    return _joined(parts)
 
 
 def _part(network: str, *, preprocessing: Preprocessing, is_published: bool) -> Encoder:
@@ -408,6 +410,46 @@ class SideBySide(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The maps of preprocessed images (B, 3, S, S)."""
         return torch.cat([network(images) for network in self.networks], dim=1)
+
+
+def _side_by_side(parts: Sequence[Encoder]) -> SideBySide:
+    return SideBySide(nn.ModuleList([part.body for part in parts]))
+
+
+def _joined(parts: Sequence[Encoder]) -> Encoder:
+    body, name = _side_by_side(parts), "+".join(part.identity.network for part in parts)
+    return Encoder(body, network=name, weights=digest(body), preprocessing=parts[0].preprocessing)
+
+
+def united(encoders: Sequence[Encoder]) -> tuple[Encoder, list[list[int]]]:
+    """One encoder of all the networks of ``encoders``, and which of its features each of them has.
+
+    A network of several comes once. For each of ``encoders`` the columns of the new features that
+    are its own, in its order: ``grid[..., columns]``.
+
+    Raises:
+        UserError: when they see pictures in different ways, or give different grids.
+    """
+    first = encoders[0].identity
+    for other in (encoder.identity for encoder in encoders[1:]):
+        grids = (first.rows, first.columns), (other.rows, other.columns)
+        if other.preprocessing != first.preprocessing or grids[0] != grids[1]:
+            raise UserError(
+                f"{first.network} and {other.network} see pictures differently "
+                f"({first.preprocessing.size} and {other.preprocessing.size} px, {first.rows} x "
+                f"{first.columns} and {other.rows} x {other.columns} regions); encoders are put "
+                "together that have one preprocessing and one grid"
+            )
+    parts: dict[EncoderIdentity, Encoder] = {}
+    for encoder in encoders:
+        parts |= {part.identity: part for part in parts_of(encoder) if part.identity not in parts}
+    ends = list(accumulate((identity.size for identity in parts), initial=0))
+    columns = {identity: range(*span) for identity, span in zip(parts, pairwise(ends), strict=True)}
+    own = [
+        [column for part in parts_of(encoder) for column in columns[part.identity]]
+        for encoder in encoders
+    ]
+    return (_joined(list(parts.values())) if len(parts) > 1 else encoders[0]), own
 
 
 def parts_of(encoder: Encoder) -> list[Encoder]:
