@@ -45,7 +45,7 @@ def test_every_choice_composes_and_fits_its_code(choice: str) -> None:
 
 def test_choices_are_what_composing_them_gives() -> None:
     choices = choices_of("decoding")
-    assert list(choices) == ["beam3", "beam5", "diverse", "greedy", "nucleus"]
+    assert list(choices) == ["beam3", "beam5", "diverse", "greedy", "nucleus", "reranked"]
     for name, node in choices.items():
         assert node == compose([f"decoding={name}"])["decoding"]
 

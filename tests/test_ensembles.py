@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from showtell.errors import UserError
 from showtell.evaluation import evaluate
 from showtell.experiment import train
 from showtell.report.run_page import write_report
-from showtell.runs import CONFIG, RECORD, VOCABULARY
+from showtell.runs import CONFIG, EXPECTED, RECORD, VOCABULARY
+from showtell.text.vocabulary import END
 from showtell.vision.extract import encode
 
 pytestmark = pytest.mark.usefixtures("without_java")
@@ -111,6 +113,35 @@ def test_one_member_is_its_run_with_another_search(smoke: Smoke, tmp_path: Path)
     config = saved_config(folder / CONFIG, [], [])
     assert config["decoding"] == search
     assert config["model"] == member.record["model"]
+
+
+def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_path: Path) -> None:
+    search = compose(["decoding=reranked", "decoding.least_images=2"])["decoding"]
+    folder = gather([smoke.folder], tmp_path / "reranked", search=search)
+    moved = folder.rename(tmp_path / "moved")
+    run, pictures = load_run(moved), smoke_pictures(smoke)
+    assert run.search.expected is not None
+    grams = run.search.expected.ngrams
+    assert (run.vocabulary.encode(["a"])[0],) in grams
+    beams, seen = load_run(smoke.folder), features(run, pictures)
+    several = replace(beams.search, beam_size=5, max_length=20).several(beams.decoder, seen, 10)
+    ended = [[(*each.token_ids, END) for each in image] for image in several]
+    worth = run.search.expected.scores(seen, ended)
+    for chosen, image, scores in zip(run.decode(seen), several, worth, strict=True):
+        rated = [h.score + 8 * score for h, score in zip(image, scores, strict=True)]
+        assert chosen.token_ids == image[rated.index(max(rated))].token_ids
+        assert chosen.score == pytest.approx(max(rated), abs=1e-4)
+    config = saved_config(moved / CONFIG, [], [])
+    evaluate(moved, "val", config, build("data", config["data"]))
+    signature = json.loads((moved / "scores-val.json").read_text())["signature"]
+    assert "candidates:10" in signature
+    assert "expected" not in signature
+    # As a member it brings what it needs to be loaded, and what searches with it is fitted anew.
+    both = gather([moved, smoke.folder], tmp_path / "both", search=None)
+    assert load_run(both).search.expected is not None
+    (moved / EXPECTED).unlink()
+    with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
+        load_run(moved)
 
 
 def test_runs_of_other_words_or_lost_encoders_are_refused(smoke: Smoke, tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ FLOORS = {
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-# Rooms of one floor that may look at each other: searches run decoders, and a page or a callback
-# opens the run that the same floor made.
+# Rooms of one floor that may look at each other: searches run decoders and one of them aims at a
+# score, and a page or a callback opens the run that the same floor made.
 NEIGHBOURS = {
     ("decoding", "models"),
+    ("decoding", "metrics"),
+    ("ensembles", "parts"),
     ("report", "caption"),
     ("__main__", "cli"),
     ("evaluation", "parts"),

@@ -19,6 +19,8 @@ from showtell.config import build, check_node
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch, Hypothesis
 from showtell.decoding.ensemble import Ensemble
+from showtell.decoding.expected import ExpectedNgrams
+from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.sampling import Sampling
 from showtell.decoding.search import Search
 from showtell.errors import UserError
@@ -97,7 +99,7 @@ class Run:
         """
         if beam_size is None:
             return self
-        if not isinstance(self.search, BeamSearch):
+        if not isinstance(self.search, BeamSearch | RerankedBeamSearch):
             raise UserError(
                 f"{self.folder} captions by {type(self.search).__name__}, which has no one beam: "
                 "leave the beam size out"
@@ -263,7 +265,15 @@ def load_run(
     weights = None if kept is None else str(kept)
     decoder = decoder.eval().to(device_for(accelerator))
     search = search.with_vocabulary(vocabulary)
+    if isinstance(search, RerankedBeamSearch):
+        search = search.with_expected(ExpectedNgrams.load(folder / runs.EXPECTED))
     return Run(folder, record, decoder, vocabulary, search, _views_of(folder, record), weights)
+
+
+def keep_expected(folder: Path, search: Search) -> None:
+    """Write beside the weights what a search knows of the training images, if it does."""
+    if isinstance(search, RerankedBeamSearch) and search.expected is not None:
+        search.expected.save(folder / runs.EXPECTED)
 
 
 def _views_of(folder: Path, record: Mapping[str, Any]) -> tuple[str, ...]:

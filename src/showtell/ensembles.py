@@ -10,11 +10,14 @@ from typing import Any
 import yaml
 
 from showtell import runs
-from showtell.caption import Run, check_words, load_run, member_folders
-from showtell.config import INJECTED, TARGET, check_node, compose
+from showtell.caption import Run, check_words, keep_expected, load_run, member_folders
+from showtell.config import INJECTED, TARGET, build, check_node, compose
 from showtell.decoding.ensemble import Ensemble, Spans
+from showtell.decoding.reranked import RerankedBeamSearch
+from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.files import write_atomically
+from showtell.parts import Config, Settings, features_of, fitted_to, select_images
 from showtell.vision.encoder import Encoder, united
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
@@ -52,13 +55,14 @@ def gather(
     loaded = [load_run(folder) for folder in folders]
     check_words(loaded)
     encoder, columns = _united(given)
-    search = search or loaded[0].record["decoding"]
-    views = views or "+".join(loaded[0].views)
+    search = search or given[0].record["decoding"]
+    views = views or "+".join(given[0].views)
     try:
         view_names(views)
     except ValueError as error:
         raise UserError(f"--views: {error}") from error
     config = _config(members[0], encoder, {"decoding": search, "views": views})
+    fitted = _fitted(config, encoder or given[0].encoder, loaded)
     record = {**_record(loaded), "decoding": search, "views": views}
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
@@ -70,7 +74,9 @@ def gather(
         record |= {"encoder": described, runs.COLUMNS: columns}
     elif weights := runs.encoder_weights(given[0].folder):
         runs.keep_encoder_weights(output, weights)
-    write_atomically(output / runs.CONFIG, config.encode())
+    keep_expected(output, fitted)
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_atomically(output / runs.CONFIG, text.encode())
     runs.write_json(output / runs.RECORD, record)  # last: a folder without it is no run
     return output
 
@@ -107,10 +113,23 @@ def _spans(columns: Sequence[int]) -> Spans:
     return [(columns[start], columns[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
 
 
+def _fitted(config: Config, encoder: Encoder, members: Sequence[Run]) -> Search:
+    """The search of ``config``; the data set is read only if it is to know of it."""
+    search: Search = build("decoding", config["decoding"])
+    if not isinstance(search, RerankedBeamSearch):
+        return search
+    data, trainer = build("data", config["data"]), Settings.of(config).trainer
+    images = select_images(data, trainer)["train"]
+    kind = Ensemble([run.decoder for run in members]).feature_kind
+    store = features_of(images, encoder, kind, config)
+    return fitted_to(images, search, store, members[0].vocabulary)
+
+
 def _copy(member: Path, folder: Path) -> None:
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
-    for file in runs.DECODER:
-        shutil.copyfile(member / file, folder / file)
+    for file in runs.captioner_files(member):
+        if file == runs.EXPECTED or file in runs.DECODER:
+            shutil.copyfile(member / file, folder / file)
 
 
 def _record(loaded: Sequence[Run]) -> dict[str, Any]:
@@ -133,7 +152,7 @@ def _record(loaded: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> str:
+def _config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> Config:
     """The configuration of a member with some ``changes``, for `evaluate` to find its data.
 
     ``encoder`` is one of several members, if it is not that of this one.
@@ -153,4 +172,4 @@ def _config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> s
         joined = compose(["encoder=joined"])["encoder"]
         seen = config["encoder"]["preprocessing"]
         config["encoder"] = {**joined, "networks": names, "preprocessing": seen}
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from showtell import runs
 from showtell.caption import Run, load_run
 from showtell.data.batches import FeatureSource
 from showtell.decoding.beam import Hypothesis
+from showtell.decoding.search import TOLD_LATER
 from showtell.errors import UserError
 from showtell.metrics.alarms import (
     Alarm,
@@ -185,7 +186,11 @@ def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:
 
 def _context(run: Run, split: Split) -> dict[str, object]:
     """What the signature says of how the captions came about: every rule that is in force."""
-    options = {name: value for name, value in asdict(run.search).items() if name != "ending_ids"}
+    options = {
+        field.name: getattr(run.search, field.name)
+        for field in fields(run.search)
+        if field.name not in TOLD_LATER
+    }
     if len(run.views) > 1:
         options = {"views": "+".join(run.views), **options}
     names = {"beam_size": "beam"}

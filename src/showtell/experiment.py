@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from showtell import runs
-from showtell.caption import Run, load_run
+from showtell.caption import Run, keep_expected, load_run
 from showtell.config import build
 from showtell.data.batches import FeatureSource
 from showtell.data.datamodule import CaptionDataModule
@@ -382,6 +382,7 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
     """Write what a run folder holds before its first step."""
     parts.vocabulary.save(folder / runs.VOCABULARY)
     _write_config(folder, config)
+    keep_expected(folder, parts.settings.search)
     weights = Path(config["encoder"]["weights"] or "")
     if weights.is_file() and not has_published_name(weights):  # nobody else may have them
         runs.keep_encoder_weights(folder, weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import seed_everything
-from torch import nn
+from torch import Tensor, nn
 
 from showtell import runs
 from showtell.caption import device_for, load_run
 from showtell.config import build, target_of
 from showtell.data.batches import FeatureSource, SourceOfEpoch
+from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.text.glove import Coverage, WordVectors, load_vectors
@@ -37,6 +38,8 @@ from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
+# Images whose features are read together where all are passed over once.
+_CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,34 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     if config["start_from"] is not None:
         start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
     sources = (_shown if learns else _stored)(images, encoder, kind, config, seen)
+    if not learns:
+        search = fitted_to(images["train"], settings.search, sources.store, vocabulary)
+        settings = replace(settings, search=search)
+    elif isinstance(settings.search, RerankedBeamSearch):
+        raise UserError(
+            "decoding=reranked is fitted to features that stay what they are: leave "
+            "optim.encoder_lr out, or take another decoding and `showtell ensemble RUN "
+            "--search decoding=reranked` in the end"
+        )
     return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, sources, learning)
+
+
+def fitted_to(
+    images: Sequence[CaptionedImage], search: Search, store: FeatureStore, vocabulary: Vocabulary
+) -> Search:
+    """The search, told what it is to know of the training ``images``, whose features are stored."""
+    if not isinstance(search, RerankedBeamSearch):
+        return search
+    captions = [[vocabulary.encode(tokenize(c)) for c in image.captions] for image in images]
+    return search.fitted(captions, _pooled_features(images, store))
+
+
+def _pooled_features(images: Sequence[CaptionedImage], store: FeatureStore) -> Iterator[Tensor]:
+    """The features (at most `_CHUNK`, D) of the images in order; those of grids are their means."""
+    for first in range(0, len(images), _CHUNK):
+        ids = [image.image_id for image in images[first : first + _CHUNK]]
+        features = torch.from_numpy(store.gather(store.index(ids))).float()
+        yield features.mean(dim=1) if features.dim() == 3 else features
 
 
 def _stored(

@@ -5,6 +5,7 @@ run.json                 what the run is: data, encoder, model, commit, versions
 vocabulary.json          the words
 metrics.csv              the curves
 checkpoints/best.safetensors   weights of the best validation, for everyone
+checkpoints/expected.safetensors  what decoding=reranked expects of a picture
 checkpoints/encoder.*          weights of the encoder, where a file of the user's gave them, or
                                where it learned too: those of the same validation
 checkpoints/last.ckpt          state of the training, for ``resume`` on the machine that made it
@@ -49,6 +50,7 @@ CONFIG = "config.yaml"
 VOCABULARY = "vocabulary.json"
 BEST_WEIGHTS = Path("checkpoints/best.safetensors")
 LEARNED_ENCODER = Path("checkpoints/encoder.safetensors")
+EXPECTED = Path("checkpoints/expected.safetensors")
 MEMBERS = "members"
 # Of an ensemble over several encoders: which of their features each member reads, as spans.
 COLUMNS = "columns"
@@ -294,7 +296,8 @@ def encoder_weights(folder: Path) -> Path | None:
 def captioner_files(folder: Path) -> list[Path]:
     """What captioning needs of a run folder (not an ensemble's), relative to it."""
     weights = encoder_weights(folder)
-    return [*DECODER, *([] if weights is None else [weights.relative_to(folder)])]
+    expected = [EXPECTED] if (folder / EXPECTED).is_file() else []
+    return [*DECODER, *expected, *([] if weights is None else [weights.relative_to(folder)])]
 
 
 def save_statistics(folder: Path, split: Split, statistics: CaptionStatistics) -> None:

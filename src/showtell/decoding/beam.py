@@ -5,7 +5,8 @@ Dimension key: B images, K beams, L live images, N = L * K rows, V vocabulary, T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -88,17 +89,39 @@ class BeamSearch:
     @torch.inference_mode()
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
+        return [h for ended in self._in_groups(decoder, features, None) for h in ended.best()]
+
+    @torch.inference_mode()
+    def several(self, decoder: StepDecoder, features: Tensor, count: int) -> list[list[Hypothesis]]:
+        """The best ``count`` captions of each image that the beams come by, the best first.
+
+        The search of an image is over when as many have ended. There is at least one, and there are
+        fewer than ``count`` where the longest length ends them.
+        """
+        groups = self._in_groups(decoder, features, count)
+        return [hypotheses for ended in groups for hypotheses in ended.all()]
+
+    def _in_groups(
+        self, decoder: StepDecoder, features: Tensor, count: int | None
+    ) -> Iterator[Ended]:
+        """What ends, of some images after the others; without a ``count`` the best is enough."""
         rules = self._constraints(bound_endings(self.bad_endings, self.ending_ids))
         pace = pace_on(features.device)
-        groups = torch.split(features, max(1, pace.rows // self.beam_size))
-        return [h for group in groups for h in self._search(decoder, group, rules, pace.words)]
+        for group in torch.split(features, max(1, pace.rows // self.beam_size)):
+            yield self._search(decoder, group, rules, pace.words, count)
 
     def _search(
-        self, decoder: StepDecoder, features: Tensor, rules: Constraints, words_between: int
-    ) -> list[Hypothesis]:
+        self,
+        decoder: StepDecoder,
+        features: Tensor,
+        rules: Constraints,
+        words_between: int,
+        count: int | None,
+    ) -> Ended:
         """Decode all images of ``features`` together."""
         beams = Beams(decoder.start(features), len(features), self.beam_size)
-        ended = Ended(len(features), self.beam_size, self.max_length, features.device)
+        kept = count or self.beam_size
+        ended = Ended(len(features), kept, self.max_length, features.device)
         for words in range(self.max_length + 1):
             scores_LKV = beams.step(decoder)
             rules.forbid(scores_LKV.flatten(0, 1), beams.tokens.flatten(0, 1))
@@ -112,13 +135,13 @@ class BeamSearch:
             bound_L = beams.log_probs.amax(dim=1) / length_norm(
                 self.max_length, self.length_penalty
             )
-            decided = ended.decided(beams.images, bound_L)
+            decided = ended.decided(beams.images, bound_L if count is None else None)
             beams.stop(decided)
             if (words + 1) % words_between == 0:
                 beams.drop(decided)
                 if len(beams.images) == 0:
                     break
-        return ended.best()
+        return ended
 
     def _constraints(self, endings: tuple[int, ...]) -> Constraints:
         return Constraints(
@@ -280,27 +303,34 @@ class Ended:
             cut = torch.cat([self.cut[live], cut_LK.gather(1, parents)], dim=1)
             self.cut[live] = cut.gather(1, chosen)
 
-    def decided(self, images: Tensor, bound: Tensor) -> Tensor:
+    def decided(self, images: Tensor, bound: Tensor | None) -> Tensor:
         """Which ``images`` (L,) have K ended captions, or one that none left can surpass.
 
         A log probability only falls as words are added, so an unended caption ends at most with
-        what it has now, divided by the norm of the longest caption: ``bound`` (L,).
+        what it has now, divided by the norm of the longest caption: ``bound`` (L,). None: only K
+        ended captions decide.
         """
         full = self.scores[images].isfinite().all(dim=1)
-        return full | (self.scores[images, 0] >= bound)
+        return full if bound is None else full | (self.scores[images, 0] >= bound)
 
     def best(self) -> list[Hypothesis]:
         """The best caption of each image."""
-        rows = zip(
-            self.tokens[:, 0].tolist(),
-            self.lengths[:, 0].tolist(),
-            self.scores[:, 0].tolist(),
-            self.cut[:, 0].tolist(),
-            strict=True,
-        )
+        return [found[0] for found in self._rows(1)]
+
+    def all(self) -> list[list[Hypothesis]]:
+        """All captions of each image, the best first; at least one."""
+        return self._rows(self.scores.shape[1])
+
+    def _rows(self, count: int) -> list[list[Hypothesis]]:
+        columns = (self.tokens, self.lengths, self.scores, self.cut)
+        images = zip(*(column[:, :count].tolist() for column in columns), strict=True)
         return [
-            Hypothesis(tuple(token_ids[:length]), score, ended=not cut)
-            for token_ids, length, score, cut in rows
+            [
+                Hypothesis(tuple(token_ids[:length]), score, ended=not cut)
+                for token_ids, length, score, cut in zip(*image, strict=True)
+                if score > -math.inf
+            ]
+            for image in images
         ]
 
 

@@ -10,12 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 Ngram = tuple[str, ...]
+_Token = TypeVar("_Token")
 
-_LONGEST = 4  # n-grams of 1 to 4 words
+LONGEST = 4  # n-grams of 1 to 4 words
 _SIGMA = 6.0  # of the Gaussian penalty on a difference in length, in words
-_SCALE = 10.0
+SCALE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class CiderD:
         references = self._references[image_id]
         vector = self._vector(tokens)
         norms = _norms(vector)
-        dots = [[0.0] * _LONGEST for _ in references.lengths]
+        dots = [[0.0] * LONGEST for _ in references.lengths]
         for gram, weight in vector.items():
             for reference, other in references.weights.get(gram, ()):
                 # Clipping is the D of CIDEr-D: repeating a word gains nothing.
@@ -97,7 +99,7 @@ class CiderD:
             _similarity(dot, norms, others, _length(tokens) - length)
             for dot, others, length in zip(dots, references.norms, references.lengths, strict=True)
         )
-        return _SCALE * total / (_LONGEST * len(references.lengths))
+        return SCALE * total / (LONGEST * len(references.lengths))
 
     def _vector(self, tokens: Sequence[str]) -> dict[Ngram, float]:
         """The tf-idf of each n-gram."""
@@ -119,11 +121,11 @@ class CiderD:
         )
 
 
-def ngrams(tokens: Sequence[str]) -> Counter[Ngram]:
-    """How often each n-gram of 1 to 4 words occurs."""
+def ngrams(tokens: Sequence[_Token]) -> Counter[tuple[_Token, ...]]:
+    """How often each n-gram of 1 to 4 words occurs, whatever stands for a word."""
     return Counter(
         tuple(tokens[start : start + n])
-        for n in range(1, _LONGEST + 1)
+        for n in range(1, LONGEST + 1)
         for start in range(len(tokens) - n + 1)
     )
 
@@ -134,7 +136,7 @@ def _length(tokens: Sequence[str]) -> int:
 
 
 def _norms(vector: Mapping[Ngram, float]) -> tuple[float, ...]:
-    squares = [0.0] * _LONGEST
+    squares = [0.0] * LONGEST
     for gram, weight in vector.items():
         squares[len(gram) - 1] += weight * weight
     return tuple(math.sqrt(square) for square in squares)

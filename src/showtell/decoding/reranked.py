@@ -1,0 +1,103 @@
+"""Beam search whose captions are compared once more, by what is to be expected of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from torch import Tensor
+
+from showtell.decoding.beam import BeamSearch, Hypothesis
+from showtell.decoding.constraints import known_endings
+from showtell.decoding.expected import Captions, ExpectedNgrams
+from showtell.models.decoder import StepDecoder
+from showtell.text.vocabulary import END, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class RerankedBeamSearch:
+    """Of the captions that a beam search ends, the best by its own score and by expected CIDEr.
+
+    A decoder knows well what may be said next and less well what the whole of a caption says of the
+    picture; the prediction of `ExpectedNgrams` knows nothing of an order beyond four words.
+
+    Attributes:
+        candidates: captions that are compared, at least 1. The search goes on until as many have
+            ended, whatever its ``beam_size``.
+        weight: of the expected CIDEr (0 to 10) beside the score of the beam search.
+        least_images: an n-gram of fewer training images is not predicted.
+        rank: of the prediction; a larger one is better, and its file larger.
+        expected: the prediction, by `fitted` or `with_expected`.
+
+    The others are those of `BeamSearch`.
+    """
+
+    beam_size: int
+    min_length: int
+    max_length: int
+    length_penalty: float
+    allow_unknown: bool
+    no_repeat: int
+    bad_endings: Sequence[str]
+    candidates: int
+    weight: float
+    least_images: int
+    rank: int
+    ending_ids: tuple[int, ...] | None = None
+    expected: ExpectedNgrams | None = None
+
+    def __post_init__(self) -> None:
+        self._beams()
+        if min(self.candidates, self.least_images, self.rank) < 1:
+            raise ValueError("candidates, least_images and rank are at least 1")
+        if self.weight < 0:
+            raise ValueError(f"weight is at least 0, not {self.weight}")
+
+    def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
+        """The same search, told the ids of its words."""
+        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
+
+    def fitted(self, captions: Sequence[Captions], features: Iterable[Tensor]) -> Self:
+        """The same search, fitted to training images: see `ExpectedNgrams.fit`.
+
+        ``captions`` are ids without END.
+        """
+        ended = [[(*tokens, END) for tokens in references] for references in captions]
+        options = {"least_images": self.least_images, "rank": self.rank}
+        return self.with_expected(ExpectedNgrams.fit(ended, features, **options))
+
+    def with_expected(self, expected: ExpectedNgrams) -> Self:
+        """The same search with a prediction that was fitted before."""
+        return replace(self, expected=expected)
+
+    def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
+        """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
+        if self.expected is None:
+            raise ValueError("a search that compares with what is expected must be told of it")
+        found = self._beams().several(decoder, features, self.candidates)
+        pooled = features.mean(dim=1) if features.dim() == 3 else features
+        captions = [[(*each.token_ids, END) for each in hypotheses] for hypotheses in found]
+        scores = self.expected.scores(pooled, captions)
+        return [
+            max(
+                (
+                    replace(hypothesis, score=hypothesis.score + self.weight * score)
+                    for hypothesis, score in zip(*image, strict=True)
+                ),
+                key=lambda hypothesis: hypothesis.score,
+            )
+            for image in zip(found, scores, strict=True)
+        ]
+
+    def _beams(self) -> BeamSearch:
+        return BeamSearch(
+            beam_size=self.beam_size,
+            min_length=self.min_length,
+            max_length=self.max_length,
+            length_penalty=self.length_penalty,
+            allow_unknown=self.allow_unknown,
+            no_repeat=self.no_repeat,
+            bad_endings=self.bad_endings,
+            ending_ids=self.ending_ids,
+        )
