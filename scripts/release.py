@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from showtell import runs
+from showtell.caption import keep_expected, load_run
 from showtell.comparison.settings import command_of
 from showtell.config import compose
+from showtell.ensembles import current_config, fitted_search
 from showtell.errors import UserError
 from showtell.training.tuning import TUNED_BY
 from showtell.vision.weights import facts_of
@@ -45,7 +48,7 @@ Weights in half precision; seed {seed}, commit `{commit}`. Views looked at: {vie
 belong to those who took them: use what was learned from it for research and education too.
 
 **Scores** on the official development split, which also chose the weights, so that they are a
-little too good. COCO's scorers, beam {beam}; 95 % intervals over images.
+little too good. COCO's scorers, {search}; 95 % intervals over images.
 
 | score x 100 | model | 95 % | people | best constant caption |
 | --- | --: | --: | --: | --: |
@@ -74,10 +77,10 @@ TRAINED_WITH = "decoding_of_training"
 TAUGHT = "outputs/runs/taught"
 
 
-def release(run: Path, name: str, *, decoding: str) -> Path:
+def release(run: Path, name: str, *, search: Sequence[str]) -> Path:
     """Copy what a captioner needs of ``run``; return the folder of the released model.
 
-    It searches as ``decoding`` says now, a choice of that group.
+    It searches as ``search`` says now, overrides of ``decoding``.
     """
     record = runs.read_record(run, needs=["model", "encoder", "data"])
     if record.get("status") != "finished":
@@ -88,6 +91,8 @@ def release(run: Path, name: str, *, decoding: str) -> Path:
     learned = encoder is not None and runs.LEARNED_IN in facts_of(encoder)
     if learned and runs.BEGAN_WITH not in record["encoder"]:
         raise UserError(f"{run}: its encoder learned in another run: release that one instead")
+    decoding, loaded = {"decoding": compose(search)["decoding"]}, load_run(run)
+    fitted = fitted_search(current_config(run, None, decoding), loaded.encoder, [loaded])
     folder = runs.RELEASED / name
     if folder.exists():
         shutil.rmtree(folder)
@@ -98,12 +103,12 @@ def release(run: Path, name: str, *, decoding: str) -> Path:
         runs.keep_encoder_weights(folder, encoder)
     shutil.copy(run / runs.VOCABULARY, folder)
     shutil.copy(run / "metrics.csv", folder)
-    search = {"decoding": compose([f"decoding={decoding}"])["decoding"]}
+    keep_expected(folder, fitted)
     trained = runs.read_config(run)
-    config = _shareable({**trained, **search})
+    config = _shareable({**trained, **decoding})
     text = yaml.safe_dump(config, sort_keys=False)
     (folder / runs.CONFIG).write_text(text)
-    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")} | search
+    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")} | decoding
     kept[TRAINED_WITH] = trained["decoding"]
     if kept.get("start"):
         config = _shareable(kept["start"]["config"])
@@ -145,7 +150,7 @@ def write_card(folder: Path) -> None:
         train_images=images["train"],
         train_captions=captions["train"],
         val_images=images["val"],
-        beam=record["decoding"]["beam_size"],
+        search=_told_search(record["decoding"]),
         rows="\n".join(_row(scores, metric) for metric in SHOWN),
         signature=scores["signature"],
         failures=(folder / "failures.md").read_text().strip(),
@@ -158,6 +163,12 @@ def _told_encoder(folder: Path, record: Mapping[str, Any]) -> str:
     if runs.BEGAN_WITH in record["encoder"]:
         return LEARNED
     return PUBLISHED if runs.encoder_weights(folder) is None else TUNED
+
+
+def _told_search(decoding: Mapping[str, Any]) -> str:
+    beam = f"beam {decoding['beam_size']}"
+    candidates = decoding.get("candidates")
+    return beam if candidates is None else f"{beam}, the best of {candidates} by expected n-grams"
 
 
 def _row(scores: Mapping[str, float], metric: str) -> str:
@@ -173,7 +184,7 @@ def _row(scores: Mapping[str, float], metric: str) -> str:
 
 
 def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
-    """What trains it again: its encoder, the run it began with, then itself."""
+    """What makes it again: its encoder, the run it began with, then itself, and its search."""
     weights = runs.encoder_weights(folder)
     facts = {} if weights is None else facts_of(weights)
     if runs.LEARNED_IN in facts:
@@ -187,7 +198,13 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
         )
     if record.get("start"):
         yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
-    yield command_of({**runs.read_config(folder), "decoding": record[TRAINED_WITH]})
+    config = runs.read_config(folder)
+    trained = f"outputs/runs/{folder.name}"
+    yield f"{command_of({**config, 'decoding': record[TRAINED_WITH]})} output.folder={trained}"
+    if (folder / runs.EXPECTED).is_file():
+        words = shlex.split(command_of(config))
+        search = " ".join(word for word in words if word.startswith("decoding"))
+        yield f"showtell ensemble {trained} --search {search} --output {trained}_reranked"
 
 
 def main() -> None:
@@ -195,14 +212,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="a finished run folder")
     parser.add_argument("--name", help="what the model will answer to")
-    parser.add_argument("--decoding", default="beam5", metavar="CHOICE", help="how it searches")
+    parser.add_argument(
+        "--search",
+        nargs="+",
+        default=["decoding=beam5"],
+        metavar="OPTION",
+        help="decoding=... of it",
+    )
     parser.add_argument("--card", metavar="NAME", help="write the model card of a released model")
     options = parser.parse_args()
     try:
         if options.card:
             write_card(runs.RELEASED / options.card)
         elif options.run and options.name:
-            print(release(options.run, options.name, decoding=options.decoding))
+            print(release(options.run, options.name, search=options.search))
         else:
             parser.error("give RUN and --name, or --card NAME")
     except UserError as error:

@@ -61,8 +61,8 @@ def gather(
         view_names(views)
     except ValueError as error:
         raise UserError(f"--views: {error}") from error
-    config = _config(members[0], encoder, {"decoding": search, "views": views})
-    fitted = _fitted(config, encoder or given[0].encoder, loaded)
+    config = current_config(members[0], encoder, {"decoding": search, "views": views})
+    fitted = fitted_search(config, encoder or given[0].encoder, loaded)
     record = {**_record(loaded), "decoding": search, "views": views}
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
@@ -113,8 +113,11 @@ def _spans(columns: Sequence[int]) -> Spans:
     return [(columns[start], columns[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
 
 
-def _fitted(config: Config, encoder: Encoder, members: Sequence[Run]) -> Search:
-    """The search of ``config``; the data set is read only if it is to know of it."""
+def fitted_search(config: Config, encoder: Encoder, members: Sequence[Run]) -> Search:
+    """The search of ``config`` for ``members`` that read what ``encoder`` sees.
+
+    The data set of ``config`` is read only if the search is to know of its training images.
+    """
     search: Search = build("decoding", config["decoding"])
     if not isinstance(search, RerankedBeamSearch):
         return search
@@ -152,7 +155,7 @@ def _record(loaded: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> Config:
+def current_config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> Config:
     """The configuration of a member with some ``changes``, for `evaluate` to find its data.
 
     ``encoder`` is one of several members, if it is not that of this one.

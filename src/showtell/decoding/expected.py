@@ -99,7 +99,7 @@ class ExpectedNgrams:
         best_DQ = vectors[:, -rank:]
         projection, weights = best_DQ / deviations.unsqueeze(1), solution_DG.T @ best_DQ
         # As they are kept.
-        projection, weights = projection.half().float(), weights.half().float()
+        projection, weights = projection.half().float(), torch.mul(*_in_bytes(weights))
         return cls(grams, idf, unfitted.unseen, means, projection, weights, bias)
 
     def scores(self, features: Tensor, captions: Sequence[Captions]) -> list[list[float]]:
@@ -132,9 +132,9 @@ class ExpectedNgrams:
             "idf": torch.tensor(self.idf, dtype=torch.float64),
             "means": self.means,
             "projection": self.projection.half(),
-            "weights": self.weights.half(),
             "bias": self.bias,
         }
+        tensors["weights"], tensors["steps"] = _in_bytes(self.weights)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         write_atomically(path, save(contiguous, metadata={"unseen": json.dumps(self.unseen)}))
 
@@ -149,14 +149,23 @@ class ExpectedNgrams:
             with safe_open(path, framework="pt") as file:
                 unseen = float(json.loads(file.metadata()["unseen"]))
                 padded, idf = file.get_tensor("ngrams").tolist(), file.get_tensor("idf").tolist()
-                names = ("means", "projection", "weights", "bias")
-                tensors = [file.get_tensor(name).float() for name in names]
-            means, projection, weights, bias = tensors
+                names = ("means", "projection", "bias", "weights", "steps")
+                means, projection, bias, weights, steps = (
+                    file.get_tensor(name).float() for name in names
+                )
+            weights = weights * steps
             is_whole = (len(means), projection.shape[1]) == (
                 len(projection),
                 weights.shape[1],
             ) and len(padded) == len(idf) == len(weights) == len(bias)
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
         if not is_whole:
@@ -221,3 +230,9 @@ class ExpectedNgrams:
         for number, words, weight in known:
             if weight:
                 yield number, weight / math.sqrt(squares[words - 1])
+
+
+def _in_bytes(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiples (G, Q), -127 to 127, of a step for each n-gram, and the steps (G, 1)."""
+    steps = weights.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+    return (weights / steps).round().to(torch.int8), steps
