@@ -115,6 +115,55 @@ def test_one_member_is_its_run_with_another_search(smoke: Smoke, tmp_path: Path)
     assert config["model"] == member.record["model"]
 
 
+@pytest.fixture(scope="module")
+def other(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that attends to what two networks see, of which the smoke run has one."""
+    overrides = (
+        "encoder=joined",
+        "encoder.networks=[efficientnet_lite1,efficientnet_lite0]",
+        "model=attention_glove",
+        "model.embedding_width=60",
+        "trainer.max_epochs=1",
+    )
+    config = smoke.config(*overrides, f"output.folder={tmp_path_factory.mktemp('other') / 'run'}")
+    return train(config, build("data", config["data"]))
+
+
+@pytest.fixture(scope="module")
+def further(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went on from the smoke run."""
+    folder = tmp_path_factory.mktemp("further") / "run"
+    overrides = ("objective=self_critical", f"start_from={smoke.folder}", "trainer.max_epochs=1")
+    config = smoke.config(*overrides, f"output.folder={folder}")
+    return train(config, build("data", config["data"]))
+
+
+def test_the_mean_of_weights_is_one_model_between_two(
+    smoke: Smoke, further: Path, tmp_path: Path
+) -> None:
+    folder = gather([smoke.folder, further], tmp_path / "mean", search=None, mean_weights=True)
+    assert json.loads((folder / RECORD).read_text())["members"] == ["run + run"]
+    run, ends = load_run(folder), [load_run(each) for each in (smoke.folder, further)]
+    (between,) = run.decoder.members
+    states = [each.decoder.state_dict() for each in ends]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for name, tensor in between.state_dict().items():
+        torch.testing.assert_close(tensor, (states[0][name] + states[1][name]) / 2)
+    config = saved_config(folder / CONFIG, [], [])
+    assert config["model"] == ends[0].record["model"]
+    assert evaluate(folder, "val", config, build("data", config["data"])).captions
+
+
+def test_the_mean_of_different_models_or_encoders_is_refused(
+    smoke: Smoke, attentive: Path, other: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="are different models"):
+        gather([smoke.folder, attentive], tmp_path / "mean", search=None, mean_weights=True)
+    with pytest.raises(UserError, match=r"different models|runs with one encoder"):
+        gather([attentive, other], tmp_path / "mean", search=None, mean_weights=True)
+    assert not (tmp_path / "mean").exists()
+
+
 def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_path: Path) -> None:
     search = compose(["decoding=reranked", "decoding.least_images=2"])["decoding"]
     folder = gather([smoke.folder], tmp_path / "reranked", search=search)
@@ -165,20 +214,6 @@ def test_runs_of_other_words_or_lost_encoders_are_refused(smoke: Smoke, tmp_path
     with pytest.raises(UserError, match="see pictures differently"):
         gather([smoke.folder, view], output, search=None)
     assert not output.exists()
-
-
-@pytest.fixture(scope="module")
-def other(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that attends to what two networks see, of which the smoke run has one."""
-    overrides = (
-        "encoder=joined",
-        "encoder.networks=[efficientnet_lite1,efficientnet_lite0]",
-        "model=attention_glove",
-        "model.embedding_width=60",
-        "trainer.max_epochs=1",
-    )
-    config = smoke.config(*overrides, f"output.folder={tmp_path_factory.mktemp('other') / 'run'}")
-    return train(config, build("data", config["data"]))
 
 
 class TestDifferentEncoders:

@@ -112,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     ensemble.add_argument(
         "--views", metavar="VIEWS", help="as views=... of train.py; default: those of the first run"
     )
+    ensemble.add_argument(
+        "--mean-weights",
+        action="store_true",
+        help="one model of the mean of their weights: of a run and the one that it began with",
+    )
     ensemble.set_defaults(command=_ensemble)
 
     caption = commands.add_parser("caption", help="caption new pictures with a run")
@@ -249,7 +254,13 @@ def _ensemble(options: argparse.Namespace) -> int:
     search = compose(options.search)["decoding"] if options.search else None
     from showtell.ensembles import gather
 
-    folder = gather(options.runs, options.output, search=search, views=options.views)
+    folder = gather(
+        options.runs,
+        options.output,
+        search=search,
+        views=options.views,
+        mean_weights=options.mean_weights,
+    )
     print(f"run: {folder}")
     return 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ def gather(
     *,
     search: dict[str, Any] | None,
     views: str | None = None,
+    mean_weights: bool = False,
 ) -> Path:
     """Make the run folder ``output`` of an ensemble: copies of ``members``, and what they share.
 
@@ -38,15 +41,21 @@ def gather(
     member alone makes the same run with another search or other views. Where the members have
     different encoders the ensemble's is all of these together, and each member reads its part.
 
+    The mean of the weights is another thing: one model, as fast as each. Where one of two runs
+    began with the other it is what lies between them (Wortsman et al. 2022, "Robust Fine-tuning of
+    Zero-shot Models" and "Model Soups"); of runs that began apart it is noise.
+
     Args:
         members: run folders.
         output: the folder to make.
         search: the node of ``conf/decoding`` it captions with; None for that of the first member.
         views: what it looks at together; None for what the first member does.
+        mean_weights: whether one model of the mean of their weights takes the place of them all.
 
     Raises:
         UserError: when a member cannot be loaded, when they differ in words or in how they see
-            pictures, when there are no such views, or when the folder exists.
+            pictures, when there are no such views, or when the folder exists; for the mean of the
+            weights also when they differ in their model or encoder.
     """
     if output.exists():
         raise UserError(f"{output} exists; name another --output or remove it")
@@ -55,6 +64,9 @@ def gather(
     loaded = [load_run(folder) for folder in folders]
     check_words(loaded)
     encoder, columns = _united(given)
+    names = [run.record.get("name", run.folder.name) for run in loaded]
+    if mean_weights:
+        loaded, names = [_mean(loaded, is_one_encoder=encoder is None)], [" + ".join(names)]
     search = search or given[0].record["decoding"]
     views = views or "+".join(given[0].views)
     try:
@@ -63,10 +75,13 @@ def gather(
         raise UserError(f"--views: {error}") from error
     config = current_config(members[0], encoder, {"decoding": search, "views": views})
     fitted = fitted_search(config, encoder or given[0].encoder, loaded)
-    record = {**_record(loaded), "decoding": search, "views": views}
+    record = {**_record(loaded, names), "decoding": search, "views": views}
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
-        _copy(run.folder, output / runs.MEMBERS / str(number))
+        member = output / runs.MEMBERS / str(number)
+        _copy(run.folder, member)
+        if mean_weights:
+            runs.save_weights(member, run.decoder)
     loaded[0].vocabulary.save(output / runs.VOCABULARY)
     if encoder is not None:
         write_atomically(output / runs.LEARNED_ENCODER, exact_file(encoder.body))
@@ -79,6 +94,27 @@ def gather(
     write_atomically(output / runs.CONFIG, text.encode())
     runs.write_json(output / runs.RECORD, record)  # last: a folder without it is no run
     return output
+
+
+def _mean(loaded: Sequence[Run], *, is_one_encoder: bool) -> Run:
+    """The first run with the mean of the weights of all."""
+    first = loaded[0]
+    states = [run.decoder.state_dict() for run in loaded]
+    for run, state in zip(loaded, states, strict=True):
+        shapes = ({name: t.shape for name, t in each.items()} for each in (states[0], state))
+        if type(run.decoder) is not type(first.decoder) or len(set(map(str, shapes))) > 1:
+            raise UserError(
+                f"{run.folder} and {first.folder} are different models; the mean of the weights is "
+                "taken of runs of one model, of which one began with the other"
+            )
+    if not is_one_encoder:
+        raise UserError(
+            "the mean of the weights is taken of runs with one encoder; these have several"
+        )
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    decoder = copy.deepcopy(first.decoder)
+    decoder.load_state_dict(mean)
+    return replace(first, decoder=decoder)
 
 
 def _united(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
@@ -135,10 +171,9 @@ def _copy(member: Path, folder: Path) -> None:
             shutil.copyfile(member / file, folder / file)
 
 
-def _record(loaded: Sequence[Run]) -> dict[str, Any]:
+def _record(loaded: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     """What is true of all members, and each by its name."""
     first = loaded[0].record
-    names = [run.record.get("name", run.folder.name) for run in loaded]
     alone = len(loaded) == 1
     return {
         "format": runs.FORMAT,
@@ -151,7 +186,7 @@ def _record(loaded: Sequence[Run]) -> dict[str, Any]:
         "text": first["text"],
         "model": first["model"] if alone else {TARGET: ENSEMBLE, "members": names},
         "model_sizes": {"vocabulary_size": len(loaded[0].vocabulary)},
-        "members": names,
+        "members": list(names),
     }
 
 
