@@ -92,7 +92,7 @@ def release(run: Path, name: str, *, search: Sequence[str]) -> Path:
     if learned and runs.BEGAN_WITH not in record["encoder"]:
         raise UserError(f"{run}: its encoder learned in another run: release that one instead")
     decoding, loaded = {"decoding": compose(search)["decoding"]}, load_run(run)
-    fitted = fitted_search(current_config(run, None, decoding), loaded.encoder, [loaded])
+    fitted = fitted_search(current_config(run, None, decoding), lambda: loaded.encoder, [loaded])
     folder = runs.RELEASED / name
     if folder.exists():
         shutil.rmtree(folder)
@@ -103,7 +103,7 @@ def release(run: Path, name: str, *, search: Sequence[str]) -> Path:
         runs.keep_encoder_weights(folder, encoder)
     shutil.copy(run / runs.VOCABULARY, folder)
     shutil.copy(run / "metrics.csv", folder)
-    keep_expected(folder, fitted)
+    keep_expected(folder, fitted, record["encoder"], loaded.vocabulary)
     trained = runs.read_config(run)
     config = _shareable({**trained, **decoding})
     text = yaml.safe_dump(config, sort_keys=False)
@@ -203,7 +203,7 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{command_of({**config, 'decoding': record[TRAINED_WITH]})} output.folder={trained}"
     if (folder / runs.EXPECTED).is_file():
         words = shlex.split(command_of(config))
-        search = " ".join(word for word in words if word.startswith("decoding"))
+        search = shlex.join(word for word in words if word.startswith("decoding"))
         yield f"showtell ensemble {trained} --search {search} --output {trained}_reranked"
 
 

@@ -188,6 +188,16 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
     # As a member it brings what it needs to be loaded, and what searches with it is fitted anew.
     both = gather([moved, smoke.folder], tmp_path / "both", search=None)
     assert load_run(both).search.expected is not None
+    # What is known already needs no data set.
+    shutil.rmtree(tmp_path / "both")
+    with pytest.raises(UserError, match=r"--data model\.root=x: give data\.root=FOLDER"):
+        gather([moved], tmp_path / "both", search=None, places=["model.root=x"])
+    gone = [f"data.root={tmp_path / 'gone'}"]
+    again = gather([moved], tmp_path / "both", search=None, places=gone)
+    assert (again / EXPECTED).read_bytes() == (moved / EXPECTED).read_bytes()
+    assert saved_config(again / CONFIG, [], [])["data"]["root"] == str(tmp_path / "gone")
+    with pytest.raises(UserError, match="candidates, least_images and rank are at least 1"):
+        gather([smoke.folder], tmp_path / "none", search={**search, "candidates": 0})
     (moved / EXPECTED).unlink()
     with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
         load_run(moved)

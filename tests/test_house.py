@@ -29,6 +29,7 @@ NEIGHBOURS = {
     ("decoding", "models"),
     ("decoding", "metrics"),
     ("ensembles", "parts"),
+    ("ensembles", "evaluation"),
     ("report", "caption"),
     ("__main__", "cli"),
     ("evaluation", "parts"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -266,14 +268,26 @@ def load_run(
     decoder = decoder.eval().to(device_for(accelerator))
     search = search.with_vocabulary(vocabulary)
     if isinstance(search, RerankedBeamSearch):
-        search = search.with_expected(ExpectedNgrams.load(folder / runs.EXPECTED))
+        made_for = _made_for(record["encoder"], vocabulary)
+        search = search.with_expected(ExpectedNgrams.load(folder / runs.EXPECTED, made_for))
     return Run(folder, record, decoder, vocabulary, search, _views_of(folder, record), weights)
 
 
-def keep_expected(folder: Path, search: Search) -> None:
-    """Write beside the weights what a search knows of the training images, if it does."""
+def keep_expected(
+    folder: Path, search: Search, encoder: Mapping[str, Any], vocabulary: Vocabulary
+) -> None:
+    """Write beside the weights what a search knows of the training images, if it does.
+
+    ``encoder`` is what ``run.json`` says of it.
+    """
     if isinstance(search, RerankedBeamSearch) and search.expected is not None:
-        search.expected.save(folder / runs.EXPECTED)
+        search.expected.save(folder / runs.EXPECTED, _made_for(encoder, vocabulary))
+
+
+def _made_for(encoder: Mapping[str, Any], vocabulary: Vocabulary) -> str:
+    """Of what a prediction speaks: a hash of the encoder's identity and of the ids of the words."""
+    told = json.dumps([encoder.get("identity"), vocabulary.tokens], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _views_of(folder: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -336,11 +350,14 @@ def _load_members(folder: Path, record: Mapping[str, Any], vocabulary: Vocabular
 def _are_columns(columns: Any, members: Sequence[Run], encoder: Any) -> bool:
     """Whether they are spans of the encoder's features, as many of them as each member reads."""
     try:
-        widths = [
-            sum(stop - start for start, stop in spans if 0 <= start < stop <= encoder["size"])
-            for spans in columns
-        ]
-        return widths == [run.record["model_sizes"]["feature_size"] for run in members]
+        flat = [(start, stop) for spans in columns for start, stop in spans]
+        in_range = all(
+            type(start) is type(stop) is int and 0 <= start < stop <= encoder["size"]
+            for start, stop in flat
+        )
+        widths = [sum(stop - start for start, stop in spans) for spans in columns]
+        sizes = [run.record["model_sizes"]["feature_size"] for run in members]
+        return in_range and widths == sizes
     except (KeyError, TypeError, ValueError):
         return False
 

@@ -113,6 +113,13 @@ def _parser() -> argparse.ArgumentParser:
         "--views", metavar="VIEWS", help="as views=... of train.py; default: those of the first run"
     )
     ensemble.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PLACE",
+        help="data.root=... features.root=...; decoding=reranked reads it; default: as in training",
+    )
+    ensemble.add_argument(
         "--mean-weights",
         action="store_true",
         help="one model of the mean of their weights: of a run and the one that it began with",
@@ -260,6 +267,7 @@ def _ensemble(options: argparse.Namespace) -> int:
         search=search,
         views=options.views,
         mean_weights=options.mean_weights,
+        places=options.data,
     )
     print(f"run: {folder}")
     return 0

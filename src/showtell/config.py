@@ -387,6 +387,12 @@ def _contradictions_of_learning(config: Mapping[str, Any]) -> Iterator[str]:
             f"trainer.views={views} has no effect with optim.encoder_lr: an encoder that learns is "
             "shown random parts of each picture; leave one of the two out"
         )
+    if "candidates" in config["decoding"]:
+        yield (
+            "decoding=reranked is fitted to features that stay what they are: leave "
+            "optim.encoder_lr out, or train with another decoding and take `showtell ensemble RUN "
+            "--search decoding=reranked` in the end"
+        )
     if not config["encoder"][TARGET].endswith(".efficientnet_lite"):
         yield (
             "optim.encoder_lr trains the upper stages of encoder=efficientnet_lite0, "
@@ -424,7 +430,8 @@ def _contradictions(config: Mapping[str, Any]) -> list[str]:
         )
     if optim["encoder_lr"] is not None:
         problems += _contradictions_of_learning(config)
-    if decoding.get("beam_size") == 1 and decoding.get("length_penalty"):
+    is_greedy = decoding.get("beam_size") == 1 and "candidates" not in decoding
+    if is_greedy and decoding.get("length_penalty"):
         problems.append(
             "decoding.length_penalty has no effect on greedy search; use decoding.beam_size>1 "
             "or decoding.length_penalty=0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from showtell.decoding.ensemble import Ensemble, Spans
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.search import Search
 from showtell.errors import UserError
+from showtell.evaluation import changed_files
 from showtell.files import write_atomically
 from showtell.parts import Config, Settings, features_of, fitted_to, select_images
 from showtell.vision.encoder import Encoder, united
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
 
+# What of a configuration says where the data lies.
+PLACES = ("data.root", "features.root")
 ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
 
 
@@ -34,6 +37,7 @@ def gather(
     search: dict[str, Any] | None,
     views: str | None = None,
     mean_weights: bool = False,
+    places: Sequence[str] = (),
 ) -> Path:
     """Make the run folder ``output`` of an ensemble: copies of ``members``, and what they share.
 
@@ -50,6 +54,7 @@ def gather(
         output: the folder to make.
         search: the node of ``conf/decoding`` it captions with; None for that of the first member.
         views: what it looks at together; None for what the first member does.
+        places: where its data set is now (``data.root=...``, ``features.root=...``).
         mean_weights: whether one model of the mean of their weights takes the place of them all.
 
     Raises:
@@ -73,8 +78,12 @@ def gather(
         view_names(views)
     except ValueError as error:
         raise UserError(f"--views: {error}") from error
-    config = current_config(members[0], encoder, {"decoding": search, "views": views})
-    fitted = fitted_search(config, encoder or given[0].encoder, loaded)
+    changes = {"decoding": search, "views": views}
+    config = moved_to(places, current_config(members[0], encoder, changes))
+    if encoder is None and _knows(given[0].search, search):
+        fitted = given[0].search
+    else:
+        fitted = fitted_search(config, lambda: encoder or given[0].encoder, loaded)
     record = {**_record(loaded, names), "decoding": search, "views": views}
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
@@ -89,7 +98,7 @@ def gather(
         record |= {"encoder": described, runs.COLUMNS: columns}
     elif weights := runs.encoder_weights(given[0].folder):
         runs.keep_encoder_weights(output, weights)
-    keep_expected(output, fitted)
+    keep_expected(output, fitted, record["encoder"], loaded[0].vocabulary)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     write_atomically(output / runs.CONFIG, text.encode())
     runs.write_json(output / runs.RECORD, record)  # last: a folder without it is no run
@@ -149,18 +158,33 @@ def _spans(columns: Sequence[int]) -> Spans:
     return [(columns[start], columns[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
 
 
-def fitted_search(config: Config, encoder: Encoder, members: Sequence[Run]) -> Search:
+def _knows(search: Search, asked: Mapping[str, Any]) -> bool:
+    """Whether a search has been told what the one that is asked for would be told."""
+    options = ("least_images", "rank")
+    return isinstance(search, RerankedBeamSearch) and all(
+        getattr(search, option) == asked.get(option) for option in options
+    )
+
+
+def fitted_search(config: Config, encoder: Callable[[], Encoder], members: Sequence[Run]) -> Search:
     """The search of ``config`` for ``members`` that read what ``encoder`` sees.
 
-    The data set of ``config`` is read only if the search is to know of its training images.
+    The encoder is asked for, and the data set of ``config`` read, only if the search is to know of
+    the training images.
+
+    Raises:
+        UserError: for an option out of its range, or a data set that is not there.
     """
-    search: Search = build("decoding", config["decoding"])
+    settings = Settings.of(config)
+    search = settings.search
     if not isinstance(search, RerankedBeamSearch):
         return search
-    data, trainer = build("data", config["data"]), Settings.of(config).trainer
-    images = select_images(data, trainer)["train"]
+    data = build("data", config["data"])
+    for note in changed_files(members[0].record, data):
+        print(f"note: {note}")
+    images = select_images(data, settings.trainer)["train"]
     kind = Ensemble([run.decoder for run in members]).feature_kind
-    store = features_of(images, encoder, kind, config)
+    store = features_of(images, encoder(), kind, config)
     return fitted_to(images, search, store, members[0].vocabulary)
 
 
@@ -188,6 +212,24 @@ def _record(loaded: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
         "model_sizes": {"vocabulary_size": len(loaded[0].vocabulary)},
         "members": list(names),
     }
+
+
+def moved_to(places: Sequence[str], config: Config) -> dict[str, Any]:
+    """A configuration with ``places``, which are ``data.KEY=VALUE`` or ``features.root=VALUE``.
+
+    Raises:
+        UserError: for another key.
+    """
+    moved = dict(config)
+    for place in places:
+        path, _, value = place.partition("=")
+        group, _, key = path.partition(".")
+        if path not in PLACES or key not in moved[group]:
+            raise UserError(
+                f"--data {place}: give {' or '.join(f'{each}=FOLDER' for each in PLACES)}"
+            )
+        moved[group] = {**moved[group], key: value}
+    return moved
 
 
 def current_config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> Config:

@@ -150,12 +150,6 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     if not learns:
         search = fitted_to(images["train"], settings.search, sources.store, vocabulary)
         settings = replace(settings, search=search)
-    elif isinstance(settings.search, RerankedBeamSearch):
-        raise UserError(
-            "decoding=reranked is fitted to features that stay what they are: leave "
-            "optim.encoder_lr out, or take another decoding and `showtell ensemble RUN "
-            "--search decoding=reranked` in the end"
-        )
     return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, sources, learning)
 
 

@@ -141,8 +141,10 @@ def test_a_feature_that_never_changes_tells_nothing() -> None:
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     found, file = fit(least_images=2), tmp_path / "expected.safetensors"
-    found.save(file)
-    read = ExpectedNgrams.load(file)
+    found.save(file, "mine")
+    read = ExpectedNgrams.load(file, "mine")
+    with pytest.raises(UserError, match="belongs to another run"):
+        ExpectedNgrams.load(file, "another")
     assert (dict(read.ngrams), list(read.idf)) == (dict(found.ngrams), list(found.idf))
     assert read.unseen == found.unseen
     candidates = [[(4, 5, 2), (9, 2)]] * 6
@@ -153,10 +155,10 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "expected.safetensors"
     with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
-        ExpectedNgrams.load(file)
+        ExpectedNgrams.load(file, "")
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
-        ExpectedNgrams.load(file)
+        ExpectedNgrams.load(file, "")
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -171,6 +173,6 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         found.weights[1:],
         found.bias,
     )
-    other.save(file)
+    other.save(file, "")
     with pytest.raises(UserError, match="its parts do not fit"):
-        ExpectedNgrams.load(file)
+        ExpectedNgrams.load(file, "")

@@ -11,7 +11,7 @@ from showtell.types import Split
 # What the signatures of two results say of how they were scored, and not on what.
 _SCORED_WITH = (
     *("scorers", "bleu", "cider", "tokenizer", "end-token", "showtell"),
-    *("beam", "length_penalty", "max_length"),
+    *("views", "beam", "length_penalty", "max_length", "candidates", "weight"),
 )
 
 

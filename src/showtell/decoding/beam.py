@@ -328,7 +328,7 @@ class Ended:
             [
                 Hypothesis(tuple(token_ids[:length]), score, ended=not cut)
                 for token_ids, length, score, cut in zip(*image, strict=True)
-                if score > -math.inf
+                if score != -math.inf
             ]
             for image in images
         ]

@@ -124,8 +124,8 @@ class ExpectedNgrams:
         flat_scores, ends = scores.tolist(), accumulate(counts, initial=0)
         return [flat_scores[start:stop] for start, stop in pairwise(ends)]
 
-    def save(self, path: Path) -> None:
-        """Write it as ``.safetensors``."""
+    def save(self, path: Path, made_for: str) -> None:
+        """Write it as ``.safetensors``; ``made_for`` names the features and the ids of words."""
         padded = [(*gram, *(PAD,) * (LONGEST - len(gram))) for gram in self.ngrams]
         tensors = {
             "ngrams": torch.tensor(padded, dtype=torch.int32).view(-1, LONGEST),
@@ -136,18 +136,22 @@ class ExpectedNgrams:
         }
         tensors["weights"], tensors["steps"] = _in_bytes(self.weights)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_atomically(path, save(contiguous, metadata={"unseen": json.dumps(self.unseen)}))
+        write_atomically(
+            path,
+            save(contiguous, metadata={"unseen": json.dumps(self.unseen), "made_for": made_for}),
+        )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, made_for: str) -> Self:
         """Inverse of ``save``.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: it is missing, damaged, or was made for something else.
         """
         try:
             with safe_open(path, framework="pt") as file:
-                unseen = float(json.loads(file.metadata()["unseen"]))
+                facts = file.metadata()
+                unseen, is_own = float(json.loads(facts["unseen"])), facts["made_for"] == made_for
                 padded, idf = file.get_tensor("ngrams").tolist(), file.get_tensor("idf").tolist()
                 names = ("means", "projection", "bias", "weights", "steps")
                 means, projection, bias, weights, steps = (
@@ -168,8 +172,11 @@ class ExpectedNgrams:
         ) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
-        if not is_whole:
-            raise UserError(f"{path} is damaged: its parts do not fit; restore it from a copy")
+        if not is_whole or not is_own:
+            problem = "its parts do not fit" if is_own else "it belongs to another run"
+            raise UserError(
+                f"{path} is not the file of this run: {problem}; restore it from a copy"
+            )
         grams = {tuple(i for i in gram if i != PAD): number for number, gram in enumerate(padded)}
         return cls(grams, idf, unseen, means, projection, weights, bias)
 

@@ -393,10 +393,19 @@ def joined(*, networks: list[str], weights: str | None, preprocessing: Preproces
 def _part(network: str, *, preprocessing: Preprocessing, is_published: bool) -> Encoder:
     """One of several networks; where its weights come later, those of a package may be missing."""
     lite = network.removeprefix(LITE)
-    if is_published or lite == network or lite not in LITE_SIZES:
+    if is_published:
         return _named(network)(weights=None, preprocessing=preprocessing)
-    body = EfficientNetLite(int(lite))
-    body.classifier = nn.Identity()
+    library, _, name = network.rpartition("/")
+    body: nn.Module
+    if library == "timm":
+        body = _TimmFeatureMap(_unweighted_timm(name))
+    elif library == "torchvision":
+        body = _last_feature_map(_torchvision_network(name).eval(), preprocessing.size, name)
+    elif lite != network and lite in LITE_SIZES:
+        body = EfficientNetLite(int(lite))
+        body.classifier = nn.Identity()
+    else:
+        return _named(network)(weights=None, preprocessing=preprocessing)  # which refuses it
     return Encoder(body, network=network, weights="", preprocessing=preprocessing)
 
 
@@ -458,9 +467,22 @@ def parts_of(encoder: Encoder) -> list[Encoder]:
         return [encoder]
     names = encoder.identity.network.split("+")
     return [
-        Encoder(body, network=name, weights=digest(body), preprocessing=encoder.preprocessing)
+        Encoder(body, network=name, weights=_own_digest(body), preprocessing=encoder.preprocessing)
         for name, body in zip(names, encoder.body.networks, strict=True)
     ]
+
+
+def _own_digest(body: nn.Module) -> str:
+    """The digest that the network has as an encoder alone."""
+    return digest(body.network if isinstance(body, _TimmFeatureMap) else body)
+
+
+def _unweighted_timm(network: str) -> Any:
+    import timm
+
+    model: Any = timm.create_model(network, pretrained=False)
+    model.reset_classifier(0)
+    return model
 
 
 def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) -> Encoder:
