@@ -18,9 +18,11 @@ from showtell.vision.encoder import (
     EncoderIdentity,
     efficientnet_lite,
     joined,
+    parts_of,
     rebuild_encoder,
     timm_encoder,
     torchvision_encoder,
+    united,
 )
 from showtell.vision.images import Preprocessing, load_image
 from showtell.vision.weights import load_state
@@ -227,6 +229,36 @@ def test_joined_networks_give_the_features_of_each(tmp_path: Path) -> None:
         joined(networks=names[::-1], weights=file, preprocessing=usual)
     with pytest.raises(UserError, match="at least two"):
         joined(networks=names[:1], weights=None, preprocessing=usual)
+
+
+def test_joined_networks_of_any_library_need_no_published_weights_where_a_file_follows(
+    tmp_path: Path,
+) -> None:
+    """Each part is, to the letter, the encoder that its network makes alone."""
+    usual = rule(64, **HALF)
+    residual = saved(torchvision.models.resnet18(), tmp_path / "residual.pth")
+    mobile = saved(timm.create_model("mobilenetv2_035"), tmp_path / "mobile.pth")
+    alone = [
+        torchvision_encoder(network="resnet18", weights=residual, preprocessing=usual),
+        timm_encoder(network="mobilenetv2_035", weights=mobile, preprocessing=usual),
+        efficientnet_lite(size=0, weights=None, preprocessing=usual),
+    ]
+    together, _ = united(alone)
+    torch.save(together.body.state_dict(), tmp_path / "all.pth")
+    names = ["torchvision/resnet18", "timm/mobilenetv2_035", "efficientnet_lite0"]
+    built = joined(networks=names, weights=str(tmp_path / "all.pth"), preprocessing=usual)
+    assert built.identity == together.identity
+    assert [part.identity for part in parts_of(built)] == [each.identity for each in alone]
+    pictures = images(64)
+    grids = [encoder(pictures).grid for encoder in alone]
+    assert torch.equal(built(pictures).grid, torch.cat(grids, dim=2))
+    for unknown, message in {"timm/none9": "no such network", "lite9": "none of this"}.items():
+        with pytest.raises(UserError, match=message):
+            joined(
+                networks=[*names, unknown],
+                weights=str(tmp_path / "all.pth"),
+                preprocessing=usual,
+            )
 
 
 def test_a_deeper_network_of_the_family_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from showtell.vision.weights import (
 )
 
 LITE = "efficientnet_lite"  # and a size
-LITE_SIZES = tuple(map(str, SCALES))
+LITE_SIZES = {f"{LITE}{size}": size for size in SCALES}
 # timm and torchvision take seconds to import, so each is imported where a network of it is built.
 
 
@@ -195,6 +195,27 @@ def timm_encoder(*, network: str, weights: str | None, preprocessing: Preprocess
     Raises:
         UserError: an unknown network, or weights that cannot be had or belong to another network.
     """
+    if weights is None:
+        _check_timm_name(network)
+        model = _published_timm(network)
+    else:
+        model = _timm_network(network)
+        fit_weights(model, load_state(Path(weights)), Path(weights), network)
+    model.reset_classifier(0)
+    body = _TimmFeatureMap(model)
+    return Encoder(
+        body, network=f"timm/{network}", weights=_own_digest(body), preprocessing=preprocessing
+    )
+
+
+def _timm_network(network: str) -> Any:
+    import timm
+
+    _check_timm_name(network)
+    return timm.create_model(network, pretrained=False)
+
+
+def _check_timm_name(network: str) -> None:
     import timm
 
     if not timm.is_model(network):
@@ -206,15 +227,9 @@ def timm_encoder(*, network: str, weights: str | None, preprocessing: Preprocess
         timm.get_pretrained_cfg(network)
     except RuntimeError as error:
         raise UserError(f"encoder.network={network}: {error} See timm.list_pretrained()") from None
-    if weights is None:
-        model = _published_timm(network)
-    else:
-        model = timm.create_model(network, pretrained=False)
-        fit_weights(model, load_state(Path(weights)), Path(weights), network)
-    return _timm_encoder(model, f"timm/{network}", preprocessing)
 
 
-def _published_timm(network: str) -> nn.Module:
+def _published_timm(network: str) -> Any:
     import timm
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
@@ -236,12 +251,6 @@ def _published_timm(network: str) -> nn.Module:
             f"the weights of {network} cannot be fetched from {url} ({reason}); fetch that file "
             f"and name it with encoder.weights=FILE, {NO_DOWNLOAD_REMEDY}"
         ) from None
-
-
-def _timm_encoder(network: Any, name: str, preprocessing: Preprocessing) -> Encoder:
-    network.reset_classifier(0)
-    body = _TimmFeatureMap(network)
-    return Encoder(body, network=name, weights=digest(network), preprocessing=preprocessing)
 
 
 class _TimmFeatureMap(nn.Module):
@@ -391,22 +400,29 @@ def joined(*, networks: list[str], weights: str | None, preprocessing: Preproces
 
 
 def _part(network: str, *, preprocessing: Preprocessing, is_published: bool) -> Encoder:
-    """One of several networks; where its weights come later, those of a package may be missing."""
-    lite = network.removeprefix(LITE)
+    """One of several networks; where its weights come later, the published ones may be missing."""
     if is_published:
         return _named(network)(weights=None, preprocessing=preprocessing)
-    library, _, name = network.rpartition("/")
-    body: nn.Module
-    if library == "timm":
-        body = _TimmFeatureMap(_unweighted_timm(name))
-    elif library == "torchvision":
-        body = _last_feature_map(_torchvision_network(name).eval(), preprocessing.size, name)
-    elif lite != network and lite in LITE_SIZES:
-        body = EfficientNetLite(int(lite))
-        body.classifier = nn.Identity()
-    else:
-        return _named(network)(weights=None, preprocessing=preprocessing)  # which refuses it
+    body = _bare_body(network, preprocessing)
     return Encoder(body, network=network, weights="", preprocessing=preprocessing)
+
+
+def _bare_body(name: str, preprocessing: Preprocessing) -> nn.Module:
+    """The body of an identity's network, its weights still to come."""
+    library, _, network = name.rpartition("/")
+    match library:
+        case "timm":
+            model = _timm_network(network)
+            model.reset_classifier(0)
+            return _TimmFeatureMap(model)
+        case "torchvision":
+            model = _torchvision_network(network).eval()
+            return _last_feature_map(model, preprocessing.size, network)
+        case "" if network in LITE_SIZES:
+            lite = EfficientNetLite(LITE_SIZES[network])
+            lite.classifier = nn.Identity()
+            return lite
+    raise _no_such_network(name)
 
 
 class SideBySide(nn.Module):
@@ -477,14 +493,6 @@ def _own_digest(body: nn.Module) -> str:
     return digest(body.network if isinstance(body, _TimmFeatureMap) else body)
 
 
-def _unweighted_timm(network: str) -> Any:
-    import timm
-
-    model: Any = timm.create_model(network, pretrained=False)
-    model.reset_classifier(0)
-    return model
-
-
 def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) -> Encoder:
     """The encoder a run or a feature store was made with.
 
@@ -512,9 +520,13 @@ def _named(name: str) -> partial[Encoder]:
             return partial(timm_encoder, network=network)
         case "torchvision":
             return partial(torchvision_encoder, network=network)
-        case "" if network.removeprefix(LITE) in LITE_SIZES:
-            return partial(efficientnet_lite, size=int(network[-1]))
-    raise UserError(
+        case "" if network in LITE_SIZES:
+            return partial(efficientnet_lite, size=LITE_SIZES[network])
+    raise _no_such_network(name)
+
+
+def _no_such_network(name: str) -> UserError:
+    return UserError(
         f"encoder {name!r} is none of this version's networks: those are efficientnet_lite0 to 2, "
         "torchvision/NAME and timm/NAME"
     )
