@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from small_training import Training, build_training, pictures, weights
 from torch import nn
 
+from showtell.errors import UserError
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.text.tokenizer import tokenize
 from showtell.training.checkpoints import AtomicCheckpointIO
@@ -72,6 +73,21 @@ def test_a_fixed_seed_gives_its_recorded_losses(training: Make) -> None:
     training(callbacks=[losses]).fit()
     assert losses.train == pytest.approx(GOLDEN_TRAIN_LOSSES, abs=1e-5)
     assert losses.val == pytest.approx(GOLDEN_VAL_LOSSES, abs=1e-5)
+
+
+def test_reduced_precision_learns_the_same_but_for_rounding(training: Make) -> None:
+    """And clips as much: three figures of bfloat16, over nine steps of a clipped gradient."""
+    losses = Losses()
+    training(callbacks=[losses], trainer={"precision": "bf16-mixed"}).fit()
+    assert losses.train != pytest.approx(GOLDEN_TRAIN_LOSSES, abs=1e-6)
+    assert losses.train == pytest.approx(GOLDEN_TRAIN_LOSSES, abs=2e-2)
+    assert losses.val == pytest.approx(GOLDEN_VAL_LOSSES, abs=2e-2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in 16-mixed")
+def test_a_precision_of_gpus_is_refused_without_one(training: Make) -> None:
+    with pytest.raises(UserError, match="16-mixed needs a GPU; on a CPU take bf16-mixed"):
+        training(trainer={"precision": "16-mixed"})
 
 
 def test_it_learns_a_few_images_by_heart(training: Make) -> None:

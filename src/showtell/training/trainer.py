@@ -103,8 +103,12 @@ class TrainerSettings:
         """A trainer that writes only below ``run_folder``.
 
         Raises:
-            UserError: when this machine lacks the accelerator, or it lacks the precision.
+            UserError: when this machine lacks the accelerator, or that the precision.
         """
+        if self.precision == "16-mixed" and not self.uses_gpu:
+            raise UserError(
+                "trainer.precision=16-mixed needs a GPU; on a CPU take bf16-mixed, or 32-true"
+            )
         silence_hints()
         # Deterministic PyTorch fills all new memory with nan, a hundredth of a step: nothing here
         # reads what it has not written.
