@@ -1,8 +1,9 @@
 """Make a finished run a released model: ``python scripts/release.py RUN --name flickr8k``.
 
-What comes out is a run folder that lies inside the package and answers to its name: weights in half
-precision, words, record, scores and captions, and a model card. Score it where it lies, because the
-card speaks of the weights as they are released:
+RUN is what training left, or what ``showtell ensemble`` made of one run, or of the mean of a run
+and the one it began with (name that one second). What comes out is a run folder that lies inside
+the package and answers to its name: weights in bytes, words, record, scores and captions, and a
+model card. Score it where it lies, because the card speaks of the weights as they are released:
 
     python scripts/release.py RUN --name flickr8k
     showtell evaluate flickr8k data.root=DIR features.root=DIR
@@ -16,7 +17,8 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from showtell import runs
-from showtell.caption import keep_expected, load_run
+from showtell.caption import Run, keep_expected, load_run, member_folders
 from showtell.comparison.settings import command_of
-from showtell.config import compose
-from showtell.ensembles import current_config, fitted_search
 from showtell.errors import UserError
+from showtell.in_bytes import state_in_bytes
 from showtell.training.tuning import TUNED_BY
-from showtell.vision.weights import facts_of
+from showtell.vision.weights import digest, facts_of, load_state
 
 LARGEST_MB = 25
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -40,7 +41,7 @@ CARD = """\
 `showtell caption {name} photo.jpg` writes one English sentence about a photograph.
 
 **Model.** `{model}` on the features of {network}, {encoder}
-Weights in half precision; seed {seed}, commit `{commit}`. Views looked at: {views}.
+Weights in 8 bits; seed {seed}, commit `{commit}`. Views looked at: {views}.
 
 **Data.** Flickr8k: {train_images:,} photographs with {train_captions:,} captions to learn from,
 {val_images:,} to choose the weights by; no other text, no other pictures but ImageNet's. Flickr8k
@@ -75,49 +76,63 @@ the decoder, and are `checkpoints/encoder.safetensors` here."""
 TRAINED_WITH = "decoding_of_training"
 # Where the card has the run lie that a self-critical one began with.
 TAUGHT = "outputs/runs/taught"
+FAILURES = "failures.md"
 
 
-def release(run: Path, name: str, *, search: Sequence[str]) -> Path:
+def release(run: Path, name: str) -> Path:
     """Copy what a captioner needs of ``run``; return the folder of the released model.
 
-    It searches as ``search`` says now, overrides of ``decoding``.
+    What a person wrote of the failures of an earlier model of this name stays: read it again.
     """
-    record = runs.read_record(run, needs=["model", "encoder", "data"])
-    if record.get("status") != "finished":
-        raise UserError(f"{run} is {record.get('status')}, not finished: train it to its end first")
-    encoder = runs.encoder_weights(run)
-    if encoder and encoder.suffix != ".safetensors":
-        raise UserError(f"{encoder} may hold code: save it as .safetensors and train with that")
-    learned = encoder is not None and runs.LEARNED_IN in facts_of(encoder)
-    if learned and runs.BEGAN_WITH not in record["encoder"]:
+    outer = runs.read_record(run, needs=["model", "encoder", "data", "decoding"])
+    if outer.get("status") != "finished":
+        raise UserError(f"{run} is {outer.get('status')}, not finished: train it to its end first")
+    member, *others = member_folders(run)
+    if others:
+        raise UserError(f"{run} is an ensemble; a released model is one")
+    record = runs.read_record(member)
+    weights = runs.encoder_weights(run)
+    if weights and weights.suffix != ".safetensors":
+        raise UserError(f"{weights} may hold code: save it as .safetensors and train with that")
+    facts = {} if weights is None else facts_of(weights)
+    if runs.LEARNED_IN in facts and runs.BEGAN_WITH not in record["encoder"]:
         raise UserError(f"{run}: its encoder learned in another run: release that one instead")
-    decoding, loaded = {"decoding": compose(search)["decoding"]}, load_run(run)
-    fitted = fitted_search(current_config(run, None, decoding), lambda: loaded.encoder, [loaded])
-    folder = runs.RELEASED / name
+    loaded, folder = load_run(run), runs.RELEASED / name
+    failures = (folder / FAILURES).read_text() if (folder / FAILURES).is_file() else ""
     if folder.exists():
         shutil.rmtree(folder)
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
-    weights = load_file(run / runs.BEST_WEIGHTS)
-    save_file({k: t.half() for k, t in weights.items()}, folder / runs.BEST_WEIGHTS)
-    if encoder:
-        runs.keep_encoder_weights(folder, encoder)
-    shutil.copy(run / runs.VOCABULARY, folder)
-    shutil.copy(run / "metrics.csv", folder)
-    keep_expected(folder, fitted, record["encoder"], loaded.vocabulary)
-    trained = runs.read_config(run)
-    config = _shareable({**trained, **decoding})
-    text = yaml.safe_dump(config, sort_keys=False)
-    (folder / runs.CONFIG).write_text(text)
-    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")} | decoding
-    kept[TRAINED_WITH] = trained["decoding"]
+    (folder / FAILURES).write_text(failures)
+    state = load_file(member / runs.BEST_WEIGHTS)
+    save_file(state_in_bytes(state), folder / runs.BEST_WEIGHTS)
+    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")}
+    kept |= {"decoding": outer["decoding"], "views": outer["views"]}
+    if runs.MEAN_OF in outer:
+        kept[runs.MEAN_OF] = outer[runs.MEAN_OF]
+    if weights:
+        kept["encoder"] = {**record["encoder"], "identity": _keep_encoder(folder, loaded, facts)}
+    loaded.vocabulary.save(folder / runs.VOCABULARY)
+    keep_expected(folder, loaded.search, kept["encoder"], loaded.vocabulary)
+    config = _shareable(runs.read_config(run))
+    (folder / runs.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+    kept[TRAINED_WITH] = record["decoding"]
     if kept.get("start"):
-        config = _shareable(kept["start"]["config"])
-        kept["start"] = {**kept["start"], "run": Path(TAUGHT).name, "config": config}
+        start = _shareable(kept["start"]["config"])
+        kept["start"] = {**kept["start"], "run": Path(TAUGHT).name, "config": start}
     runs.write_json(folder / runs.RECORD, kept)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     if size > LARGEST_MB:
         raise UserError(f"{folder} has {size:.0f} MB, {LARGEST_MB} are allowed: train it smaller")
     return folder
+
+
+def _keep_encoder(folder: Path, loaded: Run, facts: Mapping[str, str]) -> dict[str, Any]:
+    """Write the encoder's weights in bytes; the identity they give it."""
+    file = folder / runs.LEARNED_ENCODER
+    save_file(state_in_bytes(loaded.encoder.body.state_dict()), file, metadata=dict(facts))
+    loaded.encoder.body.load_state_dict(load_state(file))
+    identity = replace(loaded.encoder.identity, weights=digest(loaded.encoder.body))
+    return identity.to_json()
 
 
 def _shareable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +168,7 @@ def write_card(folder: Path) -> None:
         search=_told_search(record["decoding"]),
         rows="\n".join(_row(scores, metric) for metric in SHOWN),
         signature=scores["signature"],
-        failures=(folder / "failures.md").read_text().strip(),
+        failures=(folder / FAILURES).read_text().strip(),
         commands="\n".join(_commands(folder, record)),
     )
     (folder / "README.md").write_text(card)
@@ -192,19 +207,26 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     if tuned_by := facts.get(TUNED_BY):
         facts = json.loads(tuned_by)
         yield (
-            f"showtell tune encoder={record['encoder']['identity']['network']} "
-            f"seed={facts['seed']} --epochs {facts['epochs']} --lr {facts['lr']} "
-            f"--output {record['encoder']['weights']}"
+            f"showtell tune {_encoder_options(record)} seed={facts['seed']} "
+            f"--epochs {facts['epochs']} --lr {facts['lr']} --output {record['encoder']['weights']}"
         )
     if record.get("start"):
         yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
-    config = runs.read_config(folder)
-    trained = f"outputs/runs/{folder.name}"
-    yield f"{command_of({**config, 'decoding': record[TRAINED_WITH]})} output.folder={trained}"
-    if (folder / runs.EXPECTED).is_file():
+    config, trained = runs.read_config(folder), f"outputs/runs/{folder.name}"
+    own = command_of({**config, "decoding": record[TRAINED_WITH]})
+    yield f"{own} output.folder={trained}"
+    members = f"{trained} {TAUGHT} --mean-weights" if runs.MEAN_OF in record else trained
+    if record["decoding"] != record[TRAINED_WITH] or runs.MEAN_OF in record:
         words = shlex.split(command_of(config))
         search = shlex.join(word for word in words if word.startswith("decoding"))
-        yield f"showtell ensemble {trained} --search {search} --output {trained}_reranked"
+        yield f"showtell ensemble {members} --search {search} --output {trained}_released"
+
+
+def _encoder_options(record: Mapping[str, Any]) -> str:
+    networks = record["encoder"]["identity"]["network"].split("+")
+    if len(networks) == 1:
+        return f"encoder={networks[0]}"
+    return shlex.join(["encoder=joined", f"encoder.networks=[{','.join(networks)}]"])
 
 
 def main() -> None:
@@ -212,20 +234,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?", help="a finished run folder")
     parser.add_argument("--name", help="what the model will answer to")
-    parser.add_argument(
-        "--search",
-        nargs="+",
-        default=["decoding=beam5"],
-        metavar="OPTION",
-        help="decoding=... of it",
-    )
     parser.add_argument("--card", metavar="NAME", help="write the model card of a released model")
     options = parser.parse_args()
     try:
         if options.card:
             write_card(runs.RELEASED / options.card)
         elif options.run and options.name:
-            print(release(options.run, options.name, search=options.search))
+            print(release(options.run, options.name))
         else:
             parser.error("give RUN and --name, or --card NAME")
     except UserError as error:

@@ -74,13 +74,24 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
 @pytest.fixture(scope="session")
 def attentive(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose model attends, to a grid of 2 x 2."""
+    folder = tmp_path_factory.mktemp("attentive") / "run"
+    return _trained(smoke, folder, "model=attention_glove", "model.embedding_width=60")
+
+
+@pytest.fixture(scope="session")
+def further(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that went on from the smoke run, with self-critical training."""
+    folder = tmp_path_factory.mktemp("further") / "run"
+    return _trained(smoke, folder, "objective=self_critical", f"start_from={smoke.folder}")
+
+
+def _trained(smoke: Smoke, folder: Path, *overrides: str) -> Path:
+    """One epoch, scored without Java."""
     import showtell.metrics.meteor
     from showtell.config import build
     from showtell.experiment import train
 
-    overrides = ("model=attention_glove", "model.embedding_width=60", "trainer.max_epochs=1")
-    folder = tmp_path_factory.mktemp("attentive") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(showtell.metrics.meteor, "find_java", lambda: None)
-        config = smoke.config(*overrides, f"output.folder={folder}")
+        config = smoke.config(*overrides, "trainer.max_epochs=1", f"output.folder={folder}")
         return train(config, build("data", config["data"]))

@@ -129,20 +129,12 @@ def other(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(config, build("data", config["data"]))
 
 
-@pytest.fixture(scope="module")
-def further(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that went on from the smoke run."""
-    folder = tmp_path_factory.mktemp("further") / "run"
-    overrides = ("objective=self_critical", f"start_from={smoke.folder}", "trainer.max_epochs=1")
-    config = smoke.config(*overrides, f"output.folder={folder}")
-    return train(config, build("data", config["data"]))
-
-
 def test_the_mean_of_weights_is_one_model_between_two(
     smoke: Smoke, further: Path, tmp_path: Path
 ) -> None:
     folder = gather([smoke.folder, further], tmp_path / "mean", search=None, mean_weights=True)
-    assert json.loads((folder / RECORD).read_text())["members"] == ["run + run"]
+    record = json.loads((folder / RECORD).read_text())
+    assert (record["members"], record["mean_of"]) == (["run + run"], ["run", "run"])
     run, ends = load_run(folder), [load_run(each) for each in (smoke.folder, further)]
     (between,) = run.decoder.members
     states = [each.decoder.state_dict() for each in ends]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from conftest import Smoke
 from PIL import Image
 
 from showtell import load_run, runs
-from showtell.config import compose
+from showtell.config import build, compose
+from showtell.ensembles import gather
 from showtell.errors import UserError
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "release.py"
 LARGEST_MB = 25
 HARMLESS = {".json", ".safetensors", ".yaml", ".csv", ".md"}
 # Two folders deep from the root, and no part of an address or of a relative path.
@@ -105,3 +111,47 @@ def test_it_says_something_of_a_picture(name: str, tmp_path: Path) -> None:
     Image.radial_gradient("L").save(tmp_path / "picture.png")
     (caption,) = load_run(name).caption([tmp_path / "picture.png"])
     assert len(caption.split()) >= 3
+
+
+@pytest.mark.usefixtures("without_java")
+def test_the_mean_of_two_runs_is_released(
+    smoke: Smoke, further: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes it writes what it wrote before, and its card tells how to make it again."""
+    search = {**compose(["decoding=reranked"])["decoding"], "least_images": 1, "rank": 8}
+    ends = [further, smoke.folder]
+    mean = gather(ends, tmp_path / "mean", search=search, mean_weights=True)
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
+    script = runpy.run_path(str(SCRIPT))
+    folder = script["release"](mean, "model")
+    assert folder == tmp_path / "released/model"
+    assert not (folder / runs.MEMBERS).exists()
+    before, after = load_run(mean), load_run("model")
+    (member,) = before.decoder.members
+    for name, tensor in after.decoder.state_dict().items():
+        apart = (tensor - member.state_dict()[name]).abs().max()
+        assert apart <= member.state_dict()[name].abs().max() / 100
+    pictures = [image.path for image in build("data", smoke.config()["data"]).split("val")]
+    assert after.caption(pictures) == before.caption(pictures)
+    assert torch.equal(after.search.expected.weights, before.search.expected.weights)
+
+    commands = list(script["_commands"](folder, json.loads((folder / runs.RECORD).read_text())))
+    taught, critical, both = (shlex.split(command) for command in commands)
+    assert compose(taught[2:])["objective"]["_target_"].endswith("CrossEntropy")
+    config: dict[str, Any] = compose(critical[2:])
+    assert config["objective"]["_target_"].endswith("SelfCritical")
+    assert config["start_from"] == "outputs/runs/taught"
+    assert taught[-1] == "output.folder=outputs/runs/taught"
+    assert both[:4] == ["showtell", "ensemble", "outputs/runs/model", "outputs/runs/taught"]
+    assert both[4:6] == ["--mean-weights", "--search"]
+    assert compose(both[6:-2])["decoding"] == search
+
+
+def test_an_ensemble_of_several_is_not_released(
+    smoke: Smoke, further: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
+    both = gather([smoke.folder, further], tmp_path / "both", search=None)
+    with pytest.raises(UserError, match="is an ensemble; a released model is one"):
+        runpy.run_path(str(SCRIPT))["release"](both, "model")
+    assert not (tmp_path / "released").exists()

@@ -70,6 +70,7 @@ def gather(
     check_words(loaded)
     encoder, columns = _united(given)
     names = [run.record.get("name", run.folder.name) for run in loaded]
+    averaged = {runs.MEAN_OF: names} if mean_weights else {}
     if mean_weights:
         loaded, names = [_mean(loaded, is_one_encoder=encoder is None)], [" + ".join(names)]
     search = search or given[0].record["decoding"]
@@ -84,7 +85,7 @@ def gather(
         fitted = given[0].search
     else:
         fitted = fitted_search(config, lambda: encoder or given[0].encoder, loaded)
-    record = {**_record(loaded, names), "decoding": search, "views": views}
+    record = {**_record(loaded, names), **averaged, "decoding": search, "views": views}
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
         member = output / runs.MEMBERS / str(number)

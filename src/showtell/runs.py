@@ -54,6 +54,8 @@ EXPECTED = Path("checkpoints/expected.safetensors")
 MEMBERS = "members"
 # Of an ensemble over several encoders: which of their features each member reads, as spans.
 COLUMNS = "columns"
+# The entry of run.json that names the runs of whose weights these are the mean.
+MEAN_OF = "mean_of"
 # Of an encoder that learned: the hash of the weights that it had before.
 BEGAN_WITH = "began_with"
 # The entry of such an encoder's file, with what its file said before.
@@ -261,19 +263,21 @@ def save_weights(folder: Path, decoder: nn.Module, encoder: Encoder | None = Non
 
 
 def load_weights(folder: Path, decoder: nn.Module) -> None:
-    """Load what ``save_weights`` wrote into a decoder of the same architecture.
+    """Load what ``save_weights`` wrote, or a release in bytes, into a decoder of that architecture.
 
     Raises:
         UserError: when the file is missing, damaged or of another architecture.
     """
     from safetensors.torch import load_file
 
+    from showtell.in_bytes import from_bytes
+
     path = folder / BEST_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: the run has not finished a validation; train it on")
     try:
-        decoder.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
+        decoder.load_state_dict(from_bytes(load_file(path)))
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} does not fit {RECORD} beside it ({reason}); restore it from a copy"

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
+from showtell.in_bytes import in_bytes
 from showtell.metrics.cider import LONGEST, SCALE, ngrams
 from showtell.text.vocabulary import PAD
 
@@ -99,7 +100,7 @@ class ExpectedNgrams:
         best_DQ = vectors[:, -rank:]
         projection, weights = best_DQ / deviations.unsqueeze(1), solution_DG.T @ best_DQ
         # As they are kept.
-        projection, weights = projection.half().float(), torch.mul(*_in_bytes(weights))
+        projection, weights = projection.half().float(), torch.mul(*in_bytes(weights))
         return cls(grams, idf, unfitted.unseen, means, projection, weights, bias)
 
     def scores(self, features: Tensor, captions: Sequence[Captions]) -> list[list[float]]:
@@ -134,7 +135,7 @@ class ExpectedNgrams:
             "projection": self.projection.half(),
             "bias": self.bias,
         }
-        tensors["weights"], tensors["steps"] = _in_bytes(self.weights)
+        tensors["weights"], tensors["steps"] = in_bytes(self.weights)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         write_atomically(
             path,
@@ -237,9 +238,3 @@ class ExpectedNgrams:
         for number, words, weight in known:
             if weight:
                 yield number, weight / math.sqrt(squares[words - 1])
-
-
-def _in_bytes(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiples (G, Q), -127 to 127, of a step for each n-gram, and the steps (G, 1)."""
-    steps = weights.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-    return (weights / steps).round().to(torch.int8), steps

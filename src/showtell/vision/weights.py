@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from showtell.errors import UserError
+from showtell.in_bytes import from_bytes
 
 # Seconds without a single byte before a download is given up: a machine without network must hear
 # of it at once, a slow network only has to keep moving.
@@ -91,6 +92,8 @@ def has_published_name(file: Path) -> bool:
 def load_state(file: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or a ``.pth`` state dict, by name.
 
+    Those that were written in bytes are restored.
+
     Raises:
         UserError: no such file, damaged, or holding anything but named tensors.
     """
@@ -108,7 +111,10 @@ def load_state(file: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{file}: not a dictionary of named tensors; save network.state_dict()")
-    return dict(state)
+    try:
+        return from_bytes(state)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); restore it from a copy") from None
 
 
 def round_to_half(network: nn.Module) -> None:
