@@ -41,6 +41,8 @@ Captions = Sequence[Sequence[int]]  # of one image, each the ids of its tokens
 MOST_NGRAMS = 30_000
 # How strongly the weights are drawn towards zero, in variances of a feature.
 RIDGE = 0.5
+# The entry of the file's metadata with what is no tensor.
+FACTS = "facts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +139,9 @@ class ExpectedNgrams:
         }
         tensors["weights"], tensors["steps"] = in_bytes(self.weights)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_atomically(
-            path,
-            save(contiguous, metadata={"unseen": json.dumps(self.unseen), "made_for": made_for}),
-        )
+        # In one entry: several would stand in another order each time.
+        facts = json.dumps({"unseen": self.unseen, "made_for": made_for})
+        write_atomically(path, save(contiguous, metadata={FACTS: facts}))
 
     @classmethod
     def load(cls, path: Path, made_for: str) -> Self:
@@ -151,8 +152,8 @@ class ExpectedNgrams:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                facts = file.metadata()
-                unseen, is_own = float(json.loads(facts["unseen"])), facts["made_for"] == made_for
+                facts = json.loads(file.metadata()[FACTS])
+                unseen, is_own = float(facts["unseen"]), facts["made_for"] == made_for
                 padded, idf = file.get_tensor("ngrams").tolist(), file.get_tensor("idf").tolist()
                 names = ("means", "projection", "bias", "weights", "steps")
                 means, projection, bias, weights, steps = (
