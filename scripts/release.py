@@ -18,20 +18,21 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from showtell import runs
-from showtell.caption import Run, keep_expected, load_run, member_folders
+from showtell.caption import keep_expected, load_run, member_folders
 from showtell.comparison.settings import command_of
+from showtell.config import build
 from showtell.errors import UserError
 from showtell.in_bytes import state_in_bytes
 from showtell.training.tuning import TUNED_BY
-from showtell.vision.weights import digest, facts_of, load_state
+from showtell.vision.encoder import Encoder
+from showtell.vision.weights import facts_of, load_state
 
 LARGEST_MB = 25
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -72,8 +73,8 @@ TUNED = """whose ImageNet weights were tuned to the words of the training captio
 `checkpoints/encoder.safetensors` here."""
 LEARNED = """whose ImageNet weights learned from the training captions, at last together with
 the decoder, and are `checkpoints/encoder.safetensors` here."""
-# The entry of run.json with the search that chose the weights, where the model has another one.
-TRAINED_WITH = "decoding_of_training"
+# The entry of run.json with the search and the views that chose the weights.
+TRAINED_WITH = "trained_with"
 # Where the card has the run lie that a self-critical one began with.
 TAUGHT = "outputs/runs/taught"
 FAILURES = "failures.md"
@@ -82,8 +83,14 @@ FAILURES = "failures.md"
 def release(run: Path, name: str) -> Path:
     """Copy what a captioner needs of ``run``; return the folder of the released model.
 
-    What a person wrote of the failures of an earlier model of this name stays: read it again.
+    An earlier model of this name stays where it is until this one is whole. What a person wrote of
+    its failures goes over to this one: read it again.
+
+    Raises:
+        UserError: for a run that cannot be released, or a model that is too large.
     """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"--name {name}: give a plain name, such as flickr8k")
     outer = runs.read_record(run, needs=["model", "encoder", "data", "decoding"])
     if outer.get("status") != "finished":
         raise UserError(f"{run} is {outer.get('status')}, not finished: train it to its end first")
@@ -91,48 +98,59 @@ def release(run: Path, name: str) -> Path:
     if others:
         raise UserError(f"{run} is an ensemble; a released model is one")
     record = runs.read_record(member)
+    if runs.MEAN_OF in record and (len(record[runs.MEAN_OF]) != 2 or not record.get("start")):
+        raise UserError(
+            f"{run} is no mean of a run and the one it began with, in this order: its card could "
+            "not say how to make it again"
+        )
     weights = runs.encoder_weights(run)
     if weights and weights.suffix != ".safetensors":
         raise UserError(f"{weights} may hold code: save it as .safetensors and train with that")
-    facts = {} if weights is None else facts_of(weights)
-    if runs.LEARNED_IN in facts and runs.BEGAN_WITH not in record["encoder"]:
+    learned = weights is not None and runs.LEARNED_IN in facts_of(weights)
+    if learned and runs.BEGAN_WITH not in record["encoder"]:
         raise UserError(f"{run}: its encoder learned in another run: release that one instead")
-    loaded, folder = load_run(run), runs.RELEASED / name
-    failures = (folder / FAILURES).read_text() if (folder / FAILURES).is_file() else ""
-    if folder.exists():
-        shutil.rmtree(folder)
+    folder, making = runs.RELEASED / name, runs.RELEASED / f".{name}.making"
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        _write(making, run, member, outer)
+        if (folder / FAILURES).is_file():
+            shutil.copy(folder / FAILURES, making)
+            print(f"note: {FAILURES} is that of the earlier model: look whether it is still true")
+        shutil.rmtree(folder, ignore_errors=True)
+        making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, run: Path, member: Path, outer: Mapping[str, Any]) -> None:
+    record, config, loaded = runs.read_record(member), runs.read_config(run), load_run(run)
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
-    (folder / FAILURES).write_text(failures)
-    state = load_file(member / runs.BEST_WEIGHTS)
-    save_file(state_in_bytes(state), folder / runs.BEST_WEIGHTS)
+    state = state_in_bytes(load_state(member / runs.BEST_WEIGHTS))
+    save_file(state, folder / runs.BEST_WEIGHTS)
+    views = record.get("views", "original")
     kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")}
-    kept |= {"decoding": outer["decoding"], "views": outer["views"]}
-    if runs.MEAN_OF in outer:
-        kept[runs.MEAN_OF] = outer[runs.MEAN_OF]
-    if weights:
-        kept["encoder"] = {**record["encoder"], "identity": _keep_encoder(folder, loaded, facts)}
+    kept |= {"decoding": outer["decoding"], "views": outer.get("views", "original")}
+    kept[TRAINED_WITH] = {"decoding": record["decoding"], "views": views}
+    if weights := runs.encoder_weights(run):
+        file = folder / runs.LEARNED_ENCODER
+        save_file(state_in_bytes(load_state(weights)), file, metadata=facts_of(weights))
+        # Rounded to bytes it is another one.
+        encoder: Encoder = build("encoder", {**config["encoder"], "weights": str(file)})
+        kept["encoder"] = {**record["encoder"], "identity": encoder.identity.to_json()}
     loaded.vocabulary.save(folder / runs.VOCABULARY)
     keep_expected(folder, loaded.search, kept["encoder"], loaded.vocabulary)
-    config = _shareable(runs.read_config(run))
-    (folder / runs.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-    kept[TRAINED_WITH] = record["decoding"]
+    text = yaml.safe_dump(_shareable(config), sort_keys=False)
+    (folder / runs.CONFIG).write_text(text)
     if kept.get("start"):
         start = _shareable(kept["start"]["config"])
         kept["start"] = {**kept["start"], "run": Path(TAUGHT).name, "config": start}
     runs.write_json(folder / runs.RECORD, kept)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     if size > LARGEST_MB:
-        raise UserError(f"{folder} has {size:.0f} MB, {LARGEST_MB} are allowed: train it smaller")
-    return folder
-
-
-def _keep_encoder(folder: Path, loaded: Run, facts: Mapping[str, str]) -> dict[str, Any]:
-    """Write the encoder's weights in bytes; the identity they give it."""
-    file = folder / runs.LEARNED_ENCODER
-    save_file(state_in_bytes(loaded.encoder.body.state_dict()), file, metadata=dict(facts))
-    loaded.encoder.body.load_state_dict(load_state(file))
-    identity = replace(loaded.encoder.identity, weights=digest(loaded.encoder.body))
-    return identity.to_json()
+        raise UserError(f"{run} would have {size:.0f} MB, {LARGEST_MB} are allowed")
+    # All of it fits together, or this says what does not.
+    assert load_run(folder).encoder.identity.to_json() == kept["encoder"]["identity"]
 
 
 def _shareable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +170,14 @@ def write_card(folder: Path) -> None:
     Known failures are a person's to write, in ``failures.md`` beside it.
     """
     record = runs.read_record(folder, needs=["model", "encoder", "data"])
-    scores = json.loads((folder / "scores-val.json").read_text())
+    failures, scored = folder / FAILURES, folder / "scores-val.json"
+    if not failures.is_file() or not failures.read_text().strip():
+        raise UserError(f"{failures} is missing: look at its captions, and write where it fails")
+    if not scored.is_file():
+        raise UserError(
+            f"{scored} is missing: score it first, with showtell evaluate {folder.name}"
+        )
+    scores = json.loads(scored.read_text())
     images, captions = record["data"]["images"], record["data"]["captions"]
     card = CARD.format(
         name=folder.name,
@@ -168,7 +193,7 @@ def write_card(folder: Path) -> None:
         search=_told_search(record["decoding"]),
         rows="\n".join(_row(scores, metric) for metric in SHOWN),
         signature=scores["signature"],
-        failures=(folder / FAILURES).read_text().strip(),
+        failures=failures.read_text().strip(),
         commands="\n".join(_commands(folder, record)),
     )
     (folder / "README.md").write_text(card)
@@ -213,13 +238,16 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     if record.get("start"):
         yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
     config, trained = runs.read_config(folder), f"outputs/runs/{folder.name}"
-    own = command_of({**config, "decoding": record[TRAINED_WITH]})
-    yield f"{own} output.folder={trained}"
-    members = f"{trained} {TAUGHT} --mean-weights" if runs.MEAN_OF in record else trained
-    if record["decoding"] != record[TRAINED_WITH] or runs.MEAN_OF in record:
+    yield f"{command_of({**config, **record[TRAINED_WITH]})} output.folder={trained}"
+    is_mean, now = runs.MEAN_OF in record, {key: record[key] for key in record[TRAINED_WITH]}
+    if is_mean or now != record[TRAINED_WITH]:
+        members = f"{trained} {TAUGHT} --mean-weights" if is_mean else trained
         words = shlex.split(command_of(config))
         search = shlex.join(word for word in words if word.startswith("decoding"))
-        yield f"showtell ensemble {members} --search {search} --output {trained}_released"
+        yield (
+            f"showtell ensemble {members} --search {search} --views {record['views']} "
+            f"--output {trained}_released"
+        )
 
 
 def _encoder_options(record: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from conftest import Smoke
 from torch import Tensor
 
 from showtell.caption import Run, load_run, member_folders
+from showtell.comparison.settings import settings_of
 from showtell.comparison.trainings import read_training
 from showtell.config import build, compose, saved_config
 from showtell.decoding.ensemble import Ensemble
@@ -135,6 +136,15 @@ def test_the_mean_of_weights_is_one_model_between_two(
     folder = gather([smoke.folder, further], tmp_path / "mean", search=None, mean_weights=True)
     record = json.loads((folder / RECORD).read_text())
     assert (record["members"], record["mean_of"]) == (["run + run"], ["run", "run"])
+    # It stays one, and is told from the run it has its name of.
+    again = json.loads((gather([folder], tmp_path / "again", search=None) / RECORD).read_text())
+    assert again["mean_of"] == ["run", "run"]
+    plain = gather([smoke.folder], tmp_path / "plain", search=None)
+    settings = [
+        settings_of(saved_config(each / CONFIG, [], []), json.loads((each / RECORD).read_text()))
+        for each in (folder, tmp_path / "again", plain)
+    ]
+    assert settings[0] == settings[1] != settings[2]
     run, ends = load_run(folder), [load_run(each) for each in (smoke.folder, further)]
     (between,) = run.decoder.members
     states = [each.decoder.state_dict() for each in ends]
@@ -182,7 +192,9 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
     assert load_run(both).search.expected is not None
     # What is known already needs no data set.
     shutil.rmtree(tmp_path / "both")
-    with pytest.raises(UserError, match=r"--data model\.root=x: give data\.root=FOLDER"):
+    with pytest.raises(
+        UserError, match=r"--data model\.root=x: give data\.root=PATH or features\.root="
+    ):
         gather([moved], tmp_path / "both", search=None, places=["model.root=x"])
     gone = [f"data.root={tmp_path / 'gone'}"]
     again = gather([moved], tmp_path / "both", search=None, places=gone)
@@ -190,6 +202,10 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
     assert saved_config(again / CONFIG, [], [])["data"]["root"] == str(tmp_path / "gone")
     with pytest.raises(UserError, match="candidates, least_images and rank are at least 1"):
         gather([smoke.folder], tmp_path / "none", search={**search, "candidates": 0})
+    with pytest.raises(UserError, match="candidates, least_images and rank are at least 1"):
+        gather([moved], tmp_path / "none", search={**search, "candidates": 0})
+    with pytest.raises(UserError, match=r"--data data\.root: give"):
+        gather([moved], tmp_path / "none", search=None, places=["data.root"])
     (moved / EXPECTED).unlink()
     with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
         load_run(moved)

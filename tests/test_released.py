@@ -119,10 +119,13 @@ def test_the_mean_of_two_runs_is_released(
 ) -> None:
     """In bytes it writes what it wrote before, and its card tells how to make it again."""
     search = {**compose(["decoding=reranked"])["decoding"], "least_images": 1, "rank": 8}
-    ends = [further, smoke.folder]
-    mean = gather(ends, tmp_path / "mean", search=search, mean_weights=True)
+    ends, views = [further, smoke.folder], "original+mirrored"
+    mean = gather(ends, tmp_path / "mean", search=search, views=views, mean_weights=True)
     monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
     script = runpy.run_path(str(SCRIPT))
+    turned = gather(ends[::-1], tmp_path / "turned", search=None, mean_weights=True)
+    with pytest.raises(UserError, match="is no mean of a run and the one it began with"):
+        script["release"](turned, "model")
     folder = script["release"](mean, "model")
     assert folder == tmp_path / "released/model"
     assert not (folder / runs.MEMBERS).exists()
@@ -144,7 +147,25 @@ def test_the_mean_of_two_runs_is_released(
     assert taught[-1] == "output.folder=outputs/runs/taught"
     assert both[:4] == ["showtell", "ensemble", "outputs/runs/model", "outputs/runs/taught"]
     assert both[4:6] == ["--mean-weights", "--search"]
-    assert compose(both[6:-2])["decoding"] == search
+    assert compose(both[6:-4])["decoding"] == search
+    assert both[-4:] == ["--views", views, "--output", "outputs/runs/model_released"]
+    assert "views" not in " ".join(critical)
+    # A release can be released, and loses nothing by it.
+    again = script["release"](folder, "again")
+    states = [load_run(each).decoder.state_dict() for each in (folder, again)]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-5, atol=0)
+    with pytest.raises(UserError, match=r"failures\.md is missing"):
+        script["write_card"](folder)
+    (folder / "failures.md").write_text("Wrong about dogs.")
+    with pytest.raises(UserError, match=r"scores-val\.json is missing"):
+        script["write_card"](folder)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "/a", ""])
+def test_a_release_has_a_plain_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give a plain name"):
+        runpy.run_path(str(SCRIPT))["release"](tmp_path, name)
 
 
 def test_an_ensemble_of_several_is_not_released(

@@ -25,8 +25,8 @@ from showtell.vision.encoder import Encoder, united
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
 
-# What of a configuration says where the data lies.
-PLACES = ("data.root", "features.root")
+# What of a configuration says where the data lies now.
+PLACES = ("data.root=", "data.file=", "data.images=", "features.root=")
 ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
 
 
@@ -70,9 +70,11 @@ def gather(
     check_words(loaded)
     encoder, columns = _united(given)
     names = [run.record.get("name", run.folder.name) for run in loaded]
-    averaged = {runs.MEAN_OF: names} if mean_weights else {}
+    seconds = sum(run.record.get("training_seconds", 0.0) for run in loaded)
     if mean_weights:
-        loaded, names = [_mean(loaded, is_one_encoder=encoder is None)], [" + ".join(names)]
+        mean = _mean(loaded, is_one_encoder=encoder is None)
+        mean.record[runs.MEAN_OF] = names
+        loaded, names = [mean], [" + ".join(names)]
     search = search or given[0].record["decoding"]
     views = views or "+".join(given[0].views)
     try:
@@ -80,18 +82,21 @@ def gather(
     except ValueError as error:
         raise UserError(f"--views: {error}") from error
     changes = {"decoding": search, "views": views}
-    config = moved_to(places, current_config(members[0], encoder, changes))
+    config = _moved_to(places, _current_config(members[0], encoder, changes))
+    Settings.of(config)  # says what is out of its range
     if encoder is None and _knows(given[0].search, search):
         fitted = given[0].search
     else:
-        fitted = fitted_search(config, lambda: encoder or given[0].encoder, loaded)
-    record = {**_record(loaded, names), **averaged, "decoding": search, "views": views}
+        fitted = _fitted_search(config, lambda: encoder or given[0].encoder, loaded)
+    record = {**_record(loaded, names), "decoding": search, "views": views}
+    record["training_seconds"] = seconds
     runs.claim_folder(output)
     for number, run in enumerate(loaded, start=1):
         member = output / runs.MEMBERS / str(number)
         _copy(run.folder, member)
         if mean_weights:
             runs.save_weights(member, run.decoder)
+            runs.write_json(member / runs.RECORD, run.record)
     loaded[0].vocabulary.save(output / runs.VOCABULARY)
     if encoder is not None:
         write_atomically(output / runs.LEARNED_ENCODER, exact_file(encoder.body))
@@ -124,7 +129,7 @@ def _mean(loaded: Sequence[Run], *, is_one_encoder: bool) -> Run:
     mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
     decoder = copy.deepcopy(first.decoder)
     decoder.load_state_dict(mean)
-    return replace(first, decoder=decoder)
+    return replace(first, decoder=decoder, record=dict(first.record))
 
 
 def _united(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
@@ -167,7 +172,9 @@ def _knows(search: Search, asked: Mapping[str, Any]) -> bool:
     )
 
 
-def fitted_search(config: Config, encoder: Callable[[], Encoder], members: Sequence[Run]) -> Search:
+def _fitted_search(
+    config: Config, encoder: Callable[[], Encoder], members: Sequence[Run]
+) -> Search:
     """The search of ``config`` for ``members`` that read what ``encoder`` sees.
 
     The encoder is asked for, and the data set of ``config`` read, only if the search is to know of
@@ -205,35 +212,36 @@ def _record(loaded: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
         "status": "finished",
         **runs.describe_origin(),
         "seed": first.get("seed") if alone else None,
-        "training_seconds": sum(run.record.get("training_seconds", 0.0) for run in loaded),
         "data": first["data"],
         "encoder": first["encoder"],
         "text": first["text"],
         "model": first["model"] if alone else {TARGET: ENSEMBLE, "members": names},
         "model_sizes": {"vocabulary_size": len(loaded[0].vocabulary)},
         "members": list(names),
+        **({runs.MEAN_OF: first[runs.MEAN_OF]} if alone and runs.MEAN_OF in first else {}),
     }
 
 
-def moved_to(places: Sequence[str], config: Config) -> dict[str, Any]:
-    """A configuration with ``places``, which are ``data.KEY=VALUE`` or ``features.root=VALUE``.
+def _moved_to(places: Sequence[str], config: Config) -> dict[str, Any]:
+    """A configuration with ``places``, such as ``data.root=FOLDER`` or ``features.root=FOLDER``.
 
     Raises:
-        UserError: for another key.
+        UserError: for another key, or one without a value.
     """
     moved = dict(config)
     for place in places:
         path, _, value = place.partition("=")
         group, _, key = path.partition(".")
-        if path not in PLACES or key not in moved[group]:
-            raise UserError(
-                f"--data {place}: give {' or '.join(f'{each}=FOLDER' for each in PLACES)}"
-            )
+        if f"{path}=" not in PLACES or key not in moved[group] or not value:
+            known = [
+                p for p in PLACES if p.split(".")[1].removesuffix("=") in moved[p.split(".")[0]]
+            ]
+            raise UserError(f"--data {place}: give {' or '.join(f'{p}PATH' for p in known)}")
         moved[group] = {**moved[group], key: value}
     return moved
 
 
-def current_config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> Config:
+def _current_config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> Config:
     """The configuration of a member with some ``changes``, for `evaluate` to find its data.
 
     ``encoder`` is one of several members, if it is not that of this one.

@@ -114,6 +114,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _together(config: Config) -> AbstractContextManager[None]:
     """This process as one of those that the configuration asks for."""
     trainer: TrainerSettings = Settings.of(config).trainer
+    trainer.check_precision()
     return ranks.together(trainer.processes, on_gpus=trainer.uses_gpu)
 
 

@@ -43,14 +43,16 @@ def from_bytes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `state_in_bytes` up to its rounding; another state dict is given back unchanged.
 
     Raises:
-        ValueError: for steps that fit no tensor in bytes.
+        ValueError: for steps that fit no tensor in bytes, or bytes without steps.
     """
     restored = {name: tensor for name, tensor in state.items() if not name.endswith(STEPS)}
     for name in state.keys() - restored.keys():
         own, steps = name.removesuffix(STEPS), state[name]
-        tensor = restored.get(own)
-        wanted = None if tensor is None else (len(tensor), *(1,) * (tensor.dim() - 1))
-        if tensor is None or tensor.dtype != torch.int8 or tuple(steps.shape) != wanted:
+        tensor = restored.get(own, steps)
+        wanted = (*tensor.shape[:1], *(1,) * (tensor.dim() - 1))
+        if tensor.dtype != torch.int8 or tensor.dim() < 2 or tuple(steps.shape) != wanted:
             raise ValueError(f"{name} fits no tensor in bytes")
         restored[own] = tensor * steps
+    if bare := [name for name, tensor in restored.items() if tensor.dtype == torch.int8]:
+        raise ValueError(f"{bare[0]} has lost its steps")
     return restored

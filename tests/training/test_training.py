@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from small_training import Training, build_training, pictures, weights
 from torch import nn
 
+from showtell.config import compose
 from showtell.errors import UserError
+from showtell.parts import Settings
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.text.tokenizer import tokenize
 from showtell.training.checkpoints import AtomicCheckpointIO
@@ -85,9 +87,10 @@ def test_reduced_precision_learns_the_same_but_for_rounding(training: Make) -> N
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in 16-mixed")
-def test_a_precision_of_gpus_is_refused_without_one(training: Make) -> None:
+def test_a_precision_of_gpus_is_refused_without_one() -> None:
+    settings = Settings.of(compose(["trainer.precision=16-mixed"])).trainer
     with pytest.raises(UserError, match="16-mixed needs a GPU; on a CPU take bf16-mixed"):
-        training(trainer={"precision": "16-mixed"})
+        settings.check_precision()
 
 
 def test_it_learns_a_few_images_by_heart(training: Make) -> None:

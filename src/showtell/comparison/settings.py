@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, choices_of
-from showtell.runs import BEGAN_WITH
+from showtell.runs import BEGAN_WITH, MEAN_OF
 
 Settings = Mapping[str, str]
 
@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = (
 )
 # Options that name a file count by what was in it; by their name they are only shown.
 _FILES = ("encoder.weights", "text.vectors")
-_CONTENTS = ("weights", "vectors", "training images", "validation images", "start")
+_CONTENTS = ("weights", "vectors", "training images", "validation images", "start", "mean of")
 _HASH_DIGITS = 8
 _PLAIN = ("seed", "start_from")  # outside the groups, and part of what a run is
 # Of a picture when it is captioned; with one there is nothing to tell.
@@ -48,6 +48,7 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
         text.get("vectors_sha256", text.get("vectors")),
         *(images.get(split) for split in ("train", "val")),
         _start_of(record),
+        len(record.get(MEAN_OF, ())) or None,
     )
     shown = (_shown(content)[:_HASH_DIGITS] for content in contents)
     if "members" in record:  # the configuration tells of the first of them

@@ -74,8 +74,8 @@ class Optimization:
         if encoder is not None:
             learning = [p for p in encoder.parameters() if p.requires_grad]
             groups.append({"params": learning, "weight_decay": 0.0, "lr": self.encoder_lr})
-        # One pass over the weights instead of ten. On a GPU it would refuse to be clipped in
-        # 16-mixed, and PyTorch's own choice is as good there.
+        # One pass over the weights instead of ten. On a GPU it would unscale the gradients of
+        # 16-mixed itself, after they were clipped, and PyTorch's own choice is as good there.
         on_cpu = all(parameter.device.type == "cpu" for parameter in decayed)
         return torch.optim.AdamW(
             groups, lr=self.lr, betas=(0.9, 0.999), eps=1e-8, fused=on_cpu or None

@@ -92,6 +92,17 @@ class TrainerSettings:
         """Whether the training computes on NVIDIA's or AMD's GPUs."""
         return self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
+    def check_precision(self) -> None:
+        """Refuse what this machine cannot compute in, before anything is done.
+
+        Raises:
+            UserError: for 16-mixed on a CPU, where the optimizer would unscale clipped gradients.
+        """
+        if self.precision == "16-mixed" and not self.uses_gpu:
+            raise UserError(
+                "trainer.precision=16-mixed needs a GPU; on a CPU take bf16-mixed, or 32-true"
+            )
+
     def build(
         self,
         run_folder: Path,
@@ -105,10 +116,6 @@ class TrainerSettings:
         Raises:
             UserError: when this machine lacks the accelerator, or that the precision.
         """
-        if self.precision == "16-mixed" and not self.uses_gpu:
-            raise UserError(
-                "trainer.precision=16-mixed needs a GPU; on a CPU take bf16-mixed, or 32-true"
-            )
         silence_hints()
         # Deterministic PyTorch fills all new memory with nan, a hundredth of a step: nothing here
         # reads what it has not written.

@@ -109,7 +109,9 @@ def load_state(file: Path) -> dict[str, Tensor]:
             f"{file}: these weights cannot be loaded safely; save the plain state_dict of the "
             "network as .safetensors or .pth"
         ) from None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{file}: not a dictionary of named tensors; save network.state_dict()")
     try:
         return from_bytes(state)
