@@ -17,6 +17,9 @@ from showtell.report.curves import METRICS_FILE, read_curves
 COLOURS = 6
 UNFINISHED, PLAIN = "unfinished", "plain"
 
+# Points of a score that are nothing to look at.
+LEAST_SPAN = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceCharts:
@@ -54,7 +57,9 @@ def choice_charts(effects: Sequence[Effects]) -> list[ChoiceCharts]:
 def _axis(effects: Effects) -> tuple[float, float]:
     means = [mean for effect in effects.effects for mean in effect.means]
     shown = [100 * value for value in (*effects.scores, *means)]
-    return min(shown), max(shown)
+    low, high = min(shown), max(shown)
+    # Where all runs score the same their means differ by rounding, which is nothing to look at.
+    return (low, high) if high - low > LEAST_SPAN else (low, low)
 
 
 def _effect_chart(effects: Effects, effect: Effect, axis: tuple[float, float]) -> EffectChart:
