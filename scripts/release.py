@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from showtell import runs
 from showtell.caption import keep_expected, load_run, member_folders
 from showtell.comparison.settings import command_of
 from showtell.config import build
 from showtell.errors import UserError
+from showtell.files import write_atomically
 from showtell.in_bytes import state_in_bytes
 from showtell.training.tuning import TUNED_BY
 from showtell.vision.encoder import Encoder
@@ -127,14 +128,16 @@ def _write(folder: Path, run: Path, member: Path, outer: Mapping[str, Any]) -> N
     record, config, loaded = runs.read_record(member), runs.read_config(run), load_run(run)
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
     state = state_in_bytes(load_state(member / runs.BEST_WEIGHTS))
-    save_file(state, folder / runs.BEST_WEIGHTS)
+    # safetensors' own writer leaves files that only their owner may read.
+    write_atomically(folder / runs.BEST_WEIGHTS, save(state))
     views = record.get("views", "original")
     kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")}
     kept |= {"decoding": outer["decoding"], "views": outer.get("views", "original")}
     kept[TRAINED_WITH] = {"decoding": record["decoding"], "views": views}
     if weights := runs.encoder_weights(run):
         file = folder / runs.LEARNED_ENCODER
-        save_file(state_in_bytes(load_state(weights)), file, metadata=facts_of(weights))
+        state = state_in_bytes(load_state(weights))
+        write_atomically(file, save(state, metadata=facts_of(weights)))
         # Rounded to bytes it is another one.
         encoder: Encoder = build("encoder", {**config["encoder"], "weights": str(file)})
         kept["encoder"] = {**record["encoder"], "identity": encoder.identity.to_json()}

@@ -129,6 +129,7 @@ def test_the_mean_of_two_runs_is_released(
     folder = script["release"](mean, "model")
     assert folder == tmp_path / "released/model"
     assert not (folder / runs.MEMBERS).exists()
+    assert (folder / runs.BEST_WEIGHTS).stat().st_mode & 0o044  # others may read it
     before, after = load_run(mean), load_run("model")
     (member,) = before.decoder.members
     for name, tensor in after.decoder.state_dict().items():
