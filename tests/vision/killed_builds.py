@@ -102,7 +102,10 @@ def together(folder: Path) -> None:
             nonlocal encoded
             for encoded_image in encode_all(items, *arguments):
                 encoded += 1
-                time.sleep(0.002)  # so that no builder is done before the others have begun
+                (folder / f"begun-{number}").touch()
+                # It holds two of the six shards by now, and goes on when another holds some too.
+                while len(list(folder.glob("begun-*"))) < 2:
+                    time.sleep(0.01)
                 yield encoded_image
 
         extract.encode_all = counting
