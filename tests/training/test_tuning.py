@@ -14,7 +14,7 @@ import yaml
 from conftest import Smoke
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from showtell import cli, evaluation, experiment
 from showtell.caption import load_run
@@ -22,7 +22,13 @@ from showtell.config import build
 from showtell.errors import UserError
 from showtell.runs import encoder_weights
 from showtell.training import tuning
-from showtell.training.tuning import TuningSettings, frequent_words, tune, word_targets
+from showtell.training.tuning import (
+    TuningSettings,
+    WordTuner,
+    frequent_words,
+    tune,
+    word_targets,
+)
 from showtell.types import CaptionedImage
 from showtell.vision import encoder as encoders
 from showtell.vision.encoder import Encoder, efficientnet_lite, joined, rebuild_encoder
@@ -120,6 +126,58 @@ def test_networks_side_by_side_are_each_tuned_as_if_alone(
     loaded = joined(networks=names, weights=both, preprocessing=PREPROCESSING)
     assert loaded.identity != side_by_side.identity
     assert rebuild_encoder(loaded.identity, weights=both).identity == loaded.identity
+
+
+class BrokenOffError(Exception):
+    """Whatever ends a process."""
+
+
+@pytest.mark.parametrize("broken_at", [2, 4])
+def test_broken_off_it_goes_on_to_the_same_weights(
+    broken_at: int,
+    coloured: list[CaptionedImage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two networks of two epochs of one step each: broken off in the last one of either."""
+    names = ["efficientnet_lite0", "efficientnet_lite0"]
+    settings = TuningSettings(2, 1e-3, 1, "cpu")
+
+    def tuned(file: Path, settings: TuningSettings = settings) -> bytes:
+        both = joined(networks=names, weights=None, preprocessing=PREPROCESSING)
+        tune(both, coloured, coloured, file, settings)
+        return file.read_bytes()
+
+    unbroken = tuned(tmp_path / "unbroken.safetensors")
+    file, steps = tmp_path / "tuned.safetensors", iter(range(1, broken_at + 1))
+    with monkeypatch.context() as patch:
+        step = WordTuner.training_step
+
+        def breaking(self: WordTuner, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            if next(steps) == broken_at:
+                raise BrokenOffError
+            return step(self, batch, batch_idx)
+
+        patch.setattr(WordTuner, "training_step", breaking)
+        with pytest.raises(BrokenOffError):
+            tuned(file)
+    assert not file.exists()
+    capsys.readouterr()
+
+    with pytest.raises(UserError, match="of a tuning with other settings"):
+        tuned(file, TuningSettings(2, 1e-4, 1, "cpu"))
+    with monkeypatch.context() as patch:
+        done: list[int] = []
+        patch.setattr(
+            WordTuner,
+            "training_step",
+            lambda self, *given: (done.append(1), step(self, *given))[1],
+        )
+        assert tuned(file) == unbroken
+    assert len(done) == 4 - (broken_at - 1)  # no epoch twice
+    assert "its tuning goes on after the last whole epoch" in capsys.readouterr().out
+    assert sorted(each.name for each in tmp_path.glob("tuned*")) == ["tuned.safetensors"]
 
 
 def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:

@@ -22,13 +22,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
 from showtell.memory import keep_freed_memory
 from showtell.text.tokenizer import tokenize
+from showtell.training.checkpoints import AtomicCheckpointIO, RandomStates
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import silence_hints
 from showtell.types import CaptionedImage
@@ -50,6 +51,8 @@ HEAD_RATE = 7.0
 # The entry of the file's metadata that says how it came about. One alone: several would stand in
 # another order each time.
 TUNED_BY = "tuned_by"
+# The entry of a checkpoint that says of which tuning it is.
+MADE_FOR = "made_for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,12 @@ def tune(
     Each epoch tells the cross-entropy of the words of ``validation``, in nats per picture; nothing
     is chosen by it.
 
+    A tuning that was broken off goes on after its last whole epoch, to the same weights: until the
+    end there is a checkpoint of each network beside ``output``.
+
     Raises:
         UserError: for a network that cannot be cut, a picture that cannot be read, captions without
-            frequent words, or a loss that is not finite.
+            frequent words, a loss that is not finite, or checkpoints of another tuning.
     """
     parts = parts_of(encoder)
     networks = [LearningEncoder(part, "pooled") for part in parts]
@@ -104,26 +110,47 @@ def tune(
     check_readable([*training, *validation])
     print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
     targets = word_targets(training, words), word_targets(validation, words)
-    for part, network in zip(parts, networks, strict=True):
+    facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
+    checkpoints = [output.with_suffix(f".{number}.ckpt") for number in range(1, len(parts) + 1)]
+    for part, network, checkpoint in zip(parts, networks, checkpoints, strict=True):
+        made_for = json.dumps([facts, part.identity.to_json(), words, len(training)])
+        begun = checkpoint if checkpoint.exists() else None
+        if begun:
+            print(f"note: {begun} is there; its tuning goes on after the last whole epoch")
         # Each as if it were alone.
         seed_everything(settings.seed, workers=True, verbose=False)
-        tuner = WordTuner(network, targets[0].mean(dim=0), settings)
-        _trainer(settings).fit(
+        batches = WordBatches(training, targets[0], encoder.preprocessing, seed=settings.seed)
+        tuner = WordTuner(network, targets[0].mean(dim=0), settings, len(batches), made_for)
+        _trainer(settings, checkpoint).fit(
             tuner,
-            WordBatches(training, targets[0], encoder.preprocessing, seed=settings.seed),
+            batches,
             WordBatches(validation, targets[1], encoder.preprocessing, seed=None),
+            ckpt_path=begun,
         )
         part.body.load_state_dict(tuner.tuned.state_dict())
-    facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
     write_atomically(output, half_file(encoder.body, {TUNED_BY: json.dumps(facts)}))
+    for checkpoint in checkpoints:
+        checkpoint.unlink()
 
 
-def _trainer(settings: TuningSettings) -> Trainer:
+class _SaveEpochs(Callback):
+    """Saves the state of the tuning after each epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self._path, weights_only=False)
+
+
+def _trainer(settings: TuningSettings, checkpoint: Path) -> Trainer:
     return Trainer(
         accelerator=settings.accelerator,
         devices=1,
         max_epochs=settings.epochs,
         gradient_clip_val=LARGEST_GRADIENT,
+        callbacks=[RandomStates(), _SaveEpochs(checkpoint)],
+        plugins=[AtomicCheckpointIO()],
         deterministic="warn",
         num_sanity_val_steps=0,
         logger=False,
@@ -158,7 +185,8 @@ def _words_of(image: CaptionedImage) -> Counter[str]:
 class WordBatches:
     """Batches of (pixels (B, S, S, 3), targets (B, W)), the pictures whole and in their order.
 
-    With a seed they are shown in glimpses and in an order that are drawn anew for each epoch.
+    With a seed they are shown in glimpses and in an order that are drawn anew for each ``epoch``,
+    which is to be set before the first batch of it.
     """
 
     def __init__(
@@ -173,7 +201,7 @@ class WordBatches:
         self._targets = targets
         self._preprocessing = preprocessing
         self._seed = seed
-        self._epoch = 0
+        self.epoch = 0
 
     def __len__(self) -> int:
         """All pictures are validated with; a rest of them would be too few to learn from."""
@@ -181,11 +209,10 @@ class WordBatches:
         return whole + (rest > 0 and (self._seed is None or whole == 0))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        shown = ShownPictures(self._images, self._preprocessing, self._seed, self._epoch)
+        shown = ShownPictures(self._images, self._preprocessing, self._seed, self.epoch)
         order = np.arange(len(self._images))
         if self._seed is not None:
-            order = np.random.default_rng((self._seed, self._epoch)).permutation(order)
-        self._epoch += 1
+            order = np.random.default_rng((self._seed, self.epoch)).permutation(order)
         for number in range(len(self)):
             images = order[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
             yield torch.from_numpy(shown.gather(images)).float(), self._targets[images]
@@ -209,17 +236,29 @@ class WordNamer(nn.Module):
 
 
 class WordTuner(LightningModule):
-    """Trains what is above the frozen stages; ``frequencies`` (W,) are the words' mean targets."""
+    """Trains what is above the frozen stages.
+
+    Args:
+        encoder: the network that learns.
+        frequencies: (W,) the words' mean targets.
+        settings: how far and how fast.
+        steps_per_epoch: batches of the training pictures.
+        made_for: of what its checkpoints are; those of something else are refused.
+    """
 
     def __init__(
         self,
         encoder: LearningEncoder,
         frequencies: Tensor,
         settings: TuningSettings,
+        steps_per_epoch: int,
+        made_for: str,
     ) -> None:
         super().__init__()
         self.namer = WordNamer(encoder, frequencies)
         self._settings = settings
+        self._steps_per_epoch = steps_per_epoch
+        self._made_for = made_for
         self._rules = Optimization(
             lr=HEAD_RATE * settings.lr,
             encoder_lr=settings.lr,
@@ -242,6 +281,10 @@ class WordTuner(LightningModule):
     def on_fit_start(self) -> None:
         """Compile the frozen stages for the device, on which the module is by now."""
         self._lower = self.namer.encoder.frozen_stages(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the batches, which know nothing of what was before a checkpoint."""
+        cast(WordBatches, self.trainer.train_dataloader).epoch = self.current_epoch
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean over the pictures of the cross-entropy of all words."""
@@ -266,12 +309,23 @@ class WordTuner(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.averaged.update_parameters(self.namer)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down of what it is."""
+        checkpoint[MADE_FOR] = self._made_for
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse one of something else."""
+        if checkpoint.get(MADE_FOR) != self._made_for:
+            raise UserError(
+                "the checkpoint beside --output is of a tuning with other settings, another "
+                "network or other captions: remove it, or name another --output"
+            )
+
     def configure_optimizers(self) -> Any:
         """Adam, faster for the new layer, and a cosine after a warm-up."""
         optimizer = self._rules.optimizer(self.namer.head, self.namer.encoder)
-        steps = int(self.trainer.estimated_stepping_batches) // self._settings.epochs
         scheduler = self._rules.scheduler(
-            optimizer, steps_per_epoch=steps, epochs=self._settings.epochs
+            optimizer, steps_per_epoch=self._steps_per_epoch, epochs=self._settings.epochs
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
