@@ -98,6 +98,10 @@ def test_a_failed_trial_is_told_and_its_run_goes_on_with_its_values(study: Path)
         ("FAIL", None),
         ("COMPLETE", 0.75),
     ]
+    # One job, which came to its end.
+    assert summary(study, [])[0].endswith(
+        "1 trials trained to the end, 0 stopped early, 0 not ended, 0 failed"
+    )
     assert rejoin(study, "a") is None
     # A job whose run came to nothing takes other values.
     failed = join(study, "b")

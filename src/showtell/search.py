@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,7 +233,9 @@ def summary(file: Path, command: Sequence[str]) -> list[str]:
     from optuna.trial import TrialState
 
     study = _open(file)
-    counts = {state: len(study.get_trials(False, [state])) for state in TrialState}
+    # Of each job the last: one that failed and was tried again has more than one trial.
+    last = {t.user_attrs.get("slot", t.number): t.state for t in study.get_trials(deepcopy=False)}
+    counts = Counter(last.values())
     lines = [
         f"search: {counts[TrialState.COMPLETE]} trials trained to the end, "
         f"{counts[TrialState.PRUNED]} stopped early, {counts[TrialState.RUNNING]} not ended, "
