@@ -130,10 +130,10 @@ def _write(folder: Path, run: Path, member: Path, outer: Mapping[str, Any]) -> N
     state = state_in_bytes(load_state(member / runs.BEST_WEIGHTS))
     # safetensors' own writer leaves files that only their owner may read.
     write_atomically(folder / runs.BEST_WEIGHTS, save(state))
-    views = record.get("views", "original")
+    trained_with = {"decoding": record["decoding"], "views": record.get("views", "original")}
     kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")}
     kept |= {"decoding": outer["decoding"], "views": outer.get("views", "original")}
-    kept[TRAINED_WITH] = {"decoding": record["decoding"], "views": views}
+    kept.setdefault(TRAINED_WITH, trained_with)  # a model that was released before has its own
     if weights := runs.encoder_weights(run):
         file = folder / runs.LEARNED_ENCODER
         state = state_in_bytes(load_state(weights))

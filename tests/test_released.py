@@ -18,6 +18,9 @@ from showtell import load_run, runs
 from showtell.config import build, compose
 from showtell.ensembles import gather
 from showtell.errors import UserError
+from showtell.experiment import train
+from showtell.training.tuning import TUNED_BY
+from showtell.vision.weights import half_file, load_state
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "release.py"
 LARGEST_MB = 25
@@ -156,11 +159,47 @@ def test_the_mean_of_two_runs_is_released(
     states = [load_run(each).decoder.state_dict() for each in (folder, again)]
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-5, atol=0)
+    record = json.loads((again / runs.RECORD).read_text())
+    assert list(script["_commands"](again, record))[:2] == [
+        word.replace("runs/model", "runs/again") for word in commands[:2]
+    ]
     with pytest.raises(UserError, match=r"failures\.md is missing"):
         script["write_card"](folder)
     (folder / "failures.md").write_text("Wrong about dogs.")
     with pytest.raises(UserError, match=r"scores-val\.json is missing"):
         script["write_card"](folder)
+
+
+@pytest.mark.usefixtures("without_java")
+def test_an_encoder_of_its_own_is_released_in_bytes(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
+    data, own = (build(group, smoke.config()[group]) for group in ("data", "encoder"))
+    file = tmp_path / "tuned.safetensors"
+    facts = {TUNED_BY: json.dumps({"epochs": 3, "lr": 0.1, "seed": 5})}
+    file.write_bytes(half_file(own.body, facts))
+    changes = (f"encoder.weights={file}", "trainer.max_epochs=1")
+    run = train(smoke.config(*changes, f"output.folder={tmp_path / 'run'}"), data)
+    script = runpy.run_path(str(SCRIPT))
+    folder = script["release"](run, "model")
+    kept = folder / runs.LEARNED_ENCODER
+    assert kept.stat().st_size < 0.6 * file.stat().st_size
+    assert kept.stat().st_mode & 0o044
+    before, after = load_run(run).encoder, load_run(folder).encoder
+    assert after.identity != before.identity  # rounded it is another one
+    assert json.loads((folder / runs.RECORD).read_text())["encoder"]["weights"] == str(file)
+    pictures = torch.rand(2, 3, *[before.preprocessing.size] * 2) * 2 - 1
+    with torch.inference_mode():
+        wanted, found = before(pictures).pooled, after(pictures).pooled
+    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
+    tuning, training = script["_commands"](folder, json.loads((folder / runs.RECORD).read_text()))
+    assert "seed=5 --epochs 3 --lr 0.1 --output " in tuning
+    assert f"encoder.weights={file}" in shlex.split(training)
+    # Rounded once more it is the same.
+    again = script["release"](folder, "again")
+    for name, tensor in load_state(kept).items():
+        torch.testing.assert_close(load_state(again / runs.LEARNED_ENCODER)[name], tensor)
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "/a", ""])
