@@ -141,10 +141,11 @@ def _write(folder: Path, run: Path, member: Path, outer: Mapping[str, Any]) -> N
         # Rounded to bytes it is another one.
         encoder: Encoder = build("encoder", {**config["encoder"], "weights": str(file)})
         kept["encoder"] = {**record["encoder"], "identity": encoder.identity.to_json()}
+    shareable = _shareable(config)
+    kept["encoder"] = {**kept["encoder"], "weights": shareable["encoder"]["weights"]}
     loaded.vocabulary.save(folder / runs.VOCABULARY)
     keep_expected(folder, loaded.search, kept["encoder"], loaded.vocabulary)
-    text = yaml.safe_dump(_shareable(config), sort_keys=False)
-    (folder / runs.CONFIG).write_text(text)
+    (folder / runs.CONFIG).write_text(yaml.safe_dump(shareable, sort_keys=False))
     if kept.get("start"):
         start = _shareable(kept["start"]["config"])
         kept["start"] = {**kept["start"], "run": Path(TAUGHT).name, "config": start}
@@ -158,7 +159,9 @@ def _write(folder: Path, run: Path, member: Path, outer: Mapping[str, Any]) -> N
 
 def _shareable(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the folders of one machine."""
+    weights = config["encoder"]["weights"]
     usual = {
+        "encoder": {**config["encoder"], "weights": weights and f"outputs/{Path(weights).name}"},
         "data": {**config["data"], "root": "outputs/data/flickr8k"},
         "features": {**config["features"], "root": "outputs/features"},
         "output": {"root": "outputs/runs", "folder": None},

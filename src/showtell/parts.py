@@ -19,6 +19,7 @@ from showtell.data.batches import FeatureSource, SourceOfEpoch
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.search import Search
 from showtell.errors import UserError
+from showtell.sweeps.locks import open_locked
 from showtell.text.glove import Coverage, WordVectors, load_vectors
 from showtell.text.settings import TextSettings
 from showtell.text.tokenizer import tokenize
@@ -255,7 +256,8 @@ def tune_encoder(
     Of ``config`` only data, encoder, seed and the trainer's accelerator and images are used.
 
     Raises:
-        UserError: for a network or captions that cannot be tuned, or a rate out of its range.
+        UserError: for a network or captions that cannot be tuned, a rate out of its range, or an
+            ``output`` that another process is tuning.
     """
     for note in data.notes:
         print(f"note: {note}")
@@ -266,7 +268,13 @@ def tune_encoder(
         settings = TuningSettings(epochs, lr, config["seed"], accelerator)
     except ValueError as error:
         raise UserError(f"showtell tune: {error}") from error
-    tune(build("encoder", config["encoder"]), images["train"], images["val"], output, settings)
+    file = output.with_suffix(".lock")
+    lock = open_locked(file)
+    if lock is None:
+        raise UserError(f"{output} is being tuned by another process: name another --output")
+    with lock:
+        tune(build("encoder", config["encoder"]), images["train"], images["val"], output, settings)
+        file.unlink(missing_ok=True)
 
 
 def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder: Encoder) -> None:

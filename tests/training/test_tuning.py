@@ -20,7 +20,9 @@ from showtell import cli, evaluation, experiment
 from showtell.caption import load_run
 from showtell.config import build
 from showtell.errors import UserError
+from showtell.parts import tune_encoder
 from showtell.runs import encoder_weights
+from showtell.sweeps.locks import open_locked
 from showtell.training import tuning
 from showtell.training.tuning import (
     TuningSettings,
@@ -132,7 +134,7 @@ class BrokenOffError(Exception):
     """Whatever ends a process."""
 
 
-@pytest.mark.parametrize("broken_at", [2, 4])
+@pytest.mark.parametrize("broken_at", [4, 10])
 def test_broken_off_it_goes_on_to_the_same_weights(
     broken_at: int,
     coloured: list[CaptionedImage],
@@ -140,9 +142,10 @@ def test_broken_off_it_goes_on_to_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two networks of two epochs of one step each: broken off in the last one of either."""
-    names = ["efficientnet_lite0", "efficientnet_lite0"]
-    settings = TuningSettings(2, 1e-3, 1, "cpu")
+    """Two networks of three epochs of two steps each: in the second epoch of either."""
+    monkeypatch.setattr(tuning, "BATCH_SIZE", 16)
+    names = ["efficientnet_lite0", "efficientnet_lite1"]
+    settings = TuningSettings(3, 1e-3, 1, "cpu")
 
     def tuned(file: Path, settings: TuningSettings = settings) -> bytes:
         both = joined(networks=names, weights=None, preprocessing=PREPROCESSING)
@@ -150,34 +153,55 @@ def test_broken_off_it_goes_on_to_the_same_weights(
         return file.read_bytes()
 
     unbroken = tuned(tmp_path / "unbroken.safetensors")
-    file, steps = tmp_path / "tuned.safetensors", iter(range(1, broken_at + 1))
+    file, steps, step = tmp_path / "tuned.safetensors", iter(range(1, 99)), WordTuner.training_step
+
+    def breaking(self: WordTuner, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if next(steps) == broken_at:
+            raise BrokenOffError
+        return step(self, batch, batch_idx)
+
     with monkeypatch.context() as patch:
-        step = WordTuner.training_step
-
-        def breaking(self: WordTuner, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-            if next(steps) == broken_at:
-                raise BrokenOffError
-            return step(self, batch, batch_idx)
-
         patch.setattr(WordTuner, "training_step", breaking)
         with pytest.raises(BrokenOffError):
             tuned(file)
     assert not file.exists()
+    with pytest.raises(UserError, match=r"tuned\.1\.ckpt is damaged, or of a tuning with other"):
+        tuned(file, TuningSettings(3, 1e-4, 1, "cpu"))
     capsys.readouterr()
 
-    with pytest.raises(UserError, match="of a tuning with other settings"):
-        tuned(file, TuningSettings(2, 1e-4, 1, "cpu"))
-    with monkeypatch.context() as patch:
-        done: list[int] = []
-        patch.setattr(
-            WordTuner,
-            "training_step",
-            lambda self, *given: (done.append(1), step(self, *given))[1],
+    done: list[int] = []
+
+    def counting(self: WordTuner, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        done.append(batch_idx)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(WordTuner, "training_step", counting)
+    assert tuned(file) == unbroken
+    assert len(done) == 12 - (broken_at - 2)  # no more than the broken epoch twice
+    assert f"goes on after epoch 1 of 3: {tmp_path}/tuned." in capsys.readouterr().out
+    assert [each.name for each in tmp_path.glob("tuned*")] == ["tuned.safetensors"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(
+    coloured: list[CaptionedImage], tmp_path: Path
+) -> None:
+    for content in (b"nothing", None):
+        file = tmp_path / "tuned.1.ckpt"
+        if content is None:
+            torch.save({"state_dict": {}}, file)
+        else:
+            file.write_bytes(content)
+        with pytest.raises(UserError, match=r"tuned\.1\.ckpt is damaged.*: remove it"):
+            settings = TuningSettings(1, 1e-3, 1, "cpu")
+            tune(encoder(), coloured, coloured, tmp_path / "tuned.safetensors", settings)
+
+
+def test_two_processes_do_not_tune_to_one_file(smoke: Smoke, tmp_path: Path) -> None:
+    config = smoke.config()
+    with open_locked(tmp_path / "tuned.lock"), pytest.raises(UserError, match="by another process"):
+        tune_encoder(
+            config, build("data", config["data"]), tmp_path / "tuned.safetensors", epochs=1, lr=1e-3
         )
-        assert tuned(file) == unbroken
-    assert len(done) == 4 - (broken_at - 1)  # no epoch twice
-    assert "its tuning goes on after the last whole epoch" in capsys.readouterr().out
-    assert sorted(each.name for each in tmp_path.glob("tuned*")) == ["tuned.safetensors"]
 
 
 def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:
@@ -236,7 +260,7 @@ def test_what_cannot_be_tuned_is_told(coloured: list[CaptionedImage], tmp_path: 
     coloured[5].path.write_bytes((tmp_path / "whole.png").read_bytes()[:200])
     with pytest.raises(ImageError, match=r"5\.png: the picture is damaged"):
         tune(encoder(), coloured, coloured, tmp_path / "file", settings)
-    assert not (tmp_path / "file").exists()
+    assert not list(tmp_path.glob("file*"))
 
 
 @pytest.mark.parametrize(

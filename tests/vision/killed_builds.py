@@ -94,6 +94,8 @@ def die_before(step: int) -> None:
 def together(folder: Path) -> None:
     """Three builders of one store at once; each writes down how many images it encoded."""
 
+    until = time.monotonic() + 60
+
     def work(number: int) -> None:
         encoded = 0
         encode_all = extract.encode_all
@@ -105,6 +107,7 @@ def together(folder: Path) -> None:
                 (folder / f"begun-{number}").touch()
                 # It holds two of the six shards by now, and goes on when another holds some too.
                 while len(list(folder.glob("begun-*"))) < 2:
+                    assert time.monotonic() < until, "the others have not begun"
                     time.sleep(0.01)
                 yield encoded_image
 

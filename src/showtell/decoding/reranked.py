@@ -27,7 +27,7 @@ class RerankedBeamSearch:
             ended, whatever its ``beam_size``.
         weight: of the expected CIDEr (0 to 10) beside the score of the beam search.
         least_images: an n-gram of fewer training images is not predicted.
-        rank: of the prediction; a larger one is better, and its file larger.
+        rank: of the prediction; its file grows with it.
         expected: the prediction, by `fitted` or `with_expected`.
 
     The others are those of `BeamSearch`.

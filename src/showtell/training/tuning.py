@@ -11,6 +11,7 @@ Dimension key: B images, S input side, C channels, Q side of a map, D feature si
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -51,7 +52,7 @@ HEAD_RATE = 7.0
 # The entry of the file's metadata that says how it came about. One alone: several would stand in
 # another order each time.
 TUNED_BY = "tuned_by"
-# The entry of a checkpoint that says of which tuning it is.
+# The entry of a checkpoint that says which tuning it is of.
 MADE_FOR = "made_for"
 
 
@@ -107,49 +108,104 @@ def tune(
         )
     silence_hints()
     keep_freed_memory()
-    check_readable([*training, *validation])
-    print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
     targets = word_targets(training, words), word_targets(validation, words)
     facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
-    checkpoints = [output.with_suffix(f".{number}.ckpt") for number in range(1, len(parts) + 1)]
-    for part, network, checkpoint in zip(parts, networks, checkpoints, strict=True):
-        made_for = json.dumps([facts, part.identity.to_json(), words, len(training)])
-        begun = checkpoint if checkpoint.exists() else None
-        if begun:
-            print(f"note: {begun} is there; its tuning goes on after the last whole epoch")
+    given = [facts, BATCH_SIZE, DROPOUT, HEAD_RATE, words, [image.image_id for image in training]]
+    tunings = [
+        _Tuning(
+            output.with_suffix(f".{number}.ckpt"),
+            _digest([*given, part.identity.to_json()], targets[0]),
+        )
+        for number, part in enumerate(parts, start=1)
+    ]
+    done = [tuning.epochs() for tuning in tunings]  # refused before the work
+    check_readable([*training, *validation])
+    print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
+    for part, network, tuning, epochs in zip(parts, networks, tunings, done, strict=True):
+        if epochs:
+            print(f"note: goes on after epoch {epochs} of {settings.epochs}: {tuning.checkpoint}")
         # Each as if it were alone.
         seed_everything(settings.seed, workers=True, verbose=False)
         batches = WordBatches(training, targets[0], encoder.preprocessing, seed=settings.seed)
-        tuner = WordTuner(network, targets[0].mean(dim=0), settings, len(batches), made_for)
-        _trainer(settings, checkpoint).fit(
+        tuner = WordTuner(network, targets[0].mean(dim=0), settings, batches)
+        _trainer(settings, tuning).fit(
             tuner,
             batches,
             WordBatches(validation, targets[1], encoder.preprocessing, seed=None),
-            ckpt_path=begun,
+            ckpt_path=tuning.checkpoint if epochs else None,
         )
         part.body.load_state_dict(tuner.tuned.state_dict())
     write_atomically(output, half_file(encoder.body, {TUNED_BY: json.dumps(facts)}))
-    for checkpoint in checkpoints:
-        checkpoint.unlink()
+    for tuning in tunings:
+        tuning.checkpoint.unlink(missing_ok=True)
 
 
-class _SaveEpochs(Callback):
-    """Saves the state of the tuning after each epoch."""
+def _digest(given: object, targets: Tensor) -> str:
+    """What a tuning goes by, in a hash."""
+    told = json.dumps(given, sort_keys=True).encode()
+    return hashlib.sha256(told + targets.numpy().tobytes()).hexdigest()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+
+class _Tuning(Callback):
+    """Saves how far the tuning of a network is after each epoch.
+
+    Args:
+        checkpoint: the file.
+        made_for: which tuning it is; the checkpoint of another one is refused.
+    """
+
+    def __init__(self, checkpoint: Path, made_for: str) -> None:
+        self.checkpoint = checkpoint
+        self._made_for = made_for
+
+    def epochs(self) -> int:
+        """How many are done, as the checkpoint has it; 0 where there is none.
+
+        Raises:
+            UserError: it is damaged, or of another tuning.
+        """
+        if not self.checkpoint.exists():
+            return 0
+        try:
+            state = AtomicCheckpointIO().load_checkpoint(self.checkpoint)
+        except UserError:
+            state = {}
+        if state.get(MADE_FOR) != self._made_for:
+            raise UserError(
+                f"{self.checkpoint} is damaged, or of a tuning with other settings, networks or "
+                "captions: remove it, or name another --output"
+            )
+        return int(state["epoch"]) + 1
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write down which tuning it is."""
+        checkpoint[MADE_FOR] = self._made_for
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(self._path, weights_only=False)
+        """Save."""
+        trainer.save_checkpoint(self.checkpoint, weights_only=False)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave nothing of a tuning that cannot go on."""
+        if isinstance(exception, _DivergedError):
+            self.checkpoint.unlink(missing_ok=True)
 
 
-def _trainer(settings: TuningSettings, checkpoint: Path) -> Trainer:
+class _DivergedError(UserError):
+    """The loss is not finite."""
+
+
+def _trainer(settings: TuningSettings, tuning: _Tuning) -> Trainer:
     return Trainer(
         accelerator=settings.accelerator,
         devices=1,
         max_epochs=settings.epochs,
         gradient_clip_val=LARGEST_GRADIENT,
-        callbacks=[RandomStates(), _SaveEpochs(checkpoint)],
+        callbacks=[RandomStates(), tuning],
         plugins=[AtomicCheckpointIO()],
         deterministic="warn",
         num_sanity_val_steps=0,
@@ -242,8 +298,7 @@ class WordTuner(LightningModule):
         encoder: the network that learns.
         frequencies: (W,) the words' mean targets.
         settings: how far and how fast.
-        steps_per_epoch: batches of the training pictures.
-        made_for: of what its checkpoints are; those of something else are refused.
+        batches: those of the training pictures.
     """
 
     def __init__(
@@ -251,14 +306,12 @@ class WordTuner(LightningModule):
         encoder: LearningEncoder,
         frequencies: Tensor,
         settings: TuningSettings,
-        steps_per_epoch: int,
-        made_for: str,
+        batches: WordBatches,
     ) -> None:
         super().__init__()
         self.namer = WordNamer(encoder, frequencies)
         self._settings = settings
-        self._steps_per_epoch = steps_per_epoch
-        self._made_for = made_for
+        self._batches = batches
         self._rules = Optimization(
             lr=HEAD_RATE * settings.lr,
             encoder_lr=settings.lr,
@@ -284,13 +337,13 @@ class WordTuner(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Tell the batches, which know nothing of what was before a checkpoint."""
-        cast(WordBatches, self.trainer.train_dataloader).epoch = self.current_epoch
+        self._batches.epoch = self.current_epoch
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean over the pictures of the cross-entropy of all words."""
         loss = self._loss(self.namer, batch)
         if not torch.isfinite(loss):
-            raise UserError(f"the loss is {loss:.3g} at step {self.global_step}: lower --lr")
+            raise _DivergedError(f"the loss is {loss:.3g} at step {self.global_step}: lower --lr")
         self.log("loss", loss, prog_bar=True, logger=False)
         return loss
 
@@ -309,23 +362,11 @@ class WordTuner(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.averaged.update_parameters(self.namer)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down of what it is."""
-        checkpoint[MADE_FOR] = self._made_for
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse one of something else."""
-        if checkpoint.get(MADE_FOR) != self._made_for:
-            raise UserError(
-                "the checkpoint beside --output is of a tuning with other settings, another "
-                "network or other captions: remove it, or name another --output"
-            )
-
     def configure_optimizers(self) -> Any:
         """Adam, faster for the new layer, and a cosine after a warm-up."""
         optimizer = self._rules.optimizer(self.namer.head, self.namer.encoder)
         scheduler = self._rules.scheduler(
-            optimizer, steps_per_epoch=self._steps_per_epoch, epochs=self._settings.epochs
+            optimizer, steps_per_epoch=len(self._batches), epochs=self._settings.epochs
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
