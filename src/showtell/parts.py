@@ -273,8 +273,11 @@ def tune_encoder(
     if lock is None:
         raise UserError(f"{output} is being tuned by another process: name another --output")
     with lock:
-        tune(build("encoder", config["encoder"]), images["train"], images["val"], output, settings)
-        file.unlink(missing_ok=True)
+        try:
+            encoder = build("encoder", config["encoder"])
+            tune(encoder, images["train"], images["val"], output, settings)
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder: Encoder) -> None:

@@ -197,11 +197,13 @@ def test_a_checkpoint_that_cannot_be_read_is_named(
 
 
 def test_two_processes_do_not_tune_to_one_file(smoke: Smoke, tmp_path: Path) -> None:
-    config = smoke.config()
+    config, file = smoke.config(), tmp_path / "tuned.safetensors"
+    data = build("data", config["data"])
     with open_locked(tmp_path / "tuned.lock"), pytest.raises(UserError, match="by another process"):
-        tune_encoder(
-            config, build("data", config["data"]), tmp_path / "tuned.safetensors", epochs=1, lr=1e-3
-        )
+        tune_encoder(config, data, file, epochs=1, lr=1e-3)
+    with pytest.raises(UserError, match="no word stands in the captions of 15 training pictures"):
+        tune_encoder(config, data, file, epochs=1, lr=1e-3)
+    assert not list(tmp_path.iterdir())  # no lock is left
 
 
 def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:
