@@ -20,7 +20,15 @@ from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.evaluation import changed_files
 from showtell.files import write_atomically
-from showtell.parts import Config, Settings, features_of, fitted_to, select_images
+from showtell.parts import (
+    Config,
+    Settings,
+    caption_views,
+    features_of,
+    fitted_to,
+    seen_features_of,
+    select_images,
+)
 from showtell.vision.encoder import Encoder, united
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
@@ -84,7 +92,8 @@ def gather(
     changes = {"decoding": search, "views": views}
     config = _moved_to(places, _current_config(members[0], encoder, changes))
     Settings.of(config)  # says what is out of its range
-    if encoder is None and _knows(given[0].search, search):
+    sees_the_same = encoder is None and view_names(views) == given[0].views
+    if sees_the_same and _knows(given[0].search, search):
         fitted = given[0].search
     else:
         fitted = _fitted_search(config, lambda: encoder or given[0].encoder, loaded)
@@ -193,7 +202,8 @@ def _fitted_search(
     images = select_images(data, settings.trainer)["train"]
     kind = Ensemble([run.decoder for run in members]).feature_kind
     store = features_of(images, encoder(), kind, config)
-    return fitted_to(images, search, store, members[0].vocabulary)
+    seen = seen_features_of(images, store, encoder(), kind, config, caption_views(config))
+    return fitted_to(images, search, seen, members[0].vocabulary)
 
 
 def _copy(member: Path, folder: Path) -> None:

@@ -39,8 +39,9 @@ from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
-# Images whose features are read together where all are passed over once.
-_CHUNK = 250
+# Images whose features are read together where all are passed over: four grids of 81 x 2560 of each
+# are 0.2 GB.
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -148,28 +149,42 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     if config["start_from"] is not None:
         start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
     sources = (_shown if learns else _stored)(images, encoder, kind, config, seen)
-    if not learns:
-        search = fitted_to(images["train"], settings.search, sources.store, vocabulary)
+    if isinstance(settings.search, RerankedBeamSearch) and not learns:
+        shown = seen_features_of(images["train"], sources.store, encoder, kind, config, seen)
+        search = fitted_to(images["train"], settings.search, shown, vocabulary)
         settings = replace(settings, search=search)
     return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, sources, learning)
 
 
 def fitted_to(
-    images: Sequence[CaptionedImage], search: Search, store: FeatureStore, vocabulary: Vocabulary
-) -> Search:
-    """The search, told what it is to know of the training ``images``, whose features are stored."""
-    if not isinstance(search, RerankedBeamSearch):
-        return search
+    images: Sequence[CaptionedImage],
+    search: RerankedBeamSearch,
+    seen: FeatureSource,
+    vocabulary: Vocabulary,
+) -> RerankedBeamSearch:
+    """The search, told what it is to know of the training ``images``.
+
+    ``seen`` is what is seen of them as captions are written: of the same views.
+    """
     captions = [[vocabulary.encode(tokenize(c)) for c in image.captions] for image in images]
-    return search.fitted(captions, _pooled_features(images, store))
+    return search.fitted(captions, _PooledFeatures(images, seen))
 
 
-def _pooled_features(images: Sequence[CaptionedImage], store: FeatureStore) -> Iterator[Tensor]:
-    """The features (at most `_CHUNK`, D) of the images in order; those of grids are their means."""
-    for first in range(0, len(images), _CHUNK):
-        ids = [image.image_id for image in images[first : first + _CHUNK]]
-        features = torch.from_numpy(store.gather(store.index(ids))).float()
-        yield features.mean(dim=1) if features.dim() == 3 else features
+@dataclass(frozen=True, slots=True)
+class _PooledFeatures:
+    """Chunks (at most `_CHUNK`, D) of the features of the images in order, each time anew.
+
+    Those of grids are their means.
+    """
+
+    images: Sequence[CaptionedImage]
+    seen: FeatureSource
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for first in range(0, len(self.images), _CHUNK):
+            ids = [image.image_id for image in self.images[first : first + _CHUNK]]
+            features = torch.from_numpy(self.seen.gather(self.seen.index(ids))).float()
+            yield features.mean(dim=1) if features.dim() == 3 else features
 
 
 def _stored(

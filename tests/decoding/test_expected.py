@@ -1,15 +1,18 @@
-"""Expected n-grams: against sums written out, and against ridge regression in closed form."""
+"""Expected n-grams: against sums written out, and against kernel ridge by least squares."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from showtell.decoding import expected as module
@@ -32,7 +35,7 @@ def features(images: int = len(CAPTIONS)) -> Tensor:
     return torch.randn(images, SIZE, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
-def fit(chunk: int = 6, *, least_images: int = 1, rank: int = SIZE) -> ExpectedNgrams:
+def fit(chunk: int = 6, *, least_images: int = 1, rank: int = 6) -> ExpectedNgrams:
     return ExpectedNgrams.fit(
         CAPTIONS, features().split(chunk), least_images=least_images, rank=rank
     )
@@ -56,41 +59,62 @@ def vector(tokens: Sequence[int], least_images: int = 1) -> dict[tuple[int, ...]
     return {g: w / norms[len(g)] for g, w in weighed.items() if w}
 
 
-def test_the_mean_picture_gets_the_mean_of_all_references() -> None:
-    """Nothing is known of it: a caption scores what it does on average against any reference."""
-    caption = (4, 5, 6, 2)
-    mine = vector(caption)
-    similarities = [
-        sum(mine.get(g, 0) * w for g, w in vector(tokens).items())
-        for image in CAPTIONS
-        for tokens in image
-    ]
-    ((score,),) = fit().scores(features().mean(dim=0, keepdim=True), [[caption]])
-    assert score == pytest.approx(10 / 4 * sum(similarities) / len(similarities), abs=1e-4)
+def similarities(pictures: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """exp(-WIDTH x mean squared difference), pair by pair."""
+    pairs = [[np.mean((one - other) ** 2) for other in landmarks] for one in pictures]
+    return np.exp(-module.WIDTH * np.array(pairs))
+
+
+def standardised(pictures: Tensor) -> np.ndarray:
+    x = features().double().numpy()
+    return (pictures.double().numpy() - x.mean(axis=0)) / (x.std(axis=0) + 1e-3)
+
+
+def targets_of(grams: Sequence[tuple[int, ...]], least_images: int = 1) -> np.ndarray:
+    """The mean vector of each image's references (6, G)."""
+    vectors = [[vector(tokens, least_images) for tokens in image] for image in CAPTIONS]
+    return np.array([[np.mean([v.get(g, 0) for v in image]) for g in grams] for image in vectors])
+
+
+def predicted(found: ExpectedNgrams, pictures: Tensor) -> np.ndarray:
+    """What is expected of pictures (B, G)."""
+    seen = ((pictures - found.means) @ found.directions).numpy()
+    distances = ((seen[:, None] - found.landmarks.numpy()) ** 2).sum(axis=2)
+    read = np.exp(-module.WIDTH * distances) @ found.projection.numpy()
+    return read @ found.weights.numpy().T + found.bias.numpy()
 
 
 @pytest.mark.parametrize("least_images", [1, 3])
-def test_it_is_ridge_regression_of_the_mean_reference(least_images: int) -> None:
+def test_it_is_kernel_ridge_regression_of_the_mean_reference(least_images: int) -> None:
     found = fit(least_images=least_images)
     grams = list(found.ngrams)
     assert all(idf(g, 1) == pytest.approx(i) for g, i in zip(grams, found.idf, strict=True))
-    targets = np.array(
-        [
-            [np.mean([vector(t, least_images).get(g, 0) for t in image]) for g in grams]
-            for image in CAPTIONS
-        ]
-    )
-    x = features().double().numpy()
-    deviation = x.std(axis=0) + 1e-3
-    x = (x - x.mean(axis=0)) / deviation
-    # With a row for each feature that asks for a weight of zero, least squares are ridge's.
-    zeros = np.sqrt(module.RIDGE * len(x)) * np.eye(SIZE)
+    targets = targets_of(grams, least_images)
+    own = similarities(standardised(features()), standardised(features()))
+    # With a row for each landmark that asks for no change along it, least squares are ridge's.
+    penalty = np.sqrt(module.RIDGE) * np.linalg.cholesky(own + 1e-4 * np.eye(6)).T
     centred = targets - targets.mean(axis=0)
-    rows = np.vstack([x, zeros]), np.vstack([centred, np.zeros((SIZE, len(grams)))])
+    rows = np.vstack([own - own.mean(axis=0), penalty]), np.vstack([centred, 0 * targets])
     weights = np.linalg.lstsq(*rows, rcond=None)[0]
-    ours = (found.weights @ found.projection.T).numpy() * deviation
-    np.testing.assert_allclose(ours, weights.T, atol=2e-3)
-    np.testing.assert_allclose(found.bias.numpy(), targets.mean(axis=0), atol=1e-6)
+    others = torch.randn(4, SIZE, generator=torch.Generator().manual_seed(2)) * 2 + 1
+    for pictures in (features(), others):
+        near = similarities(standardised(pictures), standardised(features()))
+        expected = (near - own.mean(axis=0)) @ weights + targets.mean(axis=0)
+        np.testing.assert_allclose(predicted(found, pictures), expected, atol=5e-3)
+
+
+def test_a_score_is_the_product_of_a_caption_and_what_is_expected() -> None:
+    found, captions = fit(), [[(4, 5, 6, 2), (7, 2)], [(2,)]]
+    expected = predicted(found, features()[:2])
+    for scores, own, row in zip(
+        found.scores(features()[:2], captions), captions, expected, strict=True
+    ):
+        by_hand = [
+            sum(w * row[found.ngrams[g]] for g, w in vector(t).items() if g in found.ngrams)
+            for t in own
+        ]
+        # An n-gram that no reference has weighs log(6) in `vector` too: it has one document there.
+        assert scores == pytest.approx([10 / 4 * value for value in by_hand], abs=1e-4)
 
 
 def test_what_it_expects_of_its_own_pictures_is_nearer_to_their_captions() -> None:
@@ -110,13 +134,16 @@ def test_chunks_change_nothing() -> None:
 
 
 def test_a_smaller_rank_is_the_best_of_its_kind() -> None:
-    whole, thin = fit(), fit(rank=1)
-    deviations = features().std(dim=0, correction=0) + 1e-3
-    full = (whole.weights @ (whole.projection * deviations.unsqueeze(1)).T).double()
-    near = (thin.weights @ (thin.projection * deviations.unsqueeze(1)).T).double()
-    assert thin.projection.shape == (SIZE, 1)
-    lost = torch.linalg.svdvals(full)[1:].square().sum().sqrt()
-    assert float((full - near).norm()) == pytest.approx(float(lost), rel=2e-2)
+    """What it costs is the least there is, by the Eckart-Young theorem."""
+    whole, thin = fit(rank=6), fit(rank=2)
+    assert thin.projection.shape == (6, 2)
+    own = similarities(standardised(features()), standardised(features()))
+    centred = own - own.mean(axis=0)
+    cost = centred.T @ centred + module.RIDGE * (own + 1e-4 * np.eye(6))
+    full, near = ((each.projection @ each.weights.T).double().numpy() for each in (whole, thin))
+    root = np.linalg.cholesky(cost).T
+    lost = np.linalg.svd(root @ full, compute_uv=False)[2:]
+    assert np.linalg.norm(root @ (full - near)) == pytest.approx(np.linalg.norm(lost), rel=5e-2)
 
 
 def test_ngrams_that_nobody_says_count_against_a_caption() -> None:
@@ -130,13 +157,42 @@ def test_where_nothing_is_frequent_enough_all_captions_are_alike() -> None:
 
 
 def test_a_feature_that_never_changes_tells_nothing() -> None:
-    constant = torch.cat([features(), torch.full((6, 1), 7.0)], dim=1)
-    found = ExpectedNgrams.fit(CAPTIONS, [constant], least_images=1, rank=4)
     candidates = [[(4, 5, 2)]] * 6
-    for one, other in zip(
-        found.scores(constant, candidates), fit().scores(features(), candidates), strict=True
-    ):
-        assert one == pytest.approx(other, abs=2e-3)
+    scores = []
+    for value in (7.0, -300.0):
+        constant = torch.cat([features(), torch.full((6, 1), value)], dim=1)
+        found = ExpectedNgrams.fit(CAPTIONS, [constant], least_images=1, rank=6)
+        scores.append([score for (score,) in found.scores(constant, candidates)])
+    assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+
+
+def test_a_feature_that_fires_for_the_first_time_changes_little() -> None:
+    constant = torch.cat([features(), torch.full((6, 1), 7.0)], dim=1)
+    found = ExpectedNgrams.fit(CAPTIONS, [constant], least_images=1, rank=6)
+    fired = constant + torch.tensor([0, 0, 0, 0.1])
+    np.testing.assert_allclose(predicted(found, fired), predicted(found, constant), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_many_pictures_that_are_nearly_alike_can_be_fitted(size: int) -> None:
+    images = 1000
+    pictures = torch.randn(images, size, generator=torch.Generator().manual_seed(3))
+    pictures[images // 2 :] = pictures[: images // 2] + 1e-4
+    captions = [CAPTIONS[int(picture[0] > 0)] for picture in pictures]
+    found = ExpectedNgrams.fit(captions, pictures.split(100), least_images=1, rank=8)
+    scores = torch.tensor(found.scores(pictures[:50], [[CAPTIONS[0][0], CAPTIONS[1][0]]] * 50))
+    margins = scores[:, 0] - scores[:, 1]
+    is_first = pictures[:50, 0] <= 0
+    assert margins[is_first].mean() > margins[~is_first].mean() + 1
+
+
+def test_fewer_landmarks_are_taken_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_LANDMARKS", 3)
+    found = fit()
+    seen = (features() - found.means) @ found.directions
+    torch.testing.assert_close(found.landmarks, seen[[0, 2, 5]], atol=2e-2, rtol=0)
+    own, strange = found.scores(features()[[0]], [[*CAPTIONS[0], (6, 6, 2)]])[0][1:]
+    assert own > strange
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -161,18 +217,22 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         ExpectedNgrams.load(file, "")
 
 
-def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    found = fit()
-    file = tmp_path / "expected.safetensors"
-    other = ExpectedNgrams(
-        found.ngrams,
-        found.idf,
-        found.unseen,
-        found.means,
-        found.projection,
-        found.weights[1:],
-        found.bias,
-    )
-    other.save(file, "")
+@pytest.mark.parametrize("part", ["weights", "landmarks", "directions", "bias"])
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path, part: str) -> None:
+    found, file = fit(), tmp_path / "expected.safetensors"
+    replace(found, **{part: getattr(found, part)[1:]}).save(file, "")
     with pytest.raises(UserError, match="its parts do not fit"):
+        ExpectedNgrams.load(file, "")
+
+
+def test_files_of_before_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "expected.safetensors"
+    fit().save(file, "")
+    with safe_open(file, framework="pt") as written:
+        kept = {name: written.get_tensor(name) for name in ("ngrams", "idf", "means", "weights")}
+        facts = written.metadata()
+    save_file(kept, file, metadata=facts)
+    with pytest.raises(
+        UserError, match="by an earlier version of showtell; put the run together again"
+    ):
         ExpectedNgrams.load(file, "")

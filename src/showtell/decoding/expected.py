@@ -2,14 +2,19 @@
 
 CIDEr-D (Vedantam et al. 2015, see `showtell.metrics.cider`) compares a caption with the references
 of its image by the tf-idf weights of their n-grams. A new picture has no references, but their mean
-vector can be predicted from its features, by ridge regression fitted to the training images. What a
-caption scores against that prediction is the CIDEr to be expected of it, without clipping and the
-penalty on length. With the references of the most similar training images in place of a prediction
-this is the consensus re-ranking of Devlin et al. 2015, "Language Models for Image Captioning", and
-Mao et al. 2015, "Learning like a Child".
+vector can be predicted from its features, by kernel ridge regression fitted to the training images.
+What a caption scores against that prediction is the CIDEr to be expected of it, without clipping
+and the penalty on length. With the references of the most similar training images in place of a
+prediction this is the consensus re-ranking of Devlin et al. 2015, "Language Models for Image
+Captioning", and Mao et al. 2015, "Learning like a Child".
 
-Dimension key: I training images, B images, D feature size, Q rank, G n-grams,
-N n-grams of all captions.
+All training images would be too many to keep. The regression sees a picture by its similarity to
+some of them, the landmarks (Williams and Seeger 2001, "Using the Nystrom Method to Speed Up Kernel
+Machines"), in the directions in which features differ most, and its weights are the best ones of a
+given rank (Mukherjee and Zhu 2011, "Reduced Rank Ridge Regression and Its Kernel Extensions").
+
+Dimension key: I training images, B images, D feature size, E directions, M landmarks, Q rank,
+G n-grams, N n-grams of all captions.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Self
@@ -30,7 +35,7 @@ from torch import Tensor
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
-from showtell.in_bytes import in_bytes
+from showtell.in_bytes import STEPS, from_bytes, in_bytes
 from showtell.metrics.cider import LONGEST, SCALE, ngrams
 from showtell.text.vocabulary import PAD
 
@@ -39,8 +44,21 @@ Captions = Sequence[Sequence[int]]  # of one image, each the ids of its tokens
 
 # The most frequent are predicted, and bound the memory; Flickr8k has 21,600 in five images or more.
 MOST_NGRAMS = 30_000
-# How strongly the weights are drawn towards zero, in variances of a feature.
-RIDGE = 0.5
+# Similarity is exp(-WIDTH * d), d the mean squared difference of the features, each in its standard
+# deviations: two pictures that have nothing in common are 2 apart.
+WIDTH = 0.5
+# What is added to the similarity of a training image with itself, 1: the larger, the smoother.
+RIDGE = 0.3
+MOST_DIRECTIONS = 256
+# All training images of Flickr8k: with a third of them most of what is gained over a regression on
+# the features themselves is lost.
+MOST_LANDMARKS = 6_000
+# Landmarks may be alike: so much is added to what each has in common with itself.
+_ALIKE = 1e-4
+# A direction in which features differ by less, beside the first one, is none.
+_LEAST_VARIANCE = 1e-5
+# Images whose n-grams are dense in memory together.
+_CHUNK = 250
 # The entry of the file's metadata with what is no tensor.
 FACTS = "facts"
 
@@ -54,15 +72,19 @@ class ExpectedNgrams:
         idf: of each, log(training images / images with the n-gram).
         unseen: the idf of all other n-grams, log(training images).
         means: (D,) of the features over the training images.
-        projection: (D, Q) what is read of a picture's features.
+        directions: (D, E) in which a picture is compared with the landmarks.
+        landmarks: (M, E) training images.
+        projection: (M, Q) what is read of the similarities to them.
         weights: (G, Q) what follows from it.
-        bias: (G,) the prediction for the mean of the pictures.
+        bias: (G,) what is predicted where nothing is read.
     """
 
     ngrams: Mapping[Ngram, int]
     idf: Sequence[float]
     unseen: float
     means: Tensor
+    directions: Tensor
+    landmarks: Tensor
     projection: Tensor
     weights: Tensor
     bias: Tensor
@@ -80,7 +102,8 @@ class ExpectedNgrams:
 
         Args:
             captions: all references of each image.
-            features: the pooled features of the same images in chunks (at most I, D).
+            features: the pooled features of the same images in chunks (at most I, D); they are
+                passed over twice.
             least_images: an n-gram of fewer images is not predicted.
             rank: largest Q; the prediction is the best one of that rank.
         """
@@ -93,17 +116,36 @@ class ExpectedNgrams:
         chosen = [(gram, count) for gram, count in ranked if count >= least_images]
         idf = [math.log(images / count) for _, count in chosen]
         grams = {gram: number for number, (gram, _) in enumerate(chosen)}
-        unfitted = cls(grams, idf, math.log(images), *(torch.empty(0) for _ in range(4)))
-        means, deviations, covariance_DD, bias, together_DG = unfitted._moments(captions, features)
-        covariance_DD.diagonal().add_(RIDGE)
-        solution_DG = torch.linalg.solve(covariance_DD, together_DG)
-        # The best approximation of rank Q: along the left singular vectors of the largest values.
-        _, vectors = torch.linalg.eigh(solution_DG @ solution_DG.T)
-        best_DQ = vectors[:, -rank:]
-        projection, weights = best_DQ / deviations.unsqueeze(1), solution_DG.T @ best_DQ
-        # As they are kept.
-        projection, weights = projection.half().float(), torch.mul(*in_bytes(weights))
-        return cls(grams, idf, unfitted.unseen, means, projection, weights, bias)
+        # Everything is fitted to what is kept, which has fewer digits.
+        means, directions = _directions(features)
+        directions = directions.half().float()
+        seen_IE = torch.cat([(chunk - means) @ directions for chunk in features])
+        landmarks = torch.mul(*in_bytes(_landmarks(seen_IE)))
+        nothing = torch.empty(0)
+        unfitted = cls(
+            grams,
+            idf,
+            math.log(images),
+            means=means,
+            directions=directions,
+            landmarks=landmarks,
+            projection=nothing,
+            weights=nothing,
+            bias=nothing,
+        )
+        similarity_M, bias, gram_MM, together_MG = unfitted._moments(captions, seen_IE)
+        between_MM = _similarities(landmarks.double(), landmarks.double())
+        between_MM.diagonal().add_(_ALIKE)
+        lower_MM = torch.linalg.cholesky(gram_MM + RIDGE * between_MM).float()
+        # With C = L L' the solution C^-1 T is L'^-1 W, where W = L^-1 T: what is lost of it by a
+        # smaller rank is least along the first left singular vectors of W.
+        whitened_MG = torch.linalg.solve_triangular(lower_MM, together_MG, upper=False)
+        best_MQ = _left_singular_vectors(whitened_MG, rank)
+        projection = torch.linalg.solve_triangular(lower_MM.T, best_MQ, upper=True)
+        projection = torch.mul(*in_bytes(projection.T)).T
+        weights = torch.mul(*in_bytes(whitened_MG.T @ best_MQ))
+        bias = bias - weights @ (similarity_M @ projection)
+        return replace(unfitted, projection=projection, weights=weights, bias=bias)
 
     def scores(self, features: Tensor, captions: Sequence[Captions]) -> list[list[float]]:
         """The CIDEr to be expected of each of the ``captions`` of each image.
@@ -119,7 +161,8 @@ class ExpectedNgrams:
                 images.append(image)
                 numbers.append(number)
                 values.append(value)
-        read_BQ = (features.cpu().float() - self.means) @ self.projection
+        seen_BE = (features.cpu().float() - self.means) @ self.directions
+        read_BQ = _similarities(seen_BE, self.landmarks) @ self.projection
         expected_N = (self.weights[numbers] * read_BQ[images]).sum(dim=1) + self.bias[numbers]
         products_N = torch.tensor(values) * expected_N * (SCALE / LONGEST)
         owners_N = torch.tensor(owners, dtype=torch.long)
@@ -134,10 +177,12 @@ class ExpectedNgrams:
             "ngrams": torch.tensor(padded, dtype=torch.int32).view(-1, LONGEST),
             "idf": torch.tensor(self.idf, dtype=torch.float64),
             "means": self.means,
-            "projection": self.projection.half(),
+            "directions": self.directions.half(),
             "bias": self.bias,
         }
-        tensors["weights"], tensors["steps"] = in_bytes(self.weights)
+        wide = {"landmarks": self.landmarks, "projection": self.projection.T}
+        for name, tensor in (wide | {"weights": self.weights}).items():
+            tensors[name], tensors[name + STEPS] = in_bytes(tensor)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         # In one entry: several would stand in another order each time.
         facts = json.dumps({"unseen": self.unseen, "made_for": made_for})
@@ -154,16 +199,24 @@ class ExpectedNgrams:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()[FACTS])
                 unseen, is_own = float(facts["unseen"]), facts["made_for"] == made_for
-                padded, idf = file.get_tensor("ngrams").tolist(), file.get_tensor("idf").tolist()
-                names = ("means", "projection", "bias", "weights", "steps")
-                means, projection, bias, weights, steps = (
-                    file.get_tensor(name).float() for name in names
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
+            if "landmarks" not in tensors:
+                raise UserError(
+                    f"{path} was made by an earlier version of showtell; put the run together "
+                    "again from its members with showtell ensemble, or train it again"
                 )
-            weights = weights * steps
-            is_whole = (len(means), projection.shape[1]) == (
-                len(projection),
-                weights.shape[1],
-            ) and len(padded) == len(idf) == len(weights) == len(bias)
+            read = from_bytes(tensors)
+            padded, idf = read["ngrams"].tolist(), read["idf"].tolist()
+            means, directions, bias = (read[n].float() for n in ("means", "directions", "bias"))
+            landmarks, weights, projection = (
+                read["landmarks"],
+                read["weights"],
+                read["projection"].T,
+            )
+            sizes = len(means), directions.shape[1], len(landmarks), projection.shape[1]
+            own = len(directions), landmarks.shape[1], len(projection), weights.shape[1]
+            is_whole = sizes == own and len(padded) == len(idf) == len(weights) == len(bias)
         except (
             OSError,
             SafetensorError,
@@ -180,39 +233,35 @@ class ExpectedNgrams:
                 f"{path} is not the file of this run: {problem}; restore it from a copy"
             )
         grams = {tuple(i for i in gram if i != PAD): number for number, gram in enumerate(padded)}
-        return cls(grams, idf, unseen, means, projection, weights, bias)
+        fitted = means, directions, landmarks, projection, weights, bias
+        return cls(grams, idf, unseen, *fitted)
 
     def _moments(
-        self, captions: Sequence[Captions], features: Iterable[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of the features: means (D,), deviations (D,), covariance (D, D) in these deviations.
+        self, captions: Sequence[Captions], seen: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of training images, ``seen`` in the directions (I, E), and of their references' vectors.
 
-        Of the targets: their means (G,) and their covariance with the features (D, G).
+        The mean similarities (M,), the mean vector (G,), and around these means the sums over the
+        images of similarity x similarity (M, M) and of similarity x vector (M, G).
         """
-        images, done = len(captions), 0
-        shift = torch.empty(0)
-        for chunk in features:
-            if done == 0:
-                # Sums of squares around something near the mean lose nothing in single precision.
-                shift = chunk.mean(dim=0)
-                size = len(shift)
-                sums, squares_DD = torch.zeros(size), torch.zeros(size, size)
-                targets_sum = torch.zeros(len(self.ngrams))
-                together_DG = torch.zeros(size, len(self.ngrams))
-            targets = self._mean_vectors(captions[done : done + len(chunk)])
-            near = chunk - shift
-            sums += near.sum(dim=0)
-            squares_DD.addmm_(near.T, near)
-            targets_sum += targets.sum(dim=0)
-            together_DG.addmm_(near.T, targets)
-            done += len(chunk)
-        mean, bias = sums / images, targets_sum / images
-        covariance_DD = squares_DD / images - torch.outer(mean, mean)
-        # A feature that never changes tells nothing, and shall not be divided by nothing.
-        deviations = covariance_DD.diagonal().clamp(min=0).sqrt() + 1e-3
-        covariance_DD = covariance_DD / deviations / deviations.unsqueeze(1)
-        together_DG = (together_DG / images - torch.outer(mean, bias)) / deviations.unsqueeze(1)
-        return shift + mean, deviations, covariance_DD, bias, together_DG
+        # In single precision what pictures have in common would hide how little they differ.
+        landmarks, count = self.landmarks.double(), len(self.landmarks)
+        starts = range(0, len(seen), _CHUNK)
+        chunks = [seen[start : start + _CHUNK].double() for start in starts]
+        total_M = torch.zeros(count, dtype=torch.float64)
+        for chunk in chunks:
+            total_M += _similarities(chunk, landmarks).sum(dim=0)
+        similarity_M = total_M / len(seen)
+        gram_MM = torch.zeros(count, count, dtype=torch.float64)
+        together_MG = torch.zeros(count, len(self.ngrams))
+        total_G = torch.zeros(len(self.ngrams))
+        for start, chunk in zip(starts, chunks, strict=True):
+            around_means = _similarities(chunk, landmarks) - similarity_M
+            vectors = self._mean_vectors(captions[start : start + len(chunk)])
+            gram_MM.addmm_(around_means.T, around_means)
+            together_MG.addmm_(around_means.float().T, vectors)
+            total_G += vectors.sum(dim=0)
+        return similarity_M.float(), total_G / len(seen), gram_MM, together_MG
 
     def _mean_vectors(self, captions: Sequence[Captions]) -> Tensor:
         """For some images the mean (images, G) of their references' vectors."""
@@ -239,3 +288,62 @@ class ExpectedNgrams:
         for number, words, weight in known:
             if weight:
                 yield number, weight / math.sqrt(squares[words - 1])
+
+
+def _directions(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Means (D,) of the features, and where they differ most (D, E).
+
+    Directions are those of the first principal components of the features in their standard
+    deviations, scaled so that the squared distance of two pictures along all of them is the mean
+    squared difference of their features.
+    """
+    images, shift = 0, torch.empty(0)
+    for chunk in features:
+        if images == 0:
+            # Sums of squares around something near the mean lose nothing in single precision.
+            shift = chunk.mean(dim=0)
+            sums, squares_DD = torch.zeros_like(shift), torch.zeros(len(shift), len(shift))
+        near = chunk - shift
+        sums += near.sum(dim=0)
+        squares_DD.addmm_(near.T, near)
+        images += len(chunk)
+    mean = sums / images
+    covariance_DD = squares_DD / images - torch.outer(mean, mean)
+    # A feature that never changes tells nothing, and shall not be divided by nothing.
+    deviations = covariance_DD.diagonal().clamp(min=0).sqrt() + 1e-3
+    covariance_DD = covariance_DD / deviations / deviations.unsqueeze(1)
+    variances, vectors = torch.linalg.eigh(covariance_DD)
+    # Along the others nothing was seen: a new picture would be unlike all by chance alone.
+    vectors = vectors[:, variances >= _LEAST_VARIANCE * variances[-1]][:, -MOST_DIRECTIONS:]
+    scales = deviations * math.sqrt(len(deviations))
+    return shift + mean, vectors / scales.unsqueeze(1)
+
+
+def _left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
+    """Those of the ``count`` largest singular values of ``matrix`` (M, G), as columns.
+
+    Found by subspace iteration from a random start (Halko, Martinsson and Tropp 2011, "Finding
+    Structure with Randomness", algorithm 4.4), the same start each time.
+    """
+    if not matrix.numel():
+        return matrix.new_zeros(len(matrix), 1)
+    wide = min(count + 32, *matrix.shape)
+    random = torch.randn(matrix.shape[1], wide, generator=torch.Generator().manual_seed(0))
+    basis, _ = torch.linalg.qr(matrix @ random)
+    for _ in range(4):
+        basis, _ = torch.linalg.qr(matrix @ (matrix.T @ basis))
+    vectors, _, _ = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    singular_vectors: Tensor = basis @ vectors[:, :count]
+    return singular_vectors
+
+
+def _landmarks(seen: Tensor) -> Tensor:
+    """Some of the training images (I, E), evenly from the first to the last."""
+    count = min(len(seen), MOST_LANDMARKS)
+    return seen[torch.linspace(0, len(seen) - 1, count).round().long()]
+
+
+def _similarities(seen: Tensor, landmarks: Tensor) -> Tensor:
+    """Of pictures (B, E) to landmarks (M, E): (B, M), from 0 to 1."""
+    squares_BM = seen.square().sum(dim=1, keepdim=True) + landmarks.square().sum(dim=1)
+    return (-WIDTH * (squares_BM - 2 * seen @ landmarks.T).clamp(min=0)).exp()

@@ -61,7 +61,7 @@ class RerankedBeamSearch:
     def fitted(self, captions: Sequence[Captions], features: Iterable[Tensor]) -> Self:
         """The same search, fitted to training images: see `ExpectedNgrams.fit`.
 
-        ``captions`` are ids without END.
+        ``captions`` are ids without END; ``features`` are passed over twice.
         """
         ended = [[(*tokens, END) for tokens in references] for references in captions]
         options = {"least_images": self.least_images, "rank": self.rank}
