@@ -144,7 +144,7 @@ def _write(folder: Path, run: Path, member: Path, outer: Mapping[str, Any]) -> N
     shareable = _shareable(config)
     kept["encoder"] = {**kept["encoder"], "weights": shareable["encoder"]["weights"]}
     loaded.vocabulary.save(folder / runs.VOCABULARY)
-    keep_expected(folder, loaded.search, kept["encoder"], loaded.vocabulary)
+    keep_expected(folder, loaded.search, kept, loaded.vocabulary)
     (folder / runs.CONFIG).write_text(yaml.safe_dump(shareable, sort_keys=False))
     if kept.get("start"):
         start = _shareable(kept["start"]["config"])

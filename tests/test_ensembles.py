@@ -172,7 +172,7 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
     moved = folder.rename(tmp_path / "moved")
     run, pictures = load_run(moved), smoke_pictures(smoke)
     assert run.search.expected is not None
-    grams = run.search.expected.ngrams
+    grams = run.search.expected.known.ngrams
     assert (run.vocabulary.encode(["a"])[0],) in grams
     beams, seen = load_run(smoke.folder), features(run, pictures)
     several = replace(beams.search, beam_size=5, max_length=20).several(beams.decoder, seen, 10)
@@ -206,6 +206,10 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
         gather([moved], tmp_path / "none", search={**search, "candidates": 0})
     with pytest.raises(UserError, match=r"--data data\.root: give"):
         gather([moved], tmp_path / "none", search=None, places=["data.root"])
+    record = json.loads((moved / RECORD).read_text())
+    (moved / RECORD).write_text(json.dumps({**record, "views": "mirrored"}))
+    with pytest.raises(UserError, match="belongs to another run"):
+        load_run(moved)
     (moved / EXPECTED).unlink()
     with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
         load_run(moved)

@@ -268,25 +268,26 @@ def load_run(
     decoder = decoder.eval().to(device_for(accelerator))
     search = search.with_vocabulary(vocabulary)
     if isinstance(search, RerankedBeamSearch):
-        made_for = _made_for(record["encoder"], vocabulary)
+        made_for = _made_for(record, vocabulary)
         search = search.with_expected(ExpectedNgrams.load(folder / runs.EXPECTED, made_for))
     return Run(folder, record, decoder, vocabulary, search, _views_of(folder, record), weights)
 
 
 def keep_expected(
-    folder: Path, search: Search, encoder: Mapping[str, Any], vocabulary: Vocabulary
+    folder: Path, search: Search, record: Mapping[str, Any], vocabulary: Vocabulary
 ) -> None:
     """Write beside the weights what a search knows of the training images, if it does.
 
-    ``encoder`` is what ``run.json`` says of it.
+    Of ``record``, that of ``run.json``, the encoder and the views are used.
     """
     if isinstance(search, RerankedBeamSearch) and search.expected is not None:
-        search.expected.save(folder / runs.EXPECTED, _made_for(encoder, vocabulary))
+        search.expected.save(folder / runs.EXPECTED, _made_for(record, vocabulary))
 
 
-def _made_for(encoder: Mapping[str, Any], vocabulary: Vocabulary) -> str:
-    """Of what a prediction speaks: a hash of the encoder's identity and of the ids of the words."""
-    told = json.dumps([encoder.get("identity"), vocabulary.tokens], sort_keys=True)
+def _made_for(record: Mapping[str, Any], vocabulary: Vocabulary) -> str:
+    """Of what a prediction speaks: a hash of the encoder, the views and the ids of the words."""
+    seen = record["encoder"].get("identity"), record.get("views", "original")
+    told = json.dumps([*seen, vocabulary.tokens], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
 

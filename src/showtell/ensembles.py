@@ -113,7 +113,7 @@ def gather(
         record |= {"encoder": described, runs.COLUMNS: columns}
     elif weights := runs.encoder_weights(given[0].folder):
         runs.keep_encoder_weights(output, weights)
-    keep_expected(output, fitted, record["encoder"], loaded[0].vocabulary)
+    keep_expected(output, fitted, record, loaded[0].vocabulary)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     write_atomically(output / runs.CONFIG, text.encode())
     runs.write_json(output / runs.RECORD, record)  # last: a folder without it is no run

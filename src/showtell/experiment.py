@@ -144,7 +144,7 @@ def _reopen(folder: Path, config: Config, parts: Parts) -> None:
     """Check that a run can go on with these ``parts``, and clear away what will not hold."""
     _check_same_input(folder, runs.read_record(folder), parts)
     _write_config(folder, config)
-    _keep_expected(folder, parts)  # as this machine has it, which validates with it
+    _keep_expected(folder, config, parts)  # as this machine has it, which validates with it
     _remove_results(folder)
 
 
@@ -380,16 +380,16 @@ def _new_folder(config: Config) -> Path:
     return runs.create_run_folder(Path(output["root"]), config["name"])
 
 
-def _keep_expected(folder: Path, parts: Parts) -> None:
-    described = {"identity": parts.encoder.identity.to_json()}
-    keep_expected(folder, parts.settings.search, described, parts.vocabulary)
+def _keep_expected(folder: Path, config: Config, parts: Parts) -> None:
+    seen = {"encoder": {"identity": parts.encoder.identity.to_json()}, "views": config["views"]}
+    keep_expected(folder, parts.settings.search, seen, parts.vocabulary)
 
 
 def _describe(folder: Path, config: Config, parts: Parts) -> None:
     """Write what a run folder holds before its first step."""
     parts.vocabulary.save(folder / runs.VOCABULARY)
     _write_config(folder, config)
-    _keep_expected(folder, parts)
+    _keep_expected(folder, config, parts)
     weights = Path(config["encoder"]["weights"] or "")
     if weights.is_file() and not has_published_name(weights):  # nobody else may have them
         runs.keep_encoder_weights(folder, weights)

@@ -23,7 +23,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Self
@@ -64,26 +64,122 @@ FACTS = "facts"
 
 
 @dataclass(frozen=True, slots=True)
-class ExpectedNgrams:
-    """Predicts the mean tf-idf vector of an image's references from its pooled features.
+class NgramWeights:
+    """The tf-idf of n-grams, by how many training images have them.
 
     Attributes:
         ngrams: n-gram of token ids -> its number, 0 to G - 1.
         idf: of each, log(training images / images with the n-gram).
         unseen: the idf of all other n-grams, log(training images).
-        means: (D,) of the features over the training images.
-        directions: (D, E) in which a picture is compared with the landmarks.
+    """
+
+    ngrams: Mapping[Ngram, int]
+    idf: Sequence[float]
+    unseen: float
+
+    @classmethod
+    def of(cls, captions: Sequence[Captions], least_images: int) -> Self:
+        """Those of ``least_images`` and more, of the references of each training image."""
+        documents: Counter[Ngram] = Counter()
+        for references in captions:
+            documents.update({gram for tokens in references for gram in ngrams(tokens)})
+        # Alphabetically where equally frequent: not in the order of the images.
+        ranked = sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:MOST_NGRAMS]
+        chosen = [(gram, count) for gram, count in ranked if count >= least_images]
+        return cls(
+            {gram: number for number, (gram, _) in enumerate(chosen)},
+            [math.log(len(captions) / count) for _, count in chosen],
+            math.log(len(captions)),
+        )
+
+    def vector(self, tokens: Sequence[int]) -> Iterator[tuple[int, float]]:
+        """Number and tf-idf of the known n-grams of a caption, whose norm is 1 for each length."""
+        squares = [0.0] * LONGEST
+        known = []
+        for gram, count in ngrams(tokens).items():
+            number = self.ngrams.get(gram)
+            weight = count * (self.unseen if number is None else self.idf[number])
+            squares[len(gram) - 1] += weight * weight
+            if number is not None:
+                known.append((number, len(gram), weight))
+        for number, words, weight in known:
+            if weight:
+                yield number, weight / math.sqrt(squares[words - 1])
+
+    def mean_vectors(self, captions: Sequence[Captions]) -> Tensor:
+        """For some images the mean (images, G) of their references' vectors."""
+        means = torch.zeros(len(captions), len(self.ngrams))
+        for row, references in enumerate(captions):
+            sums: Counter[int] = Counter()
+            for tokens in references:
+                for number, value in self.vector(tokens):
+                    sums[number] += value  # type: ignore[assignment]  # numbers of any kind
+            share = 1 / max(1, len(references))
+            means[row, list(sums)] = torch.tensor(list(sums.values())) * share
+        return means
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """Where features differ most over the training images: their first principal components.
+
+    Attributes:
+        means: (D,) of the features.
+        scales: (D,) what they are divided by: their standard deviations times the root of D, so
+            that the squared distance of two pictures is the mean squared difference of their
+            features, each in its standard deviations.
+        vectors: (D, E) of norm 1.
+    """
+
+    means: Tensor
+    scales: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, features: Iterable[Tensor]) -> Self:
+        """Of the features of the training images, in chunks (any, D)."""
+        images, shift = 0, torch.empty(0)
+        for chunk in features:
+            if images == 0:
+                # Sums of squares around something near the mean lose nothing in single precision.
+                shift = chunk.mean(dim=0)
+                sums, squares_DD = torch.zeros_like(shift), torch.zeros(len(shift), len(shift))
+            near = chunk - shift
+            sums += near.sum(dim=0)
+            squares_DD.addmm_(near.T, near)
+            images += len(chunk)
+        mean = sums / images
+        covariance_DD = squares_DD / images - torch.outer(mean, mean)
+        # A feature that never changes tells nothing, and shall not be divided by nothing.
+        deviations = covariance_DD.diagonal().clamp(min=0).sqrt() + 1e-3
+        covariance_DD = covariance_DD / deviations / deviations.unsqueeze(1)
+        variances, vectors = torch.linalg.eigh(covariance_DD)
+        # Along the others nothing was seen: a new picture would be unlike all by chance alone.
+        vectors = vectors[:, variances >= _LEAST_VARIANCE * variances[-1]][:, -MOST_DIRECTIONS:]
+        # In the digits that are kept, so that everything is fitted to what will be read again.
+        kept = vectors.half().float()
+        return cls(shift + mean, deviations * math.sqrt(len(deviations)), kept)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Where pictures of ``features`` (B, D) lie: (B, E)."""
+        return (features - self.means) / self.scales @ self.vectors
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedNgrams:
+    """Predicts the mean tf-idf vector of an image's references from its pooled features.
+
+    Attributes:
+        known: the n-grams that are predicted, and what they weigh.
+        directions: in which a picture is compared with the landmarks.
         landmarks: (M, E) training images.
         projection: (M, Q) what is read of the similarities to them.
         weights: (G, Q) what follows from it.
         bias: (G,) what is predicted where nothing is read.
     """
 
-    ngrams: Mapping[Ngram, int]
-    idf: Sequence[float]
-    unseen: float
-    means: Tensor
-    directions: Tensor
+    known: NgramWeights
+    directions: Directions
     landmarks: Tensor
     projection: Tensor
     weights: Tensor
@@ -107,33 +203,11 @@ class ExpectedNgrams:
             least_images: an n-gram of fewer images is not predicted.
             rank: largest Q; the prediction is the best one of that rank.
         """
-        images = len(captions)
-        documents: Counter[Ngram] = Counter()
-        for references in captions:
-            documents.update({gram for tokens in references for gram in ngrams(tokens)})
-        # Alphabetically where equally frequent: not in the order of the images.
-        ranked = sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:MOST_NGRAMS]
-        chosen = [(gram, count) for gram, count in ranked if count >= least_images]
-        idf = [math.log(images / count) for _, count in chosen]
-        grams = {gram: number for number, (gram, _) in enumerate(chosen)}
-        # Everything is fitted to what is kept, which has fewer digits.
-        means, directions = _directions(features)
-        directions = directions.half().float()
-        seen_IE = torch.cat([(chunk - means) @ directions for chunk in features])
-        landmarks = torch.mul(*in_bytes(_landmarks(seen_IE)))
-        nothing = torch.empty(0)
-        unfitted = cls(
-            grams,
-            idf,
-            math.log(images),
-            means=means,
-            directions=directions,
-            landmarks=landmarks,
-            projection=nothing,
-            weights=nothing,
-            bias=nothing,
-        )
-        similarity_M, bias, gram_MM, together_MG = unfitted._moments(captions, seen_IE)
+        known = NgramWeights.of(captions, least_images)
+        directions = Directions.of(features)
+        points_IE = torch.cat([directions(chunk) for chunk in features])
+        landmarks = torch.mul(*in_bytes(_landmarks(points_IE)))
+        similarity_M, bias, gram_MM, together_MG = _moments(known, captions, points_IE, landmarks)
         between_MM = _similarities(landmarks.double(), landmarks.double())
         between_MM.diagonal().add_(_ALIKE)
         lower_MM = torch.linalg.cholesky(gram_MM + RIDGE * between_MM).float()
@@ -145,7 +219,7 @@ class ExpectedNgrams:
         projection = torch.mul(*in_bytes(projection.T)).T
         weights = torch.mul(*in_bytes(whitened_MG.T @ best_MQ))
         bias = bias - weights @ (similarity_M @ projection)
-        return replace(unfitted, projection=projection, weights=weights, bias=bias)
+        return cls(known, directions, landmarks, projection, weights, bias)
 
     def scores(self, features: Tensor, captions: Sequence[Captions]) -> list[list[float]]:
         """The CIDEr to be expected of each of the ``captions`` of each image.
@@ -156,13 +230,13 @@ class ExpectedNgrams:
         counts = [len(each) for each in captions]
         flat = ((image, tokens) for image, each in enumerate(captions) for tokens in each)
         for owner, (image, tokens) in enumerate(flat):
-            for number, value in self._vector(tokens):
+            for number, value in self.known.vector(tokens):
                 owners.append(owner)
                 images.append(image)
                 numbers.append(number)
                 values.append(value)
-        seen_BE = (features.cpu().float() - self.means) @ self.directions
-        read_BQ = _similarities(seen_BE, self.landmarks) @ self.projection
+        points_BE = self.directions(features.cpu().float())
+        read_BQ = _similarities(points_BE, self.landmarks) @ self.projection
         expected_N = (self.weights[numbers] * read_BQ[images]).sum(dim=1) + self.bias[numbers]
         products_N = torch.tensor(values) * expected_N * (SCALE / LONGEST)
         owners_N = torch.tensor(owners, dtype=torch.long)
@@ -172,12 +246,13 @@ class ExpectedNgrams:
 
     def save(self, path: Path, made_for: str) -> None:
         """Write it as ``.safetensors``; ``made_for`` names the features and the ids of words."""
-        padded = [(*gram, *(PAD,) * (LONGEST - len(gram))) for gram in self.ngrams]
+        padded = [(*gram, *(PAD,) * (LONGEST - len(gram))) for gram in self.known.ngrams]
         tensors = {
             "ngrams": torch.tensor(padded, dtype=torch.int32).view(-1, LONGEST),
-            "idf": torch.tensor(self.idf, dtype=torch.float64),
-            "means": self.means,
-            "directions": self.directions.half(),
+            "idf": torch.tensor(self.known.idf, dtype=torch.float64),
+            "means": self.directions.means,
+            "scales": self.directions.scales,
+            "directions": self.directions.vectors.half(),
             "bias": self.bias,
         }
         wide = {"landmarks": self.landmarks, "projection": self.projection.T}
@@ -185,7 +260,7 @@ class ExpectedNgrams:
             tensors[name], tensors[name + STEPS] = in_bytes(tensor)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         # In one entry: several would stand in another order each time.
-        facts = json.dumps({"unseen": self.unseen, "made_for": made_for})
+        facts = json.dumps({"unseen": self.known.unseen, "made_for": made_for})
         write_atomically(path, save(contiguous, metadata={FACTS: facts}))
 
     @classmethod
@@ -201,22 +276,29 @@ class ExpectedNgrams:
                 unseen, is_own = float(facts["unseen"]), facts["made_for"] == made_for
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
-            if "landmarks" not in tensors:
+            if "scales" not in tensors:
                 raise UserError(
                     f"{path} was made by an earlier version of showtell; put the run together "
                     "again from its members with showtell ensemble, or train it again"
                 )
             read = from_bytes(tensors)
             padded, idf = read["ngrams"].tolist(), read["idf"].tolist()
-            means, directions, bias = (read[n].float() for n in ("means", "directions", "bias"))
-            landmarks, weights, projection = (
-                read["landmarks"],
-                read["weights"],
-                read["projection"].T,
+            means, scales = read["means"], read["scales"]
+            directions = Directions(means, scales, read["directions"].float())
+            landmarks, weights, bias = read["landmarks"], read["weights"], read["bias"]
+            projection = read["projection"].T
+            sizes = len(means), directions.vectors.shape[1], len(landmarks), projection.shape[1]
+            own = (
+                len(directions.vectors),
+                landmarks.shape[1],
+                len(projection),
+                weights.shape[1],
             )
-            sizes = len(means), directions.shape[1], len(landmarks), projection.shape[1]
-            own = len(directions), landmarks.shape[1], len(projection), weights.shape[1]
-            is_whole = sizes == own and len(padded) == len(idf) == len(weights) == len(bias)
+            is_whole = (
+                sizes == own
+                and means.shape == scales.shape
+                and len(padded) == len(idf) == len(weights) == len(bias)
+            )
         except (
             OSError,
             SafetensorError,
@@ -233,90 +315,36 @@ class ExpectedNgrams:
                 f"{path} is not the file of this run: {problem}; restore it from a copy"
             )
         grams = {tuple(i for i in gram if i != PAD): number for number, gram in enumerate(padded)}
-        fitted = means, directions, landmarks, projection, weights, bias
-        return cls(grams, idf, unseen, *fitted)
-
-    def _moments(
-        self, captions: Sequence[Captions], seen: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of training images, ``seen`` in the directions (I, E), and of their references' vectors.
-
-        The mean similarities (M,), the mean vector (G,), and around these means the sums over the
-        images of similarity x similarity (M, M) and of similarity x vector (M, G).
-        """
-        # In single precision what pictures have in common would hide how little they differ.
-        landmarks, count = self.landmarks.double(), len(self.landmarks)
-        starts = range(0, len(seen), _CHUNK)
-        chunks = [seen[start : start + _CHUNK].double() for start in starts]
-        total_M = torch.zeros(count, dtype=torch.float64)
-        for chunk in chunks:
-            total_M += _similarities(chunk, landmarks).sum(dim=0)
-        similarity_M = total_M / len(seen)
-        gram_MM = torch.zeros(count, count, dtype=torch.float64)
-        together_MG = torch.zeros(count, len(self.ngrams))
-        total_G = torch.zeros(len(self.ngrams))
-        for start, chunk in zip(starts, chunks, strict=True):
-            around_means = _similarities(chunk, landmarks) - similarity_M
-            vectors = self._mean_vectors(captions[start : start + len(chunk)])
-            gram_MM.addmm_(around_means.T, around_means)
-            together_MG.addmm_(around_means.float().T, vectors)
-            total_G += vectors.sum(dim=0)
-        return similarity_M.float(), total_G / len(seen), gram_MM, together_MG
-
-    def _mean_vectors(self, captions: Sequence[Captions]) -> Tensor:
-        """For some images the mean (images, G) of their references' vectors."""
-        means = torch.zeros(len(captions), len(self.ngrams))
-        for row, references in enumerate(captions):
-            sums: Counter[int] = Counter()
-            for tokens in references:
-                for number, value in self._vector(tokens):
-                    sums[number] += value  # type: ignore[assignment]  # numbers of any kind
-            share = 1 / max(1, len(references))
-            means[row, list(sums)] = torch.tensor(list(sums.values())) * share
-        return means
-
-    def _vector(self, tokens: Sequence[int]) -> Iterator[tuple[int, float]]:
-        """Number and tf-idf of the known n-grams of a caption, whose norm is 1 for each length."""
-        squares = [0.0] * LONGEST
-        known = []
-        for gram, count in ngrams(tokens).items():
-            number = self.ngrams.get(gram)
-            weight = count * (self.unseen if number is None else self.idf[number])
-            squares[len(gram) - 1] += weight * weight
-            if number is not None:
-                known.append((number, len(gram), weight))
-        for number, words, weight in known:
-            if weight:
-                yield number, weight / math.sqrt(squares[words - 1])
+        known = NgramWeights(grams, idf, unseen)
+        return cls(known, directions, landmarks, projection, weights, bias)
 
 
-def _directions(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Means (D,) of the features, and where they differ most (D, E).
+def _moments(
+    known: NgramWeights, captions: Sequence[Captions], points: Tensor, landmarks: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of training images at ``points`` (I, E), their landmarks, and their references' vectors.
 
-    Directions are those of the first principal components of the features in their standard
-    deviations, scaled so that the squared distance of two pictures along all of them is the mean
-    squared difference of their features.
+    The mean similarities (M,), the mean vector (G,), and around these means the sums over the
+    images of similarity x similarity (M, M) and of similarity x vector (M, G).
     """
-    images, shift = 0, torch.empty(0)
-    for chunk in features:
-        if images == 0:
-            # Sums of squares around something near the mean lose nothing in single precision.
-            shift = chunk.mean(dim=0)
-            sums, squares_DD = torch.zeros_like(shift), torch.zeros(len(shift), len(shift))
-        near = chunk - shift
-        sums += near.sum(dim=0)
-        squares_DD.addmm_(near.T, near)
-        images += len(chunk)
-    mean = sums / images
-    covariance_DD = squares_DD / images - torch.outer(mean, mean)
-    # A feature that never changes tells nothing, and shall not be divided by nothing.
-    deviations = covariance_DD.diagonal().clamp(min=0).sqrt() + 1e-3
-    covariance_DD = covariance_DD / deviations / deviations.unsqueeze(1)
-    variances, vectors = torch.linalg.eigh(covariance_DD)
-    # Along the others nothing was seen: a new picture would be unlike all by chance alone.
-    vectors = vectors[:, variances >= _LEAST_VARIANCE * variances[-1]][:, -MOST_DIRECTIONS:]
-    scales = deviations * math.sqrt(len(deviations))
-    return shift + mean, vectors / scales.unsqueeze(1)
+    # In single precision what pictures have in common would hide how little they differ.
+    landmarks, count = landmarks.double(), len(landmarks)
+    starts = range(0, len(points), _CHUNK)
+    chunks = [points[start : start + _CHUNK].double() for start in starts]
+    total_M = torch.zeros(count, dtype=torch.float64)
+    for chunk in chunks:
+        total_M += _similarities(chunk, landmarks).sum(dim=0)
+    similarity_M = total_M / len(points)
+    gram_MM = torch.zeros(count, count, dtype=torch.float64)
+    together_MG = torch.zeros(count, len(known.ngrams))
+    total_G = torch.zeros(len(known.ngrams))
+    for start, chunk in zip(starts, chunks, strict=True):
+        around_means = _similarities(chunk, landmarks) - similarity_M
+        vectors = known.mean_vectors(captions[start : start + len(chunk)])
+        gram_MM.addmm_(around_means.T, around_means)
+        together_MG.addmm_(around_means.float().T, vectors)
+        total_G += vectors.sum(dim=0)
+    return similarity_M.float(), total_G / len(points), gram_MM, together_MG
 
 
 def _left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
@@ -337,13 +365,13 @@ def _left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
     return singular_vectors
 
 
-def _landmarks(seen: Tensor) -> Tensor:
+def _landmarks(points: Tensor) -> Tensor:
     """Some of the training images (I, E), evenly from the first to the last."""
-    count = min(len(seen), MOST_LANDMARKS)
-    return seen[torch.linspace(0, len(seen) - 1, count).round().long()]
+    count = min(len(points), MOST_LANDMARKS)
+    return points[torch.linspace(0, len(points) - 1, count).round().long()]
 
 
-def _similarities(seen: Tensor, landmarks: Tensor) -> Tensor:
+def _similarities(points: Tensor, landmarks: Tensor) -> Tensor:
     """Of pictures (B, E) to landmarks (M, E): (B, M), from 0 to 1."""
-    squares_BM = seen.square().sum(dim=1, keepdim=True) + landmarks.square().sum(dim=1)
-    return (-WIDTH * (squares_BM - 2 * seen @ landmarks.T).clamp(min=0)).exp()
+    squares_BM = points.square().sum(dim=1, keepdim=True) + landmarks.square().sum(dim=1)
+    return (-WIDTH * (squares_BM - 2 * points @ landmarks.T).clamp(min=0)).exp()
