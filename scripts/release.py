@@ -17,7 +17,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,11 +236,7 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     if runs.LEARNED_IN in facts:
         facts = json.loads(facts[runs.LEARNED_IN])["before"]
     if tuned_by := facts.get(TUNED_BY):
-        facts = json.loads(tuned_by)
-        yield (
-            f"showtell tune {_encoder_options(record)} seed={facts['seed']} "
-            f"--epochs {facts['epochs']} --lr {facts['lr']} --output {record['encoder']['weights']}"
-        )
+        yield from _tuning_commands(record, json.loads(tuned_by))
     if record.get("start"):
         yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
     config, trained = runs.read_config(folder), f"outputs/runs/{folder.name}"
@@ -254,6 +250,29 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
             f"showtell ensemble {members} --search {search} --views {record['views']} "
             f"--output {trained}_released"
         )
+
+
+def _tuning_commands(
+    record: Mapping[str, Any], tuned_by: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """What tuned the encoder: its networks together, or each by itself and then joined."""
+    output, identity = record["encoder"]["weights"], record["encoder"]["identity"]
+    if isinstance(tuned_by, Mapping):
+        yield f"showtell tune {_encoder_options(record)} {_tuning_options(tuned_by, output)}"
+        return
+    size, files = identity["preprocessing"]["size"], []
+    for network, facts in zip(identity["network"].split("+"), tuned_by, strict=True):
+        files.append(f"outputs/tuned_{network}.safetensors")
+        seen = f"encoder={network} encoder.preprocessing.size={size}"
+        yield f"showtell tune {seen} {_tuning_options(facts, files[-1])}"
+    yield f"python scripts/join_encoders.py {' '.join(files)} --output {output}"
+
+
+def _tuning_options(facts: Mapping[str, Any], output: str) -> str:
+    return (
+        f"seed={facts['seed']} --epochs {facts['epochs']} --lr {facts['lr']} "
+        f"--phrases {facts.get('phrases', 1)} --output {output}"
+    )
 
 
 def _encoder_options(record: Mapping[str, Any]) -> str:

@@ -195,12 +195,33 @@ def test_an_encoder_of_its_own_is_released_in_bytes(
         wanted, found = before(pictures).pooled, after(pictures).pooled
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
     tuning, training = script["_commands"](folder, json.loads((folder / runs.RECORD).read_text()))
-    assert tuning.endswith("seed=5 --epochs 3 --lr 0.1 --output outputs/tuned.safetensors")
+    assert tuning.endswith(
+        "seed=5 --epochs 3 --lr 0.1 --phrases 1 --output outputs/tuned.safetensors"
+    )
     assert "encoder.weights=outputs/tuned.safetensors" in shlex.split(training)
     # Rounded once more it is the same.
     again = script["release"](folder, "again")
     for name, tensor in load_state(kept).items():
         torch.testing.assert_close(load_state(again / runs.LEARNED_ENCODER)[name], tensor)
+
+
+def test_the_card_says_how_each_network_was_tuned() -> None:
+    facts = {"epochs": 4, "lr": 0.0003, "seed": 1}
+    identity = {"network": "one+two", "preprocessing": {"size": 260}}
+    record = {"encoder": {"weights": "outputs/both.safetensors", "identity": identity}}
+    commands = runpy.run_path(str(SCRIPT))["_tuning_commands"]
+    assert list(commands(record, [facts, {**facts, "seed": 2, "phrases": 3}])) == [
+        "showtell tune encoder=one encoder.preprocessing.size=260 seed=1 --epochs 4 --lr 0.0003 "
+        "--phrases 1 --output outputs/tuned_one.safetensors",
+        "showtell tune encoder=two encoder.preprocessing.size=260 seed=2 --epochs 4 --lr 0.0003 "
+        "--phrases 3 --output outputs/tuned_two.safetensors",
+        "python scripts/join_encoders.py outputs/tuned_one.safetensors "
+        "outputs/tuned_two.safetensors --output outputs/both.safetensors",
+    ]
+    assert list(commands(record, facts)) == [
+        "showtell tune encoder=joined 'encoder.networks=[one,two]' seed=1 --epochs 4 --lr 0.0003 "
+        "--phrases 1 --output outputs/both.safetensors"
+    ]
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "/a", ""])

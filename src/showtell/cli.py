@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--lr", type=float, default=3e-4, metavar="RATE", help="the highest; default: %(default)s"
     )
+    tune.add_argument(
+        "--phrases",
+        type=_at_least_1,
+        default=1,
+        metavar="N",
+        help="teach sequences of up to N words too; default: %(default)s, words alone",
+    )
     tune.set_defaults(command=_tune)
 
     evaluate = commands.add_parser("evaluate", help="all metrics of a run on a split")
@@ -213,14 +220,16 @@ def _tune(options: argparse.Namespace) -> int:
         raise UserError(f"{options.output} exists; name another --output or remove it")
     if unused := [o for o in options.overrides if not o.lstrip("+").startswith(USED_BY_TUNE)]:
         raise UserError(
-            f"{unused[0]} has no effect on `showtell tune`, which takes --epochs and --lr"
+            f"{unused[0]} has no effect on `showtell tune`, "
+            "which takes --epochs, --lr and --phrases"
         )
     check_writable(options.output)
     config = compose(options.overrides)
     data = build("data", config["data"])
     from showtell.parts import tune_encoder
 
-    tune_encoder(config, data, options.output, epochs=options.epochs, lr=options.lr)
+    how = {"epochs": options.epochs, "lr": options.lr, "phrases": options.phrases}
+    tune_encoder(config, data, options.output, **how)
     print(f"weights: {options.output}")
     return 0
 

@@ -264,7 +264,7 @@ def extract(config: Config, data: CaptionData) -> None:
 
 
 def tune_encoder(
-    config: Config, data: CaptionData, output: Path, *, epochs: int, lr: float
+    config: Config, data: CaptionData, output: Path, *, epochs: int, lr: float, phrases: int = 1
 ) -> None:
     """Tune the configured encoder to the captions of ``data``, and write its weights.
 
@@ -280,7 +280,7 @@ def tune_encoder(
     accelerator = config["trainer"]["accelerator"]
     device_for(accelerator)  # refuses one that is not there
     try:
-        settings = TuningSettings(epochs, lr, config["seed"], accelerator)
+        settings = TuningSettings(epochs, lr, config["seed"], accelerator, phrases)
     except ValueError as error:
         raise UserError(f"showtell tune: {error}") from error
     file = output.with_suffix(".lock")

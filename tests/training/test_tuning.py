@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from showtell.runs import encoder_weights
 from showtell.sweeps.locks import open_locked
 from showtell.training import tuning
 from showtell.training.tuning import (
+    TUNED_BY,
     TuningSettings,
     WordTuner,
     frequent_words,
@@ -33,9 +37,11 @@ from showtell.training.tuning import (
 )
 from showtell.types import CaptionedImage
 from showtell.vision import encoder as encoders
-from showtell.vision.encoder import Encoder, efficientnet_lite, joined, rebuild_encoder
+from showtell.vision.encoder import Encoder, efficientnet_lite, joined, parts_of, rebuild_encoder
 from showtell.vision.images import ImageError, Preprocessing
+from showtell.vision.weights import facts_of, half_file
 
+JOIN = Path(__file__).parents[2] / "scripts" / "join_encoders.py"
 PREPROCESSING = Preprocessing(64, "whole", 1, "bicubic", (0.5,) * 3, (0.5,) * 3)
 
 
@@ -70,9 +76,40 @@ def test_words_that_are_rare_or_everywhere_are_not_to_be_seen(
         image(3, "a cat", "a fish"),
         image(4, "a bird"),
     ]
-    assert frequent_words(images) == ["dog", "cat"]  # "a" is in all four, the others in one
+    assert frequent_words(images) == ["cat", "dog"]  # "a" is in all four, the others in one
     targets = word_targets(images, ["dog", "cat"])
     assert targets.tolist() == [[1.0, 0.0], [0.5, 0.5], [0.0, 0.5], [0.0, 0.0]]
+
+
+def test_phrases_are_named_beside_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LEAST_PICTURES", 2)
+    images = [
+        image(1, "A dog jumps over grass.", "a dog"),
+        image(2, "dog jumps over", "over dog jumps"),
+        image(3, "cat over a dog"),
+        image(4, "grass"),
+        image(5, "a bird"),
+    ]
+    # "a", "dog" and "over" are in more than half. Alphabetically where equally frequent: the same
+    # in each process, which has an order of sets of its own.
+    assert frequent_words(images) == ["grass", "jumps"]
+    phrases = frequent_words(images, 3)
+    assert phrases == ["a dog", "dog jumps", "dog jumps over", "grass", "jumps", "jumps over"]
+    targets = word_targets(images, phrases)
+    assert targets[0].tolist() == [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert targets[1].tolist() == [0.0, 1.0, 0.5, 0.0, 1.0, 0.5]
+    assert targets[2].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_phrases_are_learned_like_words(
+    coloured: list[CaptionedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tuned.safetensors"
+    tune(encoder(), coloured, coloured, file, TuningSettings(1, 1e-3, 1, "cpu", phrases=2))
+    # "red", "a red", "red square", and those of blue.
+    assert "6 phrases of 1 to 2 words to be seen in 32" in capsys.readouterr().out
+    (facts,) = facts_of(file).values()
+    assert json.loads(facts) == {"epochs": 1, "lr": 1e-3, "seed": 1, "phrases": 2}
 
 
 def test_it_learns_what_the_words_look_like(
@@ -128,6 +165,49 @@ def test_networks_side_by_side_are_each_tuned_as_if_alone(
     loaded = joined(networks=names, weights=both, preprocessing=PREPROCESSING)
     assert loaded.identity != side_by_side.identity
     assert rebuild_encoder(loaded.identity, weights=both).identity == loaded.identity
+
+
+def tuned_file(size: int, folder: Path, **facts: float) -> Path:
+    network = efficientnet_lite(size=size, weights=None, preprocessing=PREPROCESSING)
+    file = folder / f"{size}.safetensors"
+    file.write_bytes(half_file(network.body, {TUNED_BY: json.dumps(facts)}))
+    return file
+
+
+def test_networks_tuned_apart_are_joined_in_their_order(tmp_path: Path) -> None:
+    files = [tuned_file(1, tmp_path, seed=1), tuned_file(0, tmp_path, seed=2, phrases=3)]
+    output = tmp_path / "both.safetensors"
+    runpy.run_path(str(JOIN))["join"](files, output)
+    assert json.loads(facts_of(output)[TUNED_BY]) == [{"seed": 1}, {"seed": 2, "phrases": 3}]
+    names = ["efficientnet_lite1", "efficientnet_lite0"]
+    both = joined(networks=names, weights=str(output), preprocessing=PREPROCESSING)
+    alone = [
+        efficientnet_lite(size=size, weights=str(file), preprocessing=PREPROCESSING)
+        for size, file in zip((1, 0), files, strict=True)
+    ]
+    assert [part.identity for part in parts_of(both)] == [part.identity for part in alone]
+
+
+def test_what_cannot_be_joined_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, output = runpy.run_path(str(JOIN)), tmp_path / "both.safetensors"
+    tuned, bare = tuned_file(0, tmp_path, seed=1), tmp_path / "bare.safetensors"
+    bare.write_bytes(half_file(encoder().body, {}))
+    with pytest.raises(UserError, match="name at least two"):
+        script["join"]([tuned], output)
+    with pytest.raises(UserError, match=r"bare\.safetensors: not a single network as"):
+        script["join"]([tuned, bare], output)
+    script["join"]([tuned, tuned], output)
+    with pytest.raises(UserError, match=r"a \.safetensors file that does not exist yet"):
+        script["join"]([tuned, tuned], output)
+    with pytest.raises(UserError, match="not a single network"):
+        script["join"]([tuned, output], tmp_path / "three.safetensors")
+    monkeypatch.setattr(sys, "argv", ["join_encoders.py", str(tuned), "--output", "x.safetensors"])
+    with pytest.raises(SystemExit) as stopped:
+        script["main"]()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("error: one file alone")
 
 
 class BrokenOffError(Exception):

@@ -3,7 +3,8 @@
 ImageNet teaches a network to tell 120 breeds of dogs apart, and nothing of what dogs do. Here each
 frequent word of the captions is something to be seen in a picture, as often as its captions say it
 (words as visual concepts: Fang et al. 2015, "From Captions to Visual Concepts and Back"; Wu et al.
-2016, "What Value Do Explicit High Level Concepts Have in Vision to Language Problems?"). The layer
+2016, "What Value Do Explicit High Level Concepts Have in Vision to Language Problems?"). So are
+frequent phrases, where they are asked for: what a dog does stands in "dog jumping over". The layer
 that names the words is dropped afterwards; what is kept is what it was given to read.
 
 Dimension key: B images, S input side, C channels, Q side of a map, D feature size, W words.
@@ -65,16 +66,18 @@ class TuningSettings:
         lr: highest learning rate of Adam for the network.
         seed: of views, dropout and the new layer.
         accelerator: ``auto``, ``cpu``, or one that must be there.
+        phrases: longest sequence of words that is something to be seen; 1: words alone.
     """
 
     epochs: int
     lr: float
     seed: int
     accelerator: str
+    phrases: int = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or not 0 < self.lr < math.inf:
-            raise ValueError("epochs must be at least 1, and lr above 0")
+        if min(self.epochs, self.phrases) < 1 or not 0 < self.lr < math.inf:
+            raise ValueError("epochs and phrases must be at least 1, and lr above 0")
 
 
 def tune(
@@ -100,7 +103,7 @@ def tune(
     """
     parts = parts_of(encoder)
     networks = [LearningEncoder(part, "pooled") for part in parts]
-    words = frequent_words(training)
+    words = frequent_words(training, settings.phrases)
     if not words:
         raise UserError(
             f"no word stands in the captions of {LEAST_PICTURES} training pictures and of at most "
@@ -109,7 +112,10 @@ def tune(
     silence_hints()
     keep_freed_memory()
     targets = word_targets(training, words), word_targets(validation, words)
-    facts = {"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed}
+    facts = {
+        **{"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed},
+        "phrases": settings.phrases,
+    }
     given = [facts, BATCH_SIZE, DROPOUT, HEAD_RATE, words, [image.image_id for image in training]]
     tunings = [
         _Tuning(
@@ -120,7 +126,8 @@ def tune(
     ]
     done = [tuning.epochs() for tuning in tunings]  # refused before the work
     check_readable([*training, *validation])
-    print(f"note: {len(words)} words to be seen in {len(training)} training pictures")
+    named = "words" if settings.phrases == 1 else f"phrases of 1 to {settings.phrases} words"
+    print(f"note: {len(words)} {named} to be seen in {len(training)} training pictures")
     for part, network, tuning, epochs in zip(parts, networks, tunings, done, strict=True):
         if epochs:
             print(f"note: goes on after epoch {epochs} of {settings.epochs}: {tuning.checkpoint}")
@@ -215,27 +222,43 @@ def _trainer(settings: TuningSettings, tuning: _Tuning) -> Trainer:
     )
 
 
-def frequent_words(images: Sequence[CaptionedImage]) -> list[str]:
-    """The words that can be learned by their looks, the most frequent first."""
-    pictures = Counter(word for image in images for word in _words_of(image))
+def frequent_words(images: Sequence[CaptionedImage], phrases: int = 1) -> list[str]:
+    """The words that can be learned by their looks, the most frequent first.
+
+    With them the sequences of up to ``phrases`` words, joined by spaces.
+    """
+    pictures = Counter(word for image in images for word in _words_of(image, phrases))
     most = LARGEST_SHARE * len(images)
-    return [word for word, n in pictures.most_common() if LEAST_PICTURES <= n <= most]
+    # Alphabetically where equally frequent: sets have another order in each process.
+    ranked = sorted(pictures.items(), key=lambda item: (-item[1], item[0]))
+    return [word for word, n in ranked if LEAST_PICTURES <= n <= most]
 
 
 def word_targets(images: Sequence[CaptionedImage], words: Sequence[str]) -> Tensor:
-    """The share of each image's captions that have each word, (images, W)."""
+    """The share of each image's captions that have each word or phrase, (images, W)."""
     column = {word: number for number, word in enumerate(words)}
+    longest = max((word.count(" ") + 1 for word in words), default=1)
     targets = torch.zeros(len(images), len(words))
     for row, image in zip(targets, images, strict=True):
-        for word, captions in _words_of(image).items():
+        for word, captions in _words_of(image, longest).items():
             if word in column:
                 row[column[word]] = captions / len(image.captions)
     return targets
 
 
-def _words_of(image: CaptionedImage) -> Counter[str]:
-    """How many captions of an image have each word."""
-    return Counter(word for caption in image.captions for word in set(tokenize(caption)))
+def _words_of(image: CaptionedImage, longest: int) -> Counter[str]:
+    """How many captions of an image have each word, and each sequence of up to ``longest``."""
+    return Counter(
+        phrase for caption in image.captions for phrase in _phrases(tokenize(caption), longest)
+    )
+
+
+def _phrases(words: Sequence[str], longest: int) -> set[str]:
+    return {
+        " ".join(words[start : start + length])
+        for length in range(1, longest + 1)
+        for start in range(len(words) - length + 1)
+    }
 
 
 class WordBatches:
