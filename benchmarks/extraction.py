@@ -54,11 +54,15 @@ def main() -> None:
     options.add_argument("folder", type=Path, nargs="?", help="pictures (default: scenes)")
     options.add_argument("--images", type=int, default=512, help="how many (%(default)s)")
     options.add_argument("--encoder", default="efficientnet_lite2", help="of conf/encoder")
+    options.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE"
+    )
     options.add_argument("--kind", choices=("pooled", "grid"), default="grid")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = options.parse_args()
     prepare(chosen)
-    encoder: Encoder = build("encoder", compose([f"encoder={chosen.encoder}"])["encoder"])
+    settings = compose([f"encoder={chosen.encoder}", *chosen.overrides])
+    encoder: Encoder = build("encoder", settings["encoder"])
     with tempfile.TemporaryDirectory() as made:
         pictures = find(chosen.folder, 32 if chosen.quick else chosen.images, Path(made))
         timings = time_in_turns(works(encoder, pictures, chosen, Path(made)), turns=chosen.turns)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Smoke
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def test_an_ensemble_in_an_ensemble_counts_with_each_of_its_members(
     larger = gather([ensemble, smoke.folder], tmp_path / "larger", search=None)
     assert len(member_folders(larger)) == 3
     assert len(load_run(larger).decoder.members) == 3
-    assert len(json.loads((larger / RECORD).read_text())["members"]) == 3
+    assert json.loads((larger / RECORD).read_text())["members"] == ["run", "run", "run"]
 
 
 def test_one_member_is_its_run_with_another_search(smoke: Smoke, tmp_path: Path) -> None:
@@ -157,13 +158,46 @@ def test_the_mean_of_weights_is_one_model_between_two(
 
 
 def test_the_mean_of_different_models_or_encoders_is_refused(
-    smoke: Smoke, attentive: Path, other: Path, tmp_path: Path
+    smoke: Smoke, attentive: Path, tmp_path: Path
 ) -> None:
+    seen = build("encoder", smoke.config("encoder=efficientnet_lite1")["encoder"])
+
+    def see_with_another(record: Any) -> None:
+        record["encoder"]["identity"] = seen.identity.to_json()
+
+    other = changed(attentive, tmp_path / "other", RECORD, see_with_another)
     with pytest.raises(UserError, match="are different models"):
         gather([smoke.folder, attentive], tmp_path / "mean", search=None, mean_weights=True)
-    with pytest.raises(UserError, match=r"different models|runs with one encoder"):
+    with pytest.raises(UserError, match="taken of runs with one encoder; these have several"):
         gather([attentive, other], tmp_path / "mean", search=None, mean_weights=True)
     assert not (tmp_path / "mean").exists()
+
+
+def test_runs_whose_encoders_learned_are_searched_anew_and_scored(
+    smoke: Smoke, tmp_path: Path
+) -> None:
+    """A training would refuse the two together; that of an ensemble is past."""
+    learned = shutil.copytree(smoke.folder, tmp_path / "learned")
+    config = yaml.safe_load((learned / CONFIG).read_text())
+    config["optim"]["encoder_lr"] = 1e-4
+    (learned / CONFIG).write_text(yaml.safe_dump(config))
+    search = compose(["decoding=reranked", "decoding.least_images=2"])["decoding"]
+    folder = gather([learned], tmp_path / "reranked", search=search)
+    config = saved_config(folder / CONFIG, [], [])
+    assert config["optim"]["encoder_lr"] == 1e-4
+    assert evaluate(folder, "val", config, build("data", config["data"])).captions
+
+
+@pytest.mark.parametrize("group", ["data", "encoder"])
+def test_a_data_set_or_encoder_of_another_version_is_not_another_one(
+    smoke: Smoke, tmp_path: Path, group: str
+) -> None:
+    older = shutil.copytree(smoke.folder, tmp_path / "older")
+    config = yaml.safe_load((older / CONFIG).read_text())
+    config[group]["once"] = 1
+    (older / CONFIG).write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=rf"another version of showtell.* \({group}\.once: there"):
+        gather([older], tmp_path / "again", search=None)
 
 
 def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_path: Path) -> None:
@@ -293,6 +327,15 @@ class TestDifferentEncoders:
 def test_what_is_there_is_not_overwritten(smoke: Smoke, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists; name another --output"):
         gather([smoke.folder], tmp_path, search=None)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("showtell.ensembles.load_run", lambda _: pytest.fail("worked"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/new cannot be written \("):
+        gather([smoke.folder], tmp_path / "file" / "new", search=None)
 
 
 @pytest.mark.parametrize("members", [[], "one", None, ["a", "b", "c"]])

@@ -206,24 +206,25 @@ def explain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def resolve(composed: DictConfig, *, interpolate: bool = True) -> dict[str, Any]:
+def resolve(composed: DictConfig, *, saved: bool = False) -> dict[str, Any]:
     """A composed configuration as plain, checked values.
 
-    One that came with a run folder is not interpolated: ``${oc.env:...}`` in a file from elsewhere
-    would read this user's environment.
+    One that was ``saved`` in a run folder is not interpolated: ``${oc.env:...}`` in a file from
+    elsewhere would read this user's environment. Nor need its options go together in a training:
+    that is past, and an ensemble may search in another way than its members were trained with.
 
     Raises:
         UserError: all that is wrong with it, before any work.
     """
     try:
-        config = OmegaConf.to_container(composed, resolve=interpolate, throw_on_missing=True)
+        config = OmegaConf.to_container(composed, resolve=not saved, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: missing; give it a value") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
     plain = {str(key): value for key, value in config.items()}
-    check(plain)
+    check(plain, saved=saved)
     return plain
 
 
@@ -245,7 +246,7 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
         except (OmegaConfBaseException, ValueError, YAMLError) as error:
             key = override.partition("=")[0]
             raise UserError(f"{override}: {path} has no option {key}") from error
-    return resolve(saved, interpolate=False)
+    return resolve(saved, saved=True)
 
 
 def _read_saved(path: Path) -> DictConfig:
@@ -266,7 +267,7 @@ def _read_saved(path: Path) -> DictConfig:
         if OmegaConf.select(saved, key) is None:
             OmegaConf.update(saved, key, value)
     try:
-        resolve(saved, interpolate=False)
+        resolve(saved, saved=True)
     except UserError as error:
         raise UserError(
             f"{path} was written by another version of showtell, whose commit is in run.json "
@@ -342,8 +343,8 @@ def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> list[s
     ]
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Check a whole resolved configuration.
+def check(config: Mapping[str, Any], *, saved: bool = False) -> None:
+    """Check a whole resolved configuration; see `resolve`.
 
     Raises:
         UserError: all problems together, one a line.
@@ -357,7 +358,7 @@ def check(config: Mapping[str, Any]) -> None:
         else:
             problems.append(f"{group}: nothing is chosen; pick one of conf/{group}/")
     problems += _check_plain(config)
-    if not problems:
+    if not (problems or saved):
         problems = _contradictions(config)
     if problems:
         raise UserError("\n       ".join(problems))

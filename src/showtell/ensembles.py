@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.evaluation import changed_files
-from showtell.files import write_atomically
+from showtell.files import check_writable, write_atomically
 from showtell.parts import (
     Config,
     Settings,
@@ -72,12 +71,12 @@ def gather(
     """
     if output.exists():
         raise UserError(f"{output} exists; name another --output or remove it")
+    check_writable(output)  # a reranked search takes minutes to fit
     given = [load_run(member) for member in members]
-    folders = [each for member in members for each in member_folders(member)]
-    loaded = [load_run(folder) for folder in folders]
+    loaded = [each for run in given for each in _members(run)]
+    names = [name for run in given for name in run.record.get("members", [run.folder.name])]
     check_words(loaded)
     encoder, columns = _united(given)
-    names = [run.record.get("name", run.folder.name) for run in loaded]
     seconds = sum(run.record.get("training_seconds", 0.0) for run in loaded)
     if mean_weights:
         mean = _mean(loaded, is_one_encoder=encoder is None)
@@ -120,13 +119,19 @@ def gather(
     return output
 
 
+def _members(run: Run) -> list[Run]:
+    """Those of an ensemble; of another run itself."""
+    is_ensemble = "members" in run.record
+    return [load_run(folder) for folder in member_folders(run.folder)] if is_ensemble else [run]
+
+
 def _mean(loaded: Sequence[Run], *, is_one_encoder: bool) -> Run:
     """The first run with the mean of the weights of all."""
     first = loaded[0]
     states = [run.decoder.state_dict() for run in loaded]
     for run, state in zip(loaded, states, strict=True):
-        shapes = ({name: t.shape for name, t in each.items()} for each in (states[0], state))
-        if type(run.decoder) is not type(first.decoder) or len(set(map(str, shapes))) > 1:
+        own, others = ({name: t.shape for name, t in each.items()} for each in (states[0], state))
+        if type(run.decoder) is not type(first.decoder) or own != others:
             raise UserError(
                 f"{run.folder} and {first.folder} are different models; the mean of the weights is "
                 "taken of runs of one model, of which one began with the other"
@@ -207,10 +212,9 @@ def _fitted_search(
 
 
 def _copy(member: Path, folder: Path) -> None:
-    (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
-    for file in runs.captioner_files(member):
-        if file == runs.EXPECTED or file in runs.DECODER:
-            shutil.copyfile(member / file, folder / file)
+    for file in (*runs.DECODER, runs.EXPECTED):
+        if (member / file).is_file():
+            write_atomically(folder / file, (member / file).read_bytes())
 
 
 def _record(loaded: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
@@ -257,8 +261,17 @@ def _current_config(member: Path, encoder: Encoder | None, changes: dict[str, An
     ``encoder`` is one of several members, if it is not that of this one.
 
     What an older version wrote differently stands as it would be now: it was for the training.
+
+    Raises:
+        UserError: where that is the data set or the encoder, which are still needed.
     """
     saved = runs.read_config(member)
+    for group in ("data", "encoder"):
+        if problems := check_node(group, saved.get(group) or {}):
+            raise UserError(
+                f"{member / runs.CONFIG} was written by another version of showtell, whose commit "
+                f"is in {runs.RECORD} beside it: use that one, or train anew ({problems[0]})"
+            )
     usual = compose([])
     fitting = {
         key: value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from showtell.decoding import expected as module
 from showtell.decoding.expected import ExpectedNgrams
 from showtell.errors import UserError
+from showtell.in_bytes import STEPS
 
 # Six images of two references each, ids of tokens as END would end them (2).
 CAPTIONS = [
@@ -237,16 +237,27 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         ExpectedNgrams.load(file, "")
 
 
-@pytest.mark.parametrize("part", ["weights", "landmarks", "bias", "means", "scales", "vectors"])
+PARTS = (
+    *("ngrams", "idf", "bias", "means", "scales", "directions", "landmarks"),
+    *("projection", "weights"),
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, part: str) -> None:
-    found, file = fit(), tmp_path / "expected.safetensors"
-    directions = found.directions
-    if hasattr(directions, part):
-        directions = replace(directions, **{part: getattr(directions, part)[1:]})
-        replace(found, directions=directions).save(file, "")
-    else:
-        replace(found, **{part: getattr(found, part)[1:]}).save(file, "")
+    file = tmp_path / "expected.safetensors"
+    fit().save(file, "")
+    with safe_open(file, framework="pt") as written:
+        tensors = {name: written.get_tensor(name) for name in written.keys()}  # noqa: SIM118
+        facts = written.metadata()
+    assert set(PARTS) == {name.removesuffix(STEPS) for name in tensors}
+    shorter = {n: t[1:] if n.removesuffix(STEPS) == part else t for n, t in tensors.items()}
+    save_file(shorter, file, metadata=facts)
     with pytest.raises(UserError, match="its parts do not fit"):
+        ExpectedNgrams.load(file, "")
+    flat = {n: t.flatten() if n == "ngrams" else t for n, t in tensors.items()}
+    save_file(flat, file, metadata=facts)
+    with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
         ExpectedNgrams.load(file, "")
 
 

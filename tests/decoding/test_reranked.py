@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -124,7 +125,8 @@ def test_it_must_know_what_to_expect() -> None:
     [
         ({"candidates": 0}, "at least 1"),
         ({"rank": 0}, "at least 1"),
-        ({"weight": -1.0}, "at least 0"),
+        ({"weight": -1.0}, "weight is a number from 0"),
+        ({"weight": math.nan}, "weight is a number from 0"),
         ({"beam_size": 0}, "beam_size is at least 1"),
         ({"length_penalty": -1.0}, "negative length_penalty"),
     ],

@@ -44,7 +44,9 @@ class Hypothesis:
     """One decoded caption: its token ids without BEGIN and END, and how the search rated it."""
 
     token_ids: tuple[int, ...]
-    score: float  # log probability (natural, END included) / (words + 1)^length_penalty
+    # Log probability (natural, END included) / (words + 1)^length_penalty, and what a search that
+    # compares the ended ones once more adds to it.
+    score: float
     ended: bool  # False when the longest length made it end, though another word was likelier
 
 

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -83,7 +82,7 @@ class NgramWeights:
         documents: Counter[Ngram] = Counter()
         for references in captions:
             documents.update({gram for tokens in references for gram in ngrams(tokens)})
-        # Alphabetically where equally frequent: not in the order of the images.
+        # By their ids where equally frequent: not in the order of the images.
         ranked = sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:MOST_NGRAMS]
         chosen = [(gram, count) for gram, count in ranked if count >= least_images]
         return cls(
@@ -110,10 +109,10 @@ class NgramWeights:
         """For some images the mean (images, G) of their references' vectors."""
         means = torch.zeros(len(captions), len(self.ngrams))
         for row, references in enumerate(captions):
-            sums: Counter[int] = Counter()
+            sums: defaultdict[int, float] = defaultdict(float)
             for tokens in references:
                 for number, value in self.vector(tokens):
-                    sums[number] += value  # type: ignore[assignment]  # numbers of any kind
+                    sums[number] += value
             share = 1 / max(1, len(references))
             means[row, list(sums)] = torch.tensor(list(sums.values())) * share
         return means
@@ -226,23 +225,23 @@ class ExpectedNgrams:
 
         ``features`` are pooled, (B, D).
         """
-        owners, images, numbers, values = [], [], [], []
-        counts = [len(each) for each in captions]
-        flat = ((image, tokens) for image, each in enumerate(captions) for tokens in each)
-        for owner, (image, tokens) in enumerate(flat):
-            for number, value in self.known.vector(tokens):
-                owners.append(owner)
-                images.append(image)
-                numbers.append(number)
-                values.append(value)
         points_BE = self.directions(features.cpu().float())
         read_BQ = _similarities(points_BE, self.landmarks) @ self.projection
-        expected_N = (self.weights[numbers] * read_BQ[images]).sum(dim=1) + self.bias[numbers]
+        return [self._scores(each, read) for each, read in zip(captions, read_BQ, strict=True)]
+
+    def _scores(self, captions: Captions, read_Q: Tensor) -> list[float]:
+        """Those of one image, of whose similarities so much was read."""
+        owners, numbers, values = [], [], []
+        for owner, tokens in enumerate(captions):
+            for number, value in self.known.vector(tokens):
+                owners.append(owner)
+                numbers.append(number)
+                values.append(value)
+        expected_N = self.weights[numbers] @ read_Q + self.bias[numbers]
         products_N = torch.tensor(values) * expected_N * (SCALE / LONGEST)
         owners_N = torch.tensor(owners, dtype=torch.long)
-        scores = torch.zeros(sum(counts)).index_add(0, owners_N, products_N)
-        flat_scores, ends = scores.tolist(), accumulate(counts, initial=0)
-        return [flat_scores[start:stop] for start, stop in pairwise(ends)]
+        scores: list[float] = torch.zeros(len(captions)).index_add(0, owners_N, products_N).tolist()
+        return scores
 
     def save(self, path: Path, made_for: str) -> None:
         """Write it as ``.safetensors``; ``made_for`` names the features and the ids of words."""
@@ -282,23 +281,16 @@ class ExpectedNgrams:
                     "again from its members with showtell ensemble, or train it again"
                 )
             read = from_bytes(tensors)
-            padded, idf = read["ngrams"].tolist(), read["idf"].tolist()
-            means, scales = read["means"], read["scales"]
-            directions = Directions(means, scales, read["directions"].float())
-            landmarks, weights, bias = read["landmarks"], read["weights"], read["bias"]
-            projection = read["projection"].T
-            sizes = len(means), directions.vectors.shape[1], len(landmarks), projection.shape[1]
-            own = (
-                len(directions.vectors),
-                landmarks.shape[1],
-                len(projection),
-                weights.shape[1],
-            )
-            is_whole = (
-                sizes == own
-                and means.shape == scales.shape
-                and len(padded) == len(idf) == len(weights) == len(bias)
-            )
+            size, directions = read["directions"].shape
+            landmarks, (count, rank) = len(read["landmarks"]), read["weights"].shape
+            shapes = {
+                **{"means": (size,), "scales": (size,), "landmarks": (landmarks, directions)},
+                **{"ngrams": (count, LONGEST), "idf": (count,), "bias": (count,)},
+                "projection": (rank, landmarks),
+            }
+            is_whole = all(read[name].shape == shape for name, shape in shapes.items())
+            padded = read["ngrams"].tolist()
+            grams = {tuple(i for i in gram if i != PAD): n for n, gram in enumerate(padded)}
         except (
             OSError,
             SafetensorError,
@@ -314,9 +306,14 @@ class ExpectedNgrams:
             raise UserError(
                 f"{path} is not the file of this run: {problem}; restore it from a copy"
             )
-        grams = {tuple(i for i in gram if i != PAD): number for number, gram in enumerate(padded)}
-        known = NgramWeights(grams, idf, unseen)
-        return cls(known, directions, landmarks, projection, weights, bias)
+        return cls(
+            NgramWeights(grams, read["idf"].tolist(), unseen),
+            Directions(read["means"], read["scales"], read["directions"].float()),
+            read["landmarks"],
+            read["projection"].T,
+            read["weights"],
+            read["bias"],
+        )
 
 
 def _moments(

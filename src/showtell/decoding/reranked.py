@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -51,8 +52,8 @@ class RerankedBeamSearch:
         self._beams()
         if min(self.candidates, self.least_images, self.rank) < 1:
             raise ValueError("candidates, least_images and rank are at least 1")
-        if self.weight < 0:
-            raise ValueError(f"weight is at least 0, not {self.weight}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight is a number from 0, not {self.weight}")
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same search, told the ids of its words."""
@@ -72,7 +73,10 @@ class RerankedBeamSearch:
         return replace(self, expected=expected)
 
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
-        """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
+        """The best caption of each image of ``features`` (B, D) or (B, R, D), in order.
+
+        Its score is the sum by which it is the best.
+        """
         if self.expected is None:
             raise ValueError("a search that compares with what is expected must be told of it")
         found = self._beams().several(decoder, features, self.candidates)
