@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from showtell import config
 from showtell.cli import _parser
 from showtell.config import CHANGEABLE_ON_RESUME, INJECTED, compose, config_folder
+from showtell.runs import RELEASED
 from showtell.text.vocabulary import BEGIN, PAD
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +219,22 @@ def test_the_table_of_groups_is_whole(group: str) -> None:
     defaults = yaml.safe_load((config_folder() / "config.yaml").read_text())["defaults"]
     default = {k: v for entry in defaults if isinstance(entry, dict) for k, v in entry.items()}
     assert default[group] in (shown[0], None)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_released_model_has_the_scores_beside_it(page: str) -> None:
+    scores = json.loads((RELEASED / "flickr8k/scores-val.json").read_text())
+    metrics = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+    own = " ".join(f"{100 * scores[metric]:.1f}" for metric in metrics)
+    shuffled = " ".join(f"{100 * scores[f'shuffled images/{metric}']:.1f}" for metric in metrics)
+    rows = [
+        [cell.strip(" *").split(" ")[0] for cell in line.strip("| ").split("|")[1:]]
+        for line in (ROOT / page).read_text(encoding="utf-8").splitlines()
+        if line.startswith("| the released model") and line.count("|") == 9
+    ]
+    told = [" ".join(row) for row in rows]
+    assert told[0] == own
+    assert told[1:] == [shuffled] * (page == "docs/results.md")
 
 
 def test_names_imported_on_the_pages_exist() -> None:
