@@ -264,7 +264,7 @@ def extract(config: Config, data: CaptionData) -> None:
 
 
 def tune_encoder(
-    config: Config, data: CaptionData, output: Path, *, epochs: int, lr: float, phrases: int = 1
+    config: Config, data: CaptionData, output: Path, *, epochs: int, lr: float, phrases: int
 ) -> None:
     """Tune the configured encoder to the captions of ``data``, and write its weights.
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from showtell import cli, evaluation, experiment
 from showtell.caption import load_run
-from showtell.config import build
+from showtell.config import build, compose
 from showtell.errors import UserError
 from showtell.parts import tune_encoder
-from showtell.runs import encoder_weights
+from showtell.runs import LEARNED_IN, encoder_weights
 from showtell.sweeps.locks import open_locked
 from showtell.training import tuning
 from showtell.training.tuning import (
@@ -33,6 +33,7 @@ from showtell.training.tuning import (
     WordTuner,
     frequent_words,
     tune,
+    tuned_by_of,
     word_targets,
 )
 from showtell.types import CaptionedImage
@@ -76,8 +77,8 @@ def test_words_that_are_rare_or_everywhere_are_not_to_be_seen(
         image(3, "a cat", "a fish"),
         image(4, "a bird"),
     ]
-    assert frequent_words(images) == ["cat", "dog"]  # "a" is in all four, the others in one
-    targets = word_targets(images, ["dog", "cat"])
+    assert frequent_words(images, 1) == ["cat", "dog"]  # "a" is in all four, the others in one
+    targets = word_targets(images, ["dog", "cat"], 1)
     assert targets.tolist() == [[1.0, 0.0], [0.5, 0.5], [0.0, 0.5], [0.0, 0.0]]
 
 
@@ -92,10 +93,10 @@ def test_phrases_are_named_beside_their_words(monkeypatch: pytest.MonkeyPatch) -
     ]
     # "a", "dog" and "over" are in more than half. Alphabetically where equally frequent: the same
     # in each process, which has an order of sets of its own.
-    assert frequent_words(images) == ["grass", "jumps"]
+    assert frequent_words(images, 1) == ["grass", "jumps"]
     phrases = frequent_words(images, 3)
     assert phrases == ["a dog", "dog jumps", "dog jumps over", "grass", "jumps", "jumps over"]
-    targets = word_targets(images, phrases)
+    targets = word_targets(images, phrases, 3)
     assert targets[0].tolist() == [1.0, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert targets[1].tolist() == [0.0, 1.0, 0.5, 0.0, 1.0, 0.5]
     assert targets[2].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
@@ -105,18 +106,18 @@ def test_phrases_are_learned_like_words(
     coloured: list[CaptionedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tuned.safetensors"
-    tune(encoder(), coloured, coloured, file, TuningSettings(1, 1e-3, 1, "cpu", phrases=2))
+    tune(encoder(), coloured, coloured, file, TuningSettings(1, 1e-3, 1, "cpu", 2))
     # "red", "a red", "red square", and those of blue.
     assert "6 phrases of 1 to 2 words to be seen in 32" in capsys.readouterr().out
-    (facts,) = facts_of(file).values()
-    assert json.loads(facts) == {"epochs": 1, "lr": 1e-3, "seed": 1, "phrases": 2}
+    settings = {"epochs": 1, "lr": 1e-3, "seed": 1, "phrases": 2}
+    assert tuned_by_of(file) == [{**settings, "network": "efficientnet_lite0", "size": 64}]
 
 
 def test_it_learns_what_the_words_look_like(
     coloured: list[CaptionedImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tuned.safetensors"
-    tune(encoder(), coloured, coloured, file, TuningSettings(6, 1e-3, 1, "cpu"))
+    tune(encoder(), coloured, coloured, file, TuningSettings(6, 1e-3, 1, "cpu", 1))
     said = capsys.readouterr().out
     assert "2 words to be seen in 32 training pictures" in said
     losses = [float(loss) for loss in re.findall(r"val loss (\d+\.\d+)", said)]
@@ -132,7 +133,7 @@ def test_the_lower_stages_stay_and_the_file_is_an_encoder(
 ) -> None:
     files = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"]
     for file in files:
-        tune(encoder(), coloured, coloured, file, TuningSettings(1, 1e-3, 1, "cpu"))
+        tune(encoder(), coloured, coloured, file, TuningSettings(1, 1e-3, 1, "cpu", 1))
     assert files[0].read_bytes() == files[1].read_bytes()  # the same seed
     published, tuned = encoder().body.state_dict(), load_file(files[0])
     for name, tensor in published.items():
@@ -150,12 +151,14 @@ def test_networks_side_by_side_are_each_tuned_as_if_alone(
     coloured: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, names = (
-        TuningSettings(1, 1e-3, 1, "cpu"),
+        TuningSettings(1, 1e-3, 1, "cpu", 1),
         ["efficientnet_lite0", "efficientnet_lite1"],
     )
     both, alone = str(tmp_path / "both.safetensors"), tmp_path / "alone.safetensors"
     side_by_side = joined(networks=names, weights=None, preprocessing=PREPROCESSING)
     tune(side_by_side, coloured, coloured, Path(both), settings)
+    (told,) = tuned_by_of(Path(both))
+    assert (told["network"], told["size"]) == ("+".join(names), 64)
     tune(encoder(), coloured, coloured, alone, settings)
     tuned = load_file(both)
     for name, tensor in load_file(alone).items():
@@ -167,19 +170,26 @@ def test_networks_side_by_side_are_each_tuned_as_if_alone(
     assert rebuild_encoder(loaded.identity, weights=both).identity == loaded.identity
 
 
-def tuned_file(size: int, folder: Path, **facts: float) -> Path:
+def tuned_file(size: int, folder: Path, /, **facts: float | str) -> Path:
     network = efficientnet_lite(size=size, weights=None, preprocessing=PREPROCESSING)
     file = folder / f"{size}.safetensors"
-    file.write_bytes(half_file(network.body, {TUNED_BY: json.dumps(facts)}))
+    told = {"epochs": 4, "lr": 3e-4, "seed": 1, **facts}
+    file.write_bytes(half_file(network.body, {TUNED_BY: json.dumps(told)}))
     return file
 
 
 def test_networks_tuned_apart_are_joined_in_their_order(tmp_path: Path) -> None:
-    files = [tuned_file(1, tmp_path, seed=1), tuned_file(0, tmp_path, seed=2, phrases=3)]
-    output = tmp_path / "both.safetensors"
-    runpy.run_path(str(JOIN))["join"](files, output)
-    assert json.loads(facts_of(output)[TUNED_BY]) == [{"seed": 1}, {"seed": 2, "phrases": 3}]
     names = ["efficientnet_lite1", "efficientnet_lite0"]
+    files = [
+        tuned_file(1, tmp_path, network=names[0], size=64),
+        tuned_file(0, tmp_path, seed=2, phrases=3, network=names[1], size=64),
+    ]
+    output = tmp_path / "both.safetensors"
+    options = runpy.run_path(str(JOIN))["join"](files, output)
+    assert [(facts["seed"], facts["phrases"]) for facts in tuned_by_of(output)] == [(1, 1), (2, 3)]
+    chosen = compose(options)["encoder"]
+    assert (chosen["networks"], chosen["weights"]) == (names, str(output))
+    assert chosen["preprocessing"]["size"] == 64
     both = joined(networks=names, weights=str(output), preprocessing=PREPROCESSING)
     alone = [
         efficientnet_lite(size=size, weights=str(file), preprocessing=PREPROCESSING)
@@ -196,9 +206,17 @@ def test_what_cannot_be_joined_is_said_in_one_sentence(
     bare.write_bytes(half_file(encoder().body, {}))
     with pytest.raises(UserError, match="name at least two"):
         script["join"]([tuned], output)
+    with pytest.raises(UserError, match=r"bare\.safetensors: not a single network as .*; name a "):
+        script["join"]([tuned, bare], output)
+    learned = json.dumps({"before": facts_of(tuned)})
+    bare.write_bytes(half_file(encoder().body, {LEARNED_IN: learned}))
     with pytest.raises(UserError, match=r"bare\.safetensors: not a single network as"):
         script["join"]([tuned, bare], output)
-    script["join"]([tuned, tuned], output)
+    seen = [tuned_file(n, tmp_path, network="lite", size=n * 8 + 240) for n in (1, 2)]
+    with pytest.raises(UserError, match=r"1\.safetensors to 248 px, .*2\.safetensors to 256 px: "):
+        script["join"]([tuned, *seen], output)
+    # Files of before do not tell their network, so that nothing can be said of how to take them.
+    assert script["join"]([tuned, tuned], output) == []
     with pytest.raises(UserError, match=r"a \.safetensors file that does not exist yet"):
         script["join"]([tuned, tuned], output)
     with pytest.raises(UserError, match="not a single network"):
@@ -208,6 +226,58 @@ def test_what_cannot_be_joined_is_said_in_one_sentence(
         script["main"]()
     assert stopped.value.code == 1
     assert capsys.readouterr().err.startswith("error: one file alone")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "{",
+        "7",
+        "[1]",
+        "{}",
+        '{"epochs": "1; rm", "lr": 0.1, "seed": 1}',
+        '{"epochs": 1, "lr": 0.1, "seed": 1, "network": "one"}',
+    ],
+)
+def test_a_file_that_says_nothing_sensible_of_its_tuning_is_named(
+    told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "tuned.safetensors"
+    file.write_bytes(half_file(nn.Linear(1, 1), {TUNED_BY: told}))
+    with pytest.raises(UserError, match=r"tuned\.safetensors: it says nothing sensible"):
+        tuned_by_of(file)
+    file.write_bytes(half_file(nn.Linear(1, 1), {LEARNED_IN: told}))
+    with pytest.raises(UserError, match=r"tuned\.safetensors: it says nothing sensible"):
+        tuned_by_of(file)
+
+
+def test_how_a_network_was_tuned_is_told_after_it_learned(tmp_path: Path) -> None:
+    file, before = tmp_path / "learned.safetensors", facts_of(tuned_file(0, tmp_path, seed=7))
+    file.write_bytes(half_file(nn.Linear(1, 1), {LEARNED_IN: json.dumps({"before": before})}))
+    assert [facts["seed"] for facts in tuned_by_of(file)] == [7]
+    file.write_bytes(half_file(nn.Linear(1, 1), {}))
+    assert tuned_by_of(file) == []
+
+
+def test_a_diverged_tuning_leaves_no_checkpoint_of_any_network(
+    coloured: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would refuse the lower rate that is the remedy."""
+    names = ["efficientnet_lite0", "efficientnet_lite1"]
+    both = joined(networks=names, weights=None, preprocessing=PREPROCESSING)
+    file, step = tmp_path / "tuned.safetensors", WordTuner.training_step
+    first = tmp_path / "tuned.1.ckpt"
+    was_there: list[bool] = []
+
+    def diverging(self: WordTuner, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        was_there.append(first.exists())
+        return step(self, (batch[0], batch[1] * (math.nan if first.exists() else 1)), batch_idx)
+
+    monkeypatch.setattr(WordTuner, "training_step", diverging)
+    with pytest.raises(UserError, match="lower --lr"):
+        tune(both, coloured, coloured, file, TuningSettings(1, 1e-3, 1, "cpu", 1))
+    assert was_there == [False, True]
+    assert not list(tmp_path.glob("tuned*"))
 
 
 class BrokenOffError(Exception):
@@ -225,7 +295,7 @@ def test_broken_off_it_goes_on_to_the_same_weights(
     """Two networks of three epochs of two steps each: in the second epoch of either."""
     monkeypatch.setattr(tuning, "BATCH_SIZE", 16)
     names = ["efficientnet_lite0", "efficientnet_lite1"]
-    settings = TuningSettings(3, 1e-3, 1, "cpu")
+    settings = TuningSettings(3, 1e-3, 1, "cpu", 1)
 
     def tuned(file: Path, settings: TuningSettings = settings) -> bytes:
         both = joined(networks=names, weights=None, preprocessing=PREPROCESSING)
@@ -246,7 +316,7 @@ def test_broken_off_it_goes_on_to_the_same_weights(
             tuned(file)
     assert not file.exists()
     with pytest.raises(UserError, match=r"tuned\.1\.ckpt is damaged, or of a tuning with other"):
-        tuned(file, TuningSettings(3, 1e-4, 1, "cpu"))
+        tuned(file, TuningSettings(3, 1e-4, 1, "cpu", 1))
     capsys.readouterr()
 
     done: list[int] = []
@@ -272,7 +342,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(
         else:
             file.write_bytes(content)
         with pytest.raises(UserError, match=r"tuned\.1\.ckpt is damaged.*: remove it"):
-            settings = TuningSettings(1, 1e-3, 1, "cpu")
+            settings = TuningSettings(1, 1e-3, 1, "cpu", 1)
             tune(encoder(), coloured, coloured, tmp_path / "tuned.safetensors", settings)
 
 
@@ -280,9 +350,9 @@ def test_two_processes_do_not_tune_to_one_file(smoke: Smoke, tmp_path: Path) -> 
     config, file = smoke.config(), tmp_path / "tuned.safetensors"
     data = build("data", config["data"])
     with open_locked(tmp_path / "tuned.lock"), pytest.raises(UserError, match="by another process"):
-        tune_encoder(config, data, file, epochs=1, lr=1e-3)
+        tune_encoder(config, data, file, epochs=1, lr=1e-3, phrases=1)
     with pytest.raises(UserError, match="no word stands in the captions of 15 training pictures"):
-        tune_encoder(config, data, file, epochs=1, lr=1e-3)
+        tune_encoder(config, data, file, epochs=1, lr=1e-3, phrases=1)
     assert not list(tmp_path.iterdir())  # no lock is left
 
 
@@ -293,7 +363,7 @@ def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:
     own = build("encoder", config["encoder"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "LEAST_PICTURES", 3)
-        settings = TuningSettings(1, 1e-3, 1, "cpu")
+        settings = TuningSettings(1, 1e-3, 1, "cpu", 1)
         tune(own, data.split("train"), data.split("val"), file, settings)
     changes = (f"encoder.weights={file}", "trainer.max_epochs=1")
     config = smoke.config(*changes, f"output.folder={tmp_path / 'run'}")
@@ -327,14 +397,14 @@ def test_what_anybody_can_fetch_is_not_carried(smoke: Smoke, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_tuned_is_told(coloured: list[CaptionedImage], tmp_path: Path) -> None:
-    settings = TuningSettings(1, 1e-3, 1, "cpu")
+    settings = TuningSettings(1, 1e-3, 1, "cpu", 1)
     with pytest.raises(UserError, match="no word stands in the captions of 15 training pictures"):
         tune(encoder(), coloured[:8], coloured, tmp_path / "file", settings)
     with pytest.raises(UserError, match="lower --lr"):
-        tune(encoder(), coloured, coloured, tmp_path / "file", TuningSettings(3, 1e30, 1, "cpu"))
+        tune(encoder(), coloured, coloured, tmp_path / "file", TuningSettings(3, 1e30, 1, "cpu", 1))
     for rate in (0.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="lr above 0"):
-            TuningSettings(1, rate, 1, "cpu")
+            TuningSettings(1, rate, 1, "cpu", 1)
     other = Encoder(nn.Conv2d(3, 6, 8, 8), network="other", weights="", preprocessing=PREPROCESSING)
     with pytest.raises(UserError, match="other cannot be tuned; choose encoder=efficientnet_lite0"):
         tune(other, coloured, coloured, tmp_path / "file", settings)

@@ -17,6 +17,7 @@ from showtell.vision.weights import (
     check_name_digest,
     digest,
     exact_file,
+    facts_of,
     fit_weights,
     in_network_order,
     load_state,
@@ -114,6 +115,15 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch) -> N
         with pytest.raises(UserError, match="cannot be loaded safely"):
             load_state(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_facts_of_a_file_that_cannot_be_read_name_it(tmp_path: Path) -> None:
+    file = tmp_path / "noise.safetensors"
+    for content in (None, b"", b"noise" * 100):
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(UserError, match=r"noise\.safetensors cannot be read .*; restore it"):
+            facts_of(file)
 
 
 @pytest.mark.parametrize("name", ["noise.pth", "noise.safetensors"])

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
+from showtell import runs
 from showtell.errors import UserError
 from showtell.files import write_atomically
 from showtell.memory import keep_freed_memory
@@ -39,7 +40,7 @@ from showtell.vision.encoder import Encoder, parts_of
 from showtell.vision.images import Preprocessing
 from showtell.vision.learning import LearningEncoder
 from showtell.vision.pictures import ShownPictures, check_readable
-from showtell.vision.weights import half_file
+from showtell.vision.weights import facts_of, half_file
 
 # A word of fewer training pictures is seen too seldom to be learned by its looks, and one of more
 # than half of them ("a", "in", "the") is grammar.
@@ -73,7 +74,7 @@ class TuningSettings:
     lr: float
     seed: int
     accelerator: str
-    phrases: int = 1
+    phrases: int
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.phrases) < 1 or not 0 < self.lr < math.inf:
@@ -111,10 +112,14 @@ def tune(
         )
     silence_hints()
     keep_freed_memory()
-    targets = word_targets(training, words), word_targets(validation, words)
+    targets = [word_targets(images, words, settings.phrases) for images in (training, validation)]
     facts = {
-        **{"epochs": settings.epochs, "lr": settings.lr, "seed": settings.seed},
+        "epochs": settings.epochs,
+        "lr": settings.lr,
+        "seed": settings.seed,
         "phrases": settings.phrases,
+        "network": encoder.identity.network,
+        "size": encoder.preprocessing.size,
     }
     given = [facts, BATCH_SIZE, DROPOUT, HEAD_RATE, words, [image.image_id for image in training]]
     tunings = [
@@ -128,23 +133,62 @@ def tune(
     check_readable([*training, *validation])
     named = "words" if settings.phrases == 1 else f"phrases of 1 to {settings.phrases} words"
     print(f"note: {len(words)} {named} to be seen in {len(training)} training pictures")
-    for part, network, tuning, epochs in zip(parts, networks, tunings, done, strict=True):
-        if epochs:
-            print(f"note: goes on after epoch {epochs} of {settings.epochs}: {tuning.checkpoint}")
-        # Each as if it were alone.
-        seed_everything(settings.seed, workers=True, verbose=False)
-        batches = WordBatches(training, targets[0], encoder.preprocessing, seed=settings.seed)
-        tuner = WordTuner(network, targets[0].mean(dim=0), settings, batches)
-        _trainer(settings, tuning).fit(
-            tuner,
-            batches,
-            WordBatches(validation, targets[1], encoder.preprocessing, seed=None),
-            ckpt_path=tuning.checkpoint if epochs else None,
-        )
-        part.body.load_state_dict(tuner.tuned.state_dict())
+    try:
+        for part, network, tuning, epochs in zip(parts, networks, tunings, done, strict=True):
+            if epochs:
+                print(
+                    f"note: goes on after epoch {epochs} of {settings.epochs}: {tuning.checkpoint}"
+                )
+            # Each as if it were alone.
+            seed_everything(settings.seed, workers=True, verbose=False)
+            batches = WordBatches(training, targets[0], encoder.preprocessing, seed=settings.seed)
+            tuner = WordTuner(network, targets[0].mean(dim=0), settings, batches)
+            _trainer(settings, tuning).fit(
+                tuner,
+                batches,
+                WordBatches(validation, targets[1], encoder.preprocessing, seed=None),
+                ckpt_path=tuning.checkpoint if epochs else None,
+            )
+            part.body.load_state_dict(tuner.tuned.state_dict())
+    except _DivergedError:
+        _remove_checkpoints(tunings)  # none can go on at the rate that all of them are to have
+        raise
     write_atomically(output, half_file(encoder.body, {TUNED_BY: json.dumps(facts)}))
-    for tuning in tunings:
-        tuning.checkpoint.unlink(missing_ok=True)
+    _remove_checkpoints(tunings)
+
+
+def tuned_by_of(file: Path) -> list[dict[str, Any]]:
+    """The settings of each tuning that the weights in ``file`` come from; none where none is told.
+
+    Those of `TuningSettings`, and ``network`` and ``size``, the side of its pictures in pixels,
+    which files of before do not tell. Networks tuned together come once, their names joined by
+    ``+``; networks that were joined afterwards one after the other. Of an encoder that learned in a
+    run it is what it was before.
+
+    Raises:
+        UserError: the file is damaged, or tells something else there.
+    """
+    facts = facts_of(file)
+    try:
+        if runs.LEARNED_IN in facts:
+            facts = json.loads(facts[runs.LEARNED_IN])["before"]
+        told = json.loads(facts.get(TUNED_BY, "[]"))
+        # Without phrases: of before there were any.
+        tunings = [{"phrases": 1, **each} for each in (told if isinstance(told, list) else [told])]
+        are_settings = all(map(_are_settings, tunings))
+    except (AttributeError, LookupError, TypeError, ValueError):
+        are_settings = False
+    if not are_settings:
+        raise UserError(f"{file}: it says nothing sensible of its tuning; restore it from a copy")
+    return tunings
+
+
+def _are_settings(tuned_by: Mapping[str, Any]) -> bool:
+    numbers = [tuned_by[name] for name in ("epochs", "lr", "seed", "phrases")]
+    if "network" in tuned_by:
+        numbers.append(tuned_by["size"])
+    is_name = isinstance(tuned_by.get("network", ""), str)
+    return is_name and all(type(number) in (int, float) for number in numbers)
 
 
 def _digest(given: object, targets: Tensor) -> str:
@@ -194,12 +238,10 @@ class _Tuning(Callback):
         """Save."""
         trainer.save_checkpoint(self.checkpoint, weights_only=False)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Leave nothing of a tuning that cannot go on."""
-        if isinstance(exception, _DivergedError):
-            self.checkpoint.unlink(missing_ok=True)
+
+def _remove_checkpoints(tunings: Sequence[_Tuning]) -> None:
+    for tuning in tunings:
+        tuning.checkpoint.unlink(missing_ok=True)
 
 
 class _DivergedError(UserError):
@@ -222,7 +264,7 @@ def _trainer(settings: TuningSettings, tuning: _Tuning) -> Trainer:
     )
 
 
-def frequent_words(images: Sequence[CaptionedImage], phrases: int = 1) -> list[str]:
+def frequent_words(images: Sequence[CaptionedImage], phrases: int) -> list[str]:
     """The words that can be learned by their looks, the most frequent first.
 
     With them the sequences of up to ``phrases`` words, joined by spaces.
@@ -234,13 +276,15 @@ def frequent_words(images: Sequence[CaptionedImage], phrases: int = 1) -> list[s
     return [word for word, n in ranked if LEAST_PICTURES <= n <= most]
 
 
-def word_targets(images: Sequence[CaptionedImage], words: Sequence[str]) -> Tensor:
-    """The share of each image's captions that have each word or phrase, (images, W)."""
+def word_targets(images: Sequence[CaptionedImage], words: Sequence[str], phrases: int) -> Tensor:
+    """The share of each image's captions that have each word or phrase, (images, W).
+
+    None of ``words`` is a sequence of more than ``phrases`` words.
+    """
     column = {word: number for number, word in enumerate(words)}
-    longest = max((word.count(" ") + 1 for word in words), default=1)
     targets = torch.zeros(len(images), len(words))
     for row, image in zip(targets, images, strict=True):
-        for word, captions in _words_of(image, longest).items():
+        for word, captions in _words_of(image, phrases).items():
             if word in column:
                 row[column[word]] = captions / len(image.captions)
     return targets

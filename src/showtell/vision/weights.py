@@ -141,11 +141,18 @@ def exact_file(network: nn.Module) -> bytes:
 
 
 def facts_of(file: Path) -> dict[str, str]:
-    """The metadata of a ``.safetensors`` file; none of another file."""
+    """The metadata of a ``.safetensors`` file; none of another file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     if file.suffix != ".safetensors":
         return {}
-    with safe_open(file, framework="numpy") as opened:
-        return dict(opened.metadata() or {})
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}); restore it from a copy") from error
 
 
 def _halves(network: nn.Module) -> dict[str, Tensor]:
