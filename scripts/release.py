@@ -117,8 +117,7 @@ def release(run: Path, name: str) -> Path:
         if (folder / FAILURES).is_file():
             shutil.copy(folder / FAILURES, making)
             print(f"note: {FAILURES} is that of the earlier model: look whether it is still true")
-        shutil.rmtree(folder, ignore_errors=True)
-        making.rename(folder)
+        _put(making, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
@@ -168,6 +167,16 @@ def _shareable(config: Mapping[str, Any]) -> dict[str, Any]:
         "start_from": TAUGHT if config.get("start_from") else None,
     }
     return {**config, **usual}
+
+
+def _put(new: Path, place: Path) -> None:
+    """Move a folder to where another one may be, which is deleted once the new one is there."""
+    old = place.with_name(f".{place.name}.old")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_card(folder: Path) -> None:
@@ -290,9 +299,9 @@ def main() -> None:
     parser.add_argument("--card", metavar="NAME", help="write the model card of a released model")
     options = parser.parse_args()
     try:
-        if options.card:
+        if options.card and not (options.run or options.name):
             write_card(runs.RELEASED / options.card)
-        elif options.run and options.name:
+        elif options.run and options.name and not options.card:
             print(release(options.run, options.name))
         else:
             parser.error("give RUN and --name, or --card NAME")

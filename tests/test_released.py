@@ -6,6 +6,8 @@ import json
 import re
 import runpy
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,13 @@ def test_the_commands_of_its_card_compose(name: str) -> None:
     assert commands
     for command in commands:
         compose(shlex.split(command)[2:])
+
+
+@models
+def test_its_card_is_what_is_written_of_it_now(name: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(runs.RELEASED / name, tmp_path / name)
+    runpy.run_path(str(SCRIPT))["write_card"](copy)
+    assert (copy / "README.md").read_text() == (runs.RELEASED / name / "README.md").read_text()
 
 
 @models
@@ -222,6 +231,39 @@ def test_the_card_says_how_each_network_was_tuned() -> None:
         "showtell tune encoder=joined 'encoder.networks=[one,two]' seed=1 --epochs 4 --lr 0.0003 "
         "--phrases 1 --output outputs/both.safetensors"
     ]
+
+
+def test_an_earlier_model_is_not_lost_where_the_new_one_cannot_take_its_place(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
+    release, rename = runpy.run_path(str(SCRIPT))["release"], Path.rename
+    folder = release(smoke.folder, "model")
+    (folder / "failures.md").write_text("Wrong about dogs.")
+    assert (release(smoke.folder, "model") / "failures.md").is_file()
+    assert [each.name for each in folder.parent.iterdir()] == ["model"]
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".making"):
+            raise OSError("full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="full"):
+        release(smoke.folder, "model")
+    assert [each.name for each in folder.parent.glob("*/failures.md")] == ["failures.md"]
+
+
+@pytest.mark.parametrize(
+    "options", [["run", "--card", "model"], ["--card", "m", "--name", "n"], []]
+)
+def test_a_card_is_written_without_a_run(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["release.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "give RUN and --name, or --card NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "/a", ""])
