@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ import yaml
 from safetensors.torch import save
 
 from showtell import runs
-from showtell.caption import keep_expected, load_run, member_folders
+from showtell.caption import Run, keep_expected, load_run, member_folders
 from showtell.comparison.settings import command_of
-from showtell.config import build
+from showtell.config import build, choices_of
+from showtell.decoding.beam import BeamSearch
+from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.errors import UserError
 from showtell.files import write_atomically
 from showtell.in_bytes import state_in_bytes
-from showtell.training.tuning import TUNED_BY
+from showtell.training.tuning import tuned_by_of
 from showtell.vision.encoder import Encoder
-from showtell.vision.weights import facts_of, load_state
+from showtell.vision.weights import facts_of, has_published_name, load_state
 
 LARGEST_MB = 25
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -43,7 +46,7 @@ CARD = """\
 `showtell caption {name} photo.jpg` writes one English sentence about a photograph.
 
 **Model.** `{model}` on the features of {network}, {encoder}
-Weights in 8 bits; seed {seed}, commit `{commit}`. Views looked at: {views}.
+Weights in 8 bits; seed {seed}, {commit}. Views looked at: {views}.
 
 **Data.** Flickr8k: {train_images:,} photographs with {train_captions:,} captions to learn from,
 {val_images:,} to choose the weights by; no other text, no other pictures but ImageNet's. Flickr8k
@@ -67,15 +70,15 @@ little too good. COCO's scorers, {search}; 95 % intervals over images.
 {commands}
 ```
 """
-PUBLISHED = (
-    """whose ImageNet weights come from the package index and are not part of this folder."""
-)
+PUBLISHED = "whose ImageNet weights are published ones and not part of this folder."
 TUNED = """whose ImageNet weights were tuned to the words of the training captions and are
 `checkpoints/encoder.safetensors` here."""
 LEARNED = """whose ImageNet weights learned from the training captions, at last together with
 the decoder, and are `checkpoints/encoder.safetensors` here."""
 # The entry of run.json with the search and the views that chose the weights.
 TRAINED_WITH = "trained_with"
+# The entry with the commit that made of a training what is released, where that was done later.
+PUT_TOGETHER_AT = "put_together_at"
 # Where the card has the run lie that a self-critical one began with.
 TAUGHT = "outputs/runs/taught"
 FAILURES = "failures.md"
@@ -98,22 +101,18 @@ def release(run: Path, name: str) -> Path:
     member, *others = member_folders(run)
     if others:
         raise UserError(f"{run} is an ensemble; a released model is one")
-    record = runs.read_record(member)
-    if runs.MEAN_OF in record and (len(record[runs.MEAN_OF]) != 2 or not record.get("start")):
+    loaded, record = load_run(run), runs.read_record(member)
+    if not isinstance(loaded.search, BeamSearch | RerankedBeamSearch):
         raise UserError(
-            f"{run} is no mean of a run and the one it began with, in this order: its card could "
-            "not say how to make it again"
+            f"{run} captions by {type(loaded.search).__name__}, and a card tells of one beam: "
+            f"release what showtell ensemble {run} --search decoding=beam3 --output FOLDER makes"
         )
-    weights = runs.encoder_weights(run)
-    if weights and weights.suffix != ".safetensors":
-        raise UserError(f"{weights} may hold code: save it as .safetensors and train with that")
-    learned = weights is not None and runs.LEARNED_IN in facts_of(weights)
-    if learned and runs.BEGAN_WITH not in record["encoder"]:
-        raise UserError(f"{run}: its encoder learned in another run: release that one instead")
+    _check_start(run, record)
+    _check_encoder(run, record)
     folder, making = runs.RELEASED / name, runs.RELEASED / f".{name}.making"
     shutil.rmtree(making, ignore_errors=True)
     try:
-        _write(making, run, member, outer)
+        _write(making, loaded, member, record)
         if (folder / FAILURES).is_file():
             shutil.copy(folder / FAILURES, making)
             print(f"note: {FAILURES} is that of the earlier model: look whether it is still true")
@@ -123,44 +122,96 @@ def release(run: Path, name: str) -> Path:
     return folder
 
 
-def _write(folder: Path, run: Path, member: Path, outer: Mapping[str, Any]) -> None:
-    record, config, loaded = runs.read_record(member), runs.read_config(run), load_run(run)
+def _check_start(run: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a run whose card could not say how to make it again."""
+    start, mean_of = record.get("start"), record.get(runs.MEAN_OF)
+    if start and start["config"].get("start_from"):
+        raise UserError(
+            f"{run} began with {start['run']}, which began with yet another run, and a card has "
+            f"room for one: train it from a run that began with none, or release {start['run']}"
+        )
+    if mean_of and (len(mean_of) != 2 or not start or start["run"] != mean_of[1]):
+        raise UserError(
+            f"{run} is no mean of a run and the one it began with, in this order: its card could "
+            "not say how to make it again; name these two to showtell ensemble --mean-weights"
+        )
+
+
+def _check_encoder(run: Path, record: Mapping[str, Any]) -> None:
+    """Refuse weights of the encoder that may hold code, or of which a card could not tell."""
+    weights, given = runs.encoder_weights(run), runs.read_config(run)["encoder"]["weights"]
+    if weights is None:
+        return
+    if weights.suffix != ".safetensors":
+        raise UserError(f"{weights} may hold code: save it as .safetensors and train with that")
+    learned = runs.BEGAN_WITH in record["encoder"]
+    if runs.LEARNED_IN in facts_of(weights) and not learned:
+        raise UserError(f"{run}: its encoder learned in another run: release that one instead")
+    is_published = learned and (given is None or has_published_name(Path(given)))
+    if not is_published and not tuned_by_of(weights):
+        raise UserError(
+            f"{weights} does not say which pictures it learned from, and a card has to: train with "
+            "published weights, or with what `showtell tune` makes of them"
+        )
+
+
+def _write(folder: Path, loaded: Run, member: Path, record: Mapping[str, Any]) -> None:
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
     state = state_in_bytes(load_state(member / runs.BEST_WEIGHTS))
     # safetensors' own writer leaves files that only their owner may read.
     write_atomically(folder / runs.BEST_WEIGHTS, save(state))
-    trained_with = {"decoding": record["decoding"], "views": record.get("views", "original")}
-    kept = {k: v for k, v in record.items() if k not in ("alarms", "looks", "platform")}
-    kept |= {"decoding": outer["decoding"], "views": outer.get("views", "original")}
-    kept.setdefault(TRAINED_WITH, trained_with)  # a model that was released before has its own
-    if weights := runs.encoder_weights(run):
+    config, weights = runs.read_config(loaded.folder), runs.encoder_weights(loaded.folder)
+    kept, shareable = _kept(record, loaded.record), _shareable(config, weights)
+    if weights:
         file = folder / runs.LEARNED_ENCODER
         state = state_in_bytes(load_state(weights))
         write_atomically(file, save(state, metadata=facts_of(weights)))
         # Rounded to bytes it is another one.
         encoder: Encoder = build("encoder", {**config["encoder"], "weights": str(file)})
-        kept["encoder"] = {**record["encoder"], "identity": encoder.identity.to_json()}
-    shareable = _shareable(config)
+        kept["encoder"] = {**kept["encoder"], "identity": encoder.identity.to_json()}
     kept["encoder"] = {**kept["encoder"], "weights": shareable["encoder"]["weights"]}
     loaded.vocabulary.save(folder / runs.VOCABULARY)
     keep_expected(folder, loaded.search, kept, loaded.vocabulary)
     (folder / runs.CONFIG).write_text(yaml.safe_dump(shareable, sort_keys=False))
     if kept.get("start"):
-        start = _shareable(kept["start"]["config"])
-        kept["start"] = {**kept["start"], "run": Path(TAUGHT).name, "config": start}
+        taught, start = Path(TAUGHT).name, _shareable(kept["start"]["config"], weights)
+        kept["start"] = {**kept["start"], "run": taught, "config": start}
+        if runs.MEAN_OF in kept:
+            kept[runs.MEAN_OF] = [kept[runs.MEAN_OF][0], taught]
     runs.write_json(folder / runs.RECORD, kept)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     if size > LARGEST_MB:
-        raise UserError(f"{run} would have {size:.0f} MB, {LARGEST_MB} are allowed")
+        raise UserError(f"{loaded.folder} would have {size:.0f} MB, {LARGEST_MB} are allowed")
     # All of it fits together, or this says what does not.
     assert load_run(folder).encoder.identity.to_json() == kept["encoder"]["identity"]
 
 
-def _shareable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the folders of one machine."""
+def _kept(record: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a training (``record``) and of the run that was made of it (``outer``)."""
+    trained_with = {"decoding": record["decoding"], "views": record.get("views", "original")}
+    kept = {k: v for k, v in record.items() if k not in ("alarms", "platform")}
+    kept |= {"decoding": outer["decoding"], "views": outer.get("views", "original")}
+    kept.setdefault(TRAINED_WITH, trained_with)  # a model that was released before has its own
+    if "members" in outer:
+        kept[PUT_TOGETHER_AT] = outer["commit"]
+    if looks := {*record.get("test_looks", ()), *outer.get("test_looks", ())}:
+        kept["test_looks"] = sorted(looks)
+    return kept
+
+
+def _shareable(config: Mapping[str, Any], carried: Path | None) -> dict[str, Any]:
+    """A configuration without the folders of one machine.
+
+    ``carried`` is the file of the encoder's weights that comes with the run. A file that does not,
+    since anybody can fetch it, is left to be fetched.
+    """
     weights = config["encoder"]["weights"]
+    if weights and has_published_name(Path(weights)):
+        weights = None
+    elif weights and carried:
+        weights = f"outputs/{Path(weights).name}"
     usual = {
-        "encoder": {**config["encoder"], "weights": weights and f"outputs/{Path(weights).name}"},
+        "encoder": {**config["encoder"], "weights": weights},
         "data": {**config["data"], "root": "outputs/data/flickr8k"},
         "features": {**config["features"], "root": "outputs/features"},
         "output": {"root": "outputs/runs", "folder": None},
@@ -201,7 +252,7 @@ def write_card(folder: Path) -> None:
         encoder=_told_encoder(folder, record),
         views=", ".join(record["views"].split("+")),
         seed=record["seed"],
-        commit=record["commit"][:12],
+        commit=_told_commits(record),
         train_images=images["train"],
         train_captions=captions["train"],
         val_images=images["val"],
@@ -212,6 +263,20 @@ def write_card(folder: Path) -> None:
         commands="\n".join(_commands(folder, record)),
     )
     (folder / "README.md").write_text(card)
+
+
+def _told_commits(record: Mapping[str, Any]) -> str:
+    trained = record["commit"]
+    put_together = record.get(PUT_TOGETHER_AT, trained)
+    if put_together == trained:
+        return f"commit `{_short(trained)}`"
+    return f"trained at commit `{_short(trained)}`, put together at `{_short(put_together)}`"
+
+
+def _short(commit: str) -> str:
+    """The beginning of its hash, and whether there were changes."""
+    sha, plus, changes = commit.partition("+")
+    return f"{sha[:12]}{plus}{changes}"
 
 
 def _told_encoder(folder: Path, record: Mapping[str, Any]) -> str:
@@ -241,11 +306,8 @@ def _row(scores: Mapping[str, float], metric: str) -> str:
 def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     """What makes it again: its encoder, the run it began with, then itself, and its search."""
     weights = runs.encoder_weights(folder)
-    facts = {} if weights is None else facts_of(weights)
-    if runs.LEARNED_IN in facts:
-        facts = json.loads(facts[runs.LEARNED_IN])["before"]
-    if tuned_by := facts.get(TUNED_BY):
-        yield from _tuning_commands(record, json.loads(tuned_by))
+    if weights and (tunings := tuned_by_of(weights)):
+        yield from _tuning_commands(record, tunings)
     if record.get("start"):
         yield f"{command_of(record['start']['config'])} output.folder={TAUGHT}"
     config, trained = runs.read_config(folder), f"outputs/runs/{folder.name}"
@@ -262,33 +324,40 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tuning_commands(
-    record: Mapping[str, Any], tuned_by: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    record: Mapping[str, Any], tunings: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
     """What tuned the encoder: its networks together, or each by itself and then joined."""
     output, identity = record["encoder"]["weights"], record["encoder"]["identity"]
-    if isinstance(tuned_by, Mapping):
-        yield f"showtell tune {_encoder_options(record)} {_tuning_options(tuned_by, output)}"
+    networks, preprocessing = identity["network"].split("+"), identity["preprocessing"]
+    if len(tunings) == 1:
+        yield _tuning_command(networks, preprocessing, tunings[0], output)
         return
-    size, files = identity["preprocessing"]["size"], []
-    for network, facts in zip(identity["network"].split("+"), tuned_by, strict=True):
-        files.append(f"outputs/tuned_{network}.safetensors")
-        seen = f"encoder={network} encoder.preprocessing.size={size}"
-        yield f"showtell tune {seen} {_tuning_options(facts, files[-1])}"
-    yield f"python scripts/join_encoders.py {' '.join(files)} --output {output}"
+    files = []
+    for number, (network, tuned_by) in enumerate(zip(networks, tunings, strict=True), start=1):
+        files.append(f"{output.removesuffix('.safetensors')}_{number}.safetensors")
+        yield _tuning_command([network], preprocessing, tuned_by, files[-1])
+    yield shlex.join(["python", "scripts/join_encoders.py", *files, "--output", output])
 
 
-def _tuning_options(facts: Mapping[str, Any], output: str) -> str:
-    return (
-        f"seed={facts['seed']} --epochs {facts['epochs']} --lr {facts['lr']} "
-        f"--phrases {facts.get('phrases', 1)} --output {output}"
+def _tuning_command(
+    networks: Sequence[str],
+    preprocessing: Mapping[str, Any],
+    tuned_by: Mapping[str, Any],
+    output: str,
+) -> str:
+    choice = networks[0] if len(networks) == 1 else "joined"
+    named = [f"encoder.networks=[{','.join(networks)}]"] if len(networks) > 1 else []
+    usual = choices_of("encoder")[choice]["preprocessing"]
+    # Files of before do not tell the size they were tuned to.
+    seen = {**preprocessing, "size": tuned_by.get("size", preprocessing["size"])}
+    changes = [f"encoder.preprocessing.{k}={v}" for k, v in seen.items() if usual.get(k) != v]
+    how = [(f"--{name}", str(tuned_by[name])) for name in ("epochs", "lr", "phrases")]
+    return shlex.join(
+        [
+            *("showtell", "tune", f"encoder={choice}", *named, *changes),
+            *(f"seed={tuned_by['seed']}", *chain(*how), "--output", output),
+        ]
     )
-
-
-def _encoder_options(record: Mapping[str, Any]) -> str:
-    networks = record["encoder"]["identity"]["network"].split("+")
-    if len(networks) == 1:
-        return f"encoder={networks[0]}"
-    return shlex.join(["encoder=joined", f"encoder.networks=[{','.join(networks)}]"])
 
 
 def main() -> None:

@@ -138,6 +138,8 @@ def test_the_mean_of_two_runs_is_released(
     turned = gather(ends[::-1], tmp_path / "turned", search=None, mean_weights=True)
     with pytest.raises(UserError, match="is no mean of a run and the one it began with"):
         script["release"](turned, "model")
+    runs.update_record(mean / runs.MEMBERS / "1", commit="a" * 40, test_looks=["2026-01-01"])
+    runs.update_record(mean, commit="b" * 40 + "+changes", test_looks=["2026-01-02"])
     folder = script["release"](mean, "model")
     assert folder == tmp_path / "released/model"
     assert not (folder / runs.MEMBERS).exists()
@@ -169,6 +171,10 @@ def test_the_mean_of_two_runs_is_released(
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-5, atol=0)
     record = json.loads((again / runs.RECORD).read_text())
+    assert script["_told_commits"](record) == (
+        f"trained at commit `{'a' * 12}`, put together at `{'b' * 12}+changes`"
+    )
+    assert record["test_looks"] == ["2026-01-01", "2026-01-02"]
     renamed = [command.replace("runs/model", "runs/again") for command in commands]
     assert list(script["_commands"](again, record)) == renamed
     with pytest.raises(UserError, match=r"failures\.md is missing"):
@@ -204,33 +210,96 @@ def test_an_encoder_of_its_own_is_released_in_bytes(
         wanted, found = before(pictures).pooled, after(pictures).pooled
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
     tuning, training = script["_commands"](folder, json.loads((folder / runs.RECORD).read_text()))
-    assert tuning.endswith(
-        "seed=5 --epochs 3 --lr 0.1 --phrases 1 --output outputs/tuned.safetensors"
+    network = before.identity.network
+    assert tuning == (
+        f"showtell tune encoder={network} encoder.preprocessing.size=64 seed=5 --epochs 3 --lr 0.1 "
+        "--phrases 1 --output outputs/tuned.safetensors"
     )
     assert "encoder.weights=outputs/tuned.safetensors" in shlex.split(training)
     # Rounded once more it is the same.
     again = script["release"](folder, "again")
     for name, tensor in load_state(kept).items():
         torch.testing.assert_close(load_state(again / runs.LEARNED_ENCODER)[name], tensor)
+    # The card says which pictures were learned from, so the weights have to.
+    (run / runs.LEARNED_ENCODER).write_bytes(half_file(own.body, {}))
+    with pytest.raises(UserError, match=r"encoder\.safetensors does not say which pictures"):
+        script["release"](run, "untold")
 
 
 def test_the_card_says_how_each_network_was_tuned() -> None:
-    facts = {"epochs": 4, "lr": 0.0003, "seed": 1}
-    identity = {"network": "one+two", "preprocessing": {"size": 260}}
+    facts = {"epochs": 4, "lr": 0.0003, "seed": 1, "phrases": 1}
+    seen = {"size": 260, "resize": "whole", "mean": [0.5, 0.5, 0.5]}
+    identity = {"network": "efficientnet_lite1+efficientnet_lite1", "preprocessing": seen}
     record = {"encoder": {"weights": "outputs/both.safetensors", "identity": identity}}
     commands = runpy.run_path(str(SCRIPT))["_tuning_commands"]
     assert list(commands(record, [facts, {**facts, "seed": 2, "phrases": 3}])) == [
-        "showtell tune encoder=one encoder.preprocessing.size=260 seed=1 --epochs 4 --lr 0.0003 "
-        "--phrases 1 --output outputs/tuned_one.safetensors",
-        "showtell tune encoder=two encoder.preprocessing.size=260 seed=2 --epochs 4 --lr 0.0003 "
-        "--phrases 3 --output outputs/tuned_two.safetensors",
-        "python scripts/join_encoders.py outputs/tuned_one.safetensors "
-        "outputs/tuned_two.safetensors --output outputs/both.safetensors",
+        "showtell tune encoder=efficientnet_lite1 encoder.preprocessing.size=260 seed=1 "
+        "--epochs 4 --lr 0.0003 --phrases 1 --output outputs/both_1.safetensors",
+        "showtell tune encoder=efficientnet_lite1 encoder.preprocessing.size=260 seed=2 "
+        "--epochs 4 --lr 0.0003 --phrases 3 --output outputs/both_2.safetensors",
+        "python scripts/join_encoders.py outputs/both_1.safetensors outputs/both_2.safetensors "
+        "--output outputs/both.safetensors",
     ]
-    assert list(commands(record, facts)) == [
-        "showtell tune encoder=joined 'encoder.networks=[one,two]' seed=1 --epochs 4 --lr 0.0003 "
-        "--phrases 1 --output outputs/both.safetensors"
+    networks = "'encoder.networks=[efficientnet_lite1,efficientnet_lite1]'"
+    assert list(commands(record, [facts])) == [
+        f"showtell tune encoder=joined {networks} seed=1 --epochs 4 --lr 0.0003 --phrases 1 "
+        "--output outputs/both.safetensors"
     ]
+    identity["preprocessing"] = {**seen, "resize": "crop", "mean": [0.1, 0.2, 0.3]}
+    (tuning,) = commands(record, [{**facts, "size": 240}])
+    options = shlex.split(tuning)[2:-8]
+    assert compose(options)["encoder"] == {
+        **compose(options[:2])["encoder"],
+        "preprocessing": {
+            **compose(["encoder=joined"])["encoder"]["preprocessing"],
+            **{"size": 240, "resize": "crop", "mean": [0.1, 0.2, 0.3]},
+        },
+    }
+
+
+def altered(smoke: Smoke, folder: Path, **changes: Any) -> Path:
+    """A copy of the smoke run whose record and configuration say something else."""
+    run = shutil.copytree(smoke.folder, folder)
+    for write, said in ((runs.RECORD, runs.read_record(run)), (runs.CONFIG, runs.read_config(run))):
+        known = {k: {**said[k], **v} if k == "encoder" else v for k, v in changes.items()}
+        runs.write_json(run / write, {**said, **known})  # which is YAML too
+    return run
+
+
+def test_published_weights_are_left_to_be_fetched(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
+    file = "/somewhere/efficientnet-lite2-0123abcd.pth"
+    run = altered(smoke, tmp_path / "run", encoder={"weights": file})
+    script = runpy.run_path(str(SCRIPT))
+    folder = script["release"](run, "model")
+    assert runs.read_record(folder)["encoder"]["weights"] is None
+    assert runs.read_config(folder)["encoder"]["weights"] is None
+    config = smoke.config("encoder=inception_v3")
+    assert script["_shareable"](config, None)["encoder"]["weights"] == "IMAGENET1K_V1"
+    record = runs.read_record(folder)
+    assert script["_told_encoder"](folder, record).startswith("whose ImageNet weights are publishe")
+    assert script["PUT_TOGETHER_AT"] not in record  # by its training
+    assert script["_told_commits"]({"commit": "a" * 40}) == f"commit `{'a' * 12}`"
+
+
+def test_what_a_card_could_not_tell_is_not_released(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RELEASED", tmp_path / "released")
+    release = runpy.run_path(str(SCRIPT))["release"]
+    drawn = compose(["decoding=nucleus"])["decoding"]
+    with pytest.raises(UserError, match="captions by Sampling, and a card tells of one beam"):
+        release(altered(smoke, tmp_path / "drawn", decoding=drawn), "model")
+    start = {"run": "taught", "config": {"start_from": "outputs/runs/earlier"}}
+    with pytest.raises(UserError, match="began with taught, which began with yet another run"):
+        release(altered(smoke, tmp_path / "third", start=start), "model")
+    start = {"run": "taught", "config": {"start_from": None}}
+    apart = altered(smoke, tmp_path / "apart", start=start, mean_of=["critical", "another"])
+    with pytest.raises(UserError, match="is no mean of a run and the one it began with"):
+        release(apart, "model")
+    assert not (tmp_path / "released").exists()
 
 
 def test_an_earlier_model_is_not_lost_where_the_new_one_cannot_take_its_place(
