@@ -1,6 +1,6 @@
 """Pictures to stored features, beside the eager loop and the compiled network alone.
 
-    python benchmarks/extraction.py [FOLDER] [--images 512] [--encoder efficientnet_lite2]
+    python benchmarks/extraction.py [FOLDER] [--images 512] [--encoder NAME] [--set KEY=VALUE]
 
 Without a folder the pictures are built-in scenes. The eager loops are what is usually written:
 decode, preprocess, forward, keep, one after the other with PyTorch's own threads, nothing written
