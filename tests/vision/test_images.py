@@ -258,6 +258,8 @@ def test_json_round_trip() -> None:
         ({"interpolation": "nearest"}, "interpolation=nearest"),
         ({"resize": "crop", "crop_fraction": 1.5}, "crop_fraction=1.5"),
         ({"crop_fraction": 0.875}, "no effect"),
+        ({"corner": "upper_left"}, "corner=upper_left has no effect"),
+        ({"resize": "crop", "corner": "middle"}, "corner=middle must be one of upper_left"),
         ({"std": (1.0, 1.0, 0.0)}, "stds above 0"),
         ({"mean": (0.5,)}, "3 values"),
     ],
@@ -276,6 +278,34 @@ def test_a_mirrored_view_is_the_picture_turned_and_a_zoomed_one_its_middle() -> 
     zoomed = VIEWS["zoomed"](usual)
     assert zoomed.view(60, 40) == pytest.approx((13, 3, 47, 37))
     torch.testing.assert_close(VIEWS["zoomed_mirrored"](usual)(picture), zoomed(picture).flip(2))
+
+
+@pytest.mark.parametrize(
+    ("corner", "box"),
+    [
+        ("upper_left", (0, 0, 34, 34)),
+        ("upper_right", (26, 0, 60, 34)),
+        ("lower_left", (0, 6, 34, 40)),
+        ("lower_right", (26, 6, 60, 40)),
+    ],
+)
+def test_a_corner_is_a_square_that_lies_there(corner: str, box: tuple[int, ...]) -> None:
+    usual, random = rule(size=8), np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    seen = VIEWS[corner](usual)
+    assert seen.view(60, 40) == pytest.approx(box)
+    # At its edges the filter reads a little of what lies beside.
+    inner = (..., slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(seen(picture)[inner], usual(picture.crop(box))[inner])
+    torch.testing.assert_close(VIEWS[f"{corner}_mirrored"](usual)(picture), seen(picture).flip(2))
+    assert Preprocessing.from_json(seen.to_json()) == seen
+
+
+def test_what_was_stored_before_there_were_views_is_found() -> None:
+    assert set(rule(size=8).to_json()) == {
+        *("size", "resize", "crop_fraction", "interpolation", "mean", "std")
+    }
+    assert len({str(VIEWS[name](rule(size=8)).to_json()) for name in VIEWS}) == len(VIEWS) == 12
 
 
 def test_a_glimpse_is_a_large_part_of_the_picture_in_either_direction() -> None:

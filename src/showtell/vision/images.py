@@ -25,11 +25,19 @@ from showtell.types import PICTURE_FORMATS
 Box = tuple[float, float, float, float]
 ResizeRule = Literal["whole", "crop"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+Corner = Literal["upper_left", "upper_right", "lower_left", "lower_right"]
 
 # Pillow starts to suspect a decompression bomb here; three bytes a pixel make it 268 MB.
 MAX_PIXELS = 89_478_485
 # The share of the shorter side that a zoomed view shows: enough that what is spoken of stays in.
 _ZOOM = 0.85
+# From the left and from the top, as shares of the room there is.
+_CORNERS: Mapping[Corner, tuple[float, float]] = {
+    "upper_left": (0, 0),
+    "upper_right": (1, 0),
+    "lower_left": (0, 1),
+    "lower_right": (1, 1),
+}
 # Of a glimpse: the least share of the area, and the logarithms of the shapes.
 _LEAST_AREA = 0.5
 _SHAPES = (math.log(3 / 4), math.log(4 / 3))
@@ -122,8 +130,8 @@ class Preprocessing:
     ``size`` is the side S of the square input in pixels. ``resize`` is "whole": the whole picture
     is stretched to S x S, because captions speak of all of it; or "crop": the centred square with
     ``crop_fraction`` (0 to 1] of the shorter side is taken, ImageNet's protocol (342 px resized and
-    299 px cropped is a fraction of 299/342). ``mean`` and ``std`` are per channel, for values
-    scaled to [0, 1]. ``mirrored`` turns left into right.
+    299 px cropped is a fraction of 299/342), or with ``corner`` the one that lies there. ``mean``
+    and ``std`` are per channel, for values scaled to [0, 1]. ``mirrored`` turns left into right.
 
     Raises:
         UserError: a value out of its range, or a crop fraction that would have no effect.
@@ -136,6 +144,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     mirrored: bool = False
+    corner: Corner | None = None
 
     def __post_init__(self) -> None:
         # Lists arrive here from YAML and JSON; a frozen, hashable value needs tuples of floats.
@@ -212,15 +221,16 @@ class Preprocessing:
         if self.resize == "whole":
             return (0, 0, width, height)
         side = min(width, height) * self.crop_fraction
-        left, top = (width - side) / 2, (height - side) / 2
+        # Where it lies between the first and the last place, in each direction.
+        x, y = (0.5, 0.5) if self.corner is None else _CORNERS[self.corner]
+        left, top = x * (width - side), y * (height - side)
         return (left, top, left + side, top + side)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary for JSON; ``from_json`` gives an equal object back."""
         fields = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-        if not self.mirrored:  # as it was before pictures could be: stores go by this
-            del fields["mirrored"]
-        return fields
+        # As it was before there were these: stores go by it.
+        return {k: v for k, v in fields.items() if v or k not in ("mirrored", "corner")}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
@@ -230,15 +240,23 @@ class Preprocessing:
 
 # Ways to show the same picture, by name: what captions say of one holds for all, but for left and
 # right, which a caption in 250 speaks of.
+def _part(corner: Corner | None, *, mirrored: bool) -> Callable[[Preprocessing], Preprocessing]:
+    return lambda usual: replace(
+        usual,
+        resize="crop",
+        crop_fraction=_ZOOM * usual.crop_fraction,
+        corner=corner,
+        mirrored=mirrored,
+    )
+
+
 VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
     "original": lambda usual: usual,
     "mirrored": lambda usual: replace(usual, mirrored=True),
-    "zoomed": lambda usual: replace(
-        usual, resize="crop", crop_fraction=_ZOOM * usual.crop_fraction
-    ),
-    "zoomed_mirrored": lambda usual: replace(
-        usual, resize="crop", crop_fraction=_ZOOM * usual.crop_fraction, mirrored=True
-    ),
+    "zoomed": _part(None, mirrored=False),
+    "zoomed_mirrored": _part(None, mirrored=True),
+    **{corner: _part(corner, mirrored=False) for corner in _CORNERS},
+    **{f"{corner}_mirrored": _part(corner, mirrored=True) for corner in _CORNERS},
 }
 
 
@@ -269,6 +287,12 @@ def _problems(rule: Preprocessing) -> list[str]:
         ),
         f"crop_fraction={rule.crop_fraction} has no effect with resize=whole; set it to 1": (
             rule.resize != "whole" or rule.crop_fraction == 1
+        ),
+        f"corner={rule.corner} must be one of {', '.join(_CORNERS)}": (
+            rule.corner is None or rule.corner in _CORNERS
+        ),
+        f"corner={rule.corner} has no effect with resize=whole; leave it out": (
+            rule.resize != "whole" or rule.corner is None
         ),
         "mean and std must each have 3 values, the stds above 0": (
             len(rule.mean) == len(rule.std) == 3 and min(rule.std) > 0
