@@ -89,7 +89,7 @@ def test_loss_and_gradients_are_ours(way: str) -> None:
 def test_a_loop_of_steps_has_the_loss_of_every_model(name: str) -> None:
     torch.manual_seed(0)
     small = ["model.embedding_width=16", "model.hidden_size=16"]
-    config = compose([f"model={name}", "debug=overfit", *small])
+    config = compose([f"model={name}", *small])
     sizes = {"vocabulary_size": V, "feature_size": D, "vector_width": 5}
     model = build("model", config["model"], **sizes).eval()
     given = batch()
