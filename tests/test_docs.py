@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 
 from showtell import config
 from showtell.cli import _parser
-from showtell.config import CHANGEABLE_ON_RESUME, INJECTED, compose, config_folder
+from showtell.config import CHANGEABLE_ON_RESUME, INJECTED, PLAIN, compose, config_folder
 from showtell.runs import RELEASED
 from showtell.text.vocabulary import BEGIN, PAD
 
@@ -219,6 +219,16 @@ def test_the_table_of_groups_is_whole(group: str) -> None:
     defaults = yaml.safe_load((config_folder() / "config.yaml").read_text())["defaults"]
     default = {k: v for entry in defaults if isinstance(entry, dict) for k, v in entry.items()}
     assert default[group] in (shown[0], None)
+
+
+def test_the_lists_of_options_are_whole() -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    _, beside = page.split("\nBesides the groups there are ")
+    assert set(re.findall(r"`([\w.]+)`", beside.partition("\n\n")[0])) == set(PLAIN)
+    _, changeable = page.split("Beside it you may change\n")
+    changeable = changeable.partition("\nWhat is trained stays")[0]
+    names = [prefix.rstrip(".=") for prefix in CHANGEABLE_ON_RESUME]
+    assert sorted(re.findall(r"`([\w.]+)`", changeable)) == sorted(names)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
