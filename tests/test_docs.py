@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from showtell import config
 from showtell.cli import _parser
 from showtell.config import CHANGEABLE_ON_RESUME, INJECTED, PLAIN, compose, config_folder
+from showtell.metrics.language import figure_text
 from showtell.runs import RELEASED
 from showtell.text.vocabulary import BEGIN, PAD
 
@@ -245,6 +246,21 @@ def test_the_released_model_has_the_scores_beside_it(page: str) -> None:
     told = [" ".join(row) for row in rows]
     assert told[0] == own
     assert told[1:] == [shuffled] * (page == "docs/results.md")
+
+
+def test_the_page_of_scores_tells_of_the_released_model() -> None:
+    scores = json.loads((RELEASED / "flickr8k/scores-val.json").read_text())
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    assert scores["signature"] in page.replace("|\n", "|")
+    table = page.partition("| | model | people |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    told = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    names = [name.removeprefix("captions/") for name in scores if name.startswith("captions/")]
+    assert len(told) == len(names) >= 10
+    for name, (label, own, people) in zip(names, told, strict=True):
+        assert label.startswith(name)
+        assert own == figure_text(name, scores[f"captions/{name}"])
+        theirs = scores.get(f"people/{name}")
+        assert people == ("" if theirs is None else figure_text(name, theirs))
 
 
 def test_names_imported_on_the_pages_exist() -> None:
