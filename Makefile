@@ -5,13 +5,16 @@ DATA ?= outputs/data
 RUN ?=
 ARGS ?=
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+# Not /bin/sh: GNU make 3.81, which macOS has, then starts simple commands without a shell, and looks
+# for them in the PATH that it was started with and not in the one above.
+SHELL := /bin/bash
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-all lint data features train evaluate compare caption sweep dashboard report bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv with everything in it
 
