@@ -394,6 +394,11 @@ def _contradictions_of_learning(config: Mapping[str, Any]) -> Iterator[str]:
             "optim.encoder_lr out, or train with another decoding and take `showtell ensemble RUN "
             "--search decoding=reranked` in the end"
         )
+    if config["objective"].get("expected_weight"):
+        yield (
+            "objective.expected_weight is fitted to features that stay what they are: leave "
+            "optim.encoder_lr out, or expected_weight"
+        )
     if not config["encoder"][TARGET].endswith(".efficientnet_lite"):
         yield (
             "optim.encoder_lr trains the upper stages of encoder=efficientnet_lite0, "

@@ -298,7 +298,7 @@ def _fit(
         parts.decoder,
         settings.search,
         generated,
-        objective=settings.objective.on(parts.images["train"], parts.vocabulary),
+        objective=settings.objective.on(parts.images["train"], parts.vocabulary, parts.pooled),
         optimization=settings.optimization,
         text=settings.text,
         steps_per_epoch=len(datamodule.train_batches),

@@ -25,7 +25,7 @@ from showtell.text.settings import TextSettings
 from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import Vocabulary
 from showtell.training.callbacks import CallbackSettings
-from showtell.training.objectives import CrossEntropy, SelfCritical
+from showtell.training.objectives import CrossEntropy, PooledFeatures, SelfCritical
 from showtell.training.optimization import Optimization
 from showtell.training.trainer import TrainerSettings
 from showtell.training.tuning import TuningSettings, tune
@@ -90,6 +90,7 @@ class Parts:
     decoder: nn.Module
     sources: Sources
     learning: LearningEncoder | None  # the encoder, where it learns too
+    pooled: PooledFeatures  # of the training images, of the views that captions are written of
 
     @property
     def store(self) -> FeatureStore:
@@ -149,25 +150,40 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     if config["start_from"] is not None:
         start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
     sources = (_shown if learns else _stored)(images, encoder, kind, config, seen)
+    pooled = partial(pooled_features, images["train"], sources.store, encoder, kind, config, seen)
     if isinstance(settings.search, RerankedBeamSearch) and not learns:
-        shown = seen_features_of(images["train"], sources.store, encoder, kind, config, seen)
-        search = fitted_to(images["train"], settings.search, shown, vocabulary)
+        search = fitted_to(images["train"], settings.search, pooled(), vocabulary)
         settings = replace(settings, search=search)
-    return Parts(settings, data, images, encoder, vocabulary, vectors, decoder, sources, learning)
+    return Parts(
+        settings, data, images, encoder, vocabulary, vectors, decoder, sources, learning, pooled
+    )
 
 
 def fitted_to(
     images: Sequence[CaptionedImage],
     search: RerankedBeamSearch,
-    seen: FeatureSource,
+    pooled: Iterable[Tensor],
     vocabulary: Vocabulary,
 ) -> RerankedBeamSearch:
-    """The search, told what it is to know of the training ``images``.
-
-    ``seen`` is what is seen of them as captions are written: of the same views.
-    """
+    """The search, told what it is to know of the training ``images``: their `pooled_features`."""
     captions = [[vocabulary.encode(tokenize(c)) for c in image.captions] for image in images]
-    return search.fitted(captions, _PooledFeatures(images, seen))
+    return search.fitted(captions, pooled)
+
+
+def pooled_features(
+    images: Sequence[CaptionedImage],
+    store: FeatureStore,
+    encoder: Encoder,
+    kind: FeatureKind,
+    config: Config,
+    views: Sequence[str],
+) -> Iterable[Tensor]:
+    """What is seen of ``images`` when their captions are written, as one vector each, in chunks.
+
+    The arguments are those of `seen_features_of`.
+    """
+    seen = seen_features_of(images, store, encoder, kind, config, views)
+    return _PooledFeatures(images, seen)
 
 
 @dataclass(frozen=True, slots=True)

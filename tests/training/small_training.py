@@ -147,7 +147,7 @@ def build_training(
         decoder,
         search,
         GeneratedCaptions(references, vocabulary, max_length=12, metrics=["BLEU"]),
-        objective=objective.on(images, vocabulary),
+        objective=objective.on(images, vocabulary, list),
         optimization=rules,
         text=TextSettings(1, None, 8, "thaw", 1),
         steps_per_epoch=len(data.train_batches),

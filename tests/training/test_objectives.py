@@ -15,6 +15,7 @@ from showtell.data.batches import Batch
 from showtell.metrics.cider import CiderD, DocumentFrequencies
 from showtell.models.lstm import LSTMDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
+from showtell.training.left_out import LeftOut
 from showtell.training.objectives import CrossEntropy, Rewards, SelfCritical
 from showtell.types import CaptionedImage
 
@@ -156,6 +157,25 @@ def test_bleu_counts_what_it_is_told(images: list[CaptionedImage], vocabulary: V
     torch.testing.assert_close(with_bleu - without, torch.tensor([2.0, 0.0]), atol=1e-3, rtol=0.0)
 
 
+def test_what_is_to_be_expected_is_rewarded_too(
+    images: list[CaptionedImage], vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("showtell.training.left_out.LEAST_IMAGES", 1)
+    features = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    ids, captions = ["b.jpg", "a.jpg"], [[5, 4, END], [4, END], [4, 5, END], [5, END]]
+    plain = Rewards(images, vocabulary, bleu_weight=0.0)(ids, captions)
+    rewards = Rewards(images, vocabulary, bleu_weight=0.0)
+    rewards.expect([features], weight=2.0)
+    references = [
+        [(*vocabulary.encode(c.split()), END) for c in image.captions] for image in images
+    ]
+    left_out = LeftOut(list(CAPTIONS), references, [features])
+    expected = [*left_out("b.jpg", captions[:2]), *left_out("a.jpg", captions[2:])]
+    torch.testing.assert_close(rewards(ids, captions), plain + 2 * torch.tensor(expected))
+    with pytest.raises(ValueError, match="expected_weight must be at least 0"):
+        settings(expected_weight=-1.0)
+
+
 def all_captions() -> list[tuple[int, ...]]:
     """What can be drawn and comes to its end."""
     return [
@@ -194,7 +214,7 @@ def test_the_gradient_is_that_of_the_expected_reward(
             expected = expected + probability * rewards([image_id], [caption]).item()
     exact = torch.cat([g.flatten() for g in torch.autograd.grad(expected, parameters)])
 
-    objective = settings(baseline=baseline, samples=400).on(images, vocabulary)
+    objective = settings(baseline=baseline, samples=400).on(images, vocabulary, list)
     found = torch.zeros_like(exact)
     for _ in range(10):
         outcome = objective(decoder, given, 0.0)
@@ -214,14 +234,14 @@ def test_samples_are_drawn_without_dropout_and_learned_with_it(
     start = decoder.start
     decoder.start = lambda f: (modes.append(decoder.training), start(f))[1]  # type: ignore
     decoder.train()
-    settings().on(images, vocabulary)(decoder, batch(vocabulary), 0.0)
+    settings().on(images, vocabulary, list)(decoder, batch(vocabulary), 0.0)
     assert modes[0] is False and modes[-1] is True and decoder.training
 
 
 def test_the_same_seed_draws_the_same(
     images: list[CaptionedImage], vocabulary: Vocabulary, decoder: LSTMDecoder
 ) -> None:
-    objective = settings().on(images, vocabulary)
+    objective = settings().on(images, vocabulary, list)
     losses = []
     for _ in range(2):
         torch.manual_seed(5)
@@ -233,7 +253,7 @@ def test_the_reward_rises(
     images: list[CaptionedImage], vocabulary: Vocabulary, decoder: LSTMDecoder
 ) -> None:
     torch.manual_seed(0)
-    given, objective = batch(vocabulary), settings(samples=8).on(images, vocabulary)
+    given, objective = batch(vocabulary), settings(samples=8).on(images, vocabulary, list)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=0.02)
     measured = []
     for _ in range(60):

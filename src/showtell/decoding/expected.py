@@ -105,6 +105,25 @@ class NgramWeights:
             if weight:
                 yield number, weight / math.sqrt(squares[words - 1])
 
+    def scores(
+        self, captions: Captions, weights: Tensor, bias: Tensor, read: Tensor
+    ) -> list[float]:
+        """CIDEr of ``captions`` of an image of which ``weights @ read + bias`` (G,) is expected.
+
+        ``weights`` are (G, Q), ``read`` is (Q,).
+        """
+        owners, numbers, values = [], [], []
+        for owner, tokens in enumerate(captions):
+            for number, value in self.vector(tokens):
+                owners.append(owner)
+                numbers.append(number)
+                values.append(value)
+        expected_N = weights[numbers] @ read + bias[numbers]
+        products_N = torch.tensor(values) * expected_N * (SCALE / LONGEST)
+        owners_N = torch.tensor(owners, dtype=torch.long)
+        scores: list[float] = torch.zeros(len(captions)).index_add(0, owners_N, products_N).tolist()
+        return scores
+
     def mean_vectors(self, captions: Sequence[Captions]) -> Tensor:
         """For some images the mean (images, G) of their references' vectors."""
         means = torch.zeros(len(captions), len(self.ngrams))
@@ -207,13 +226,13 @@ class ExpectedNgrams:
         points_IE = torch.cat([directions(chunk) for chunk in features])
         landmarks = torch.mul(*in_bytes(_landmarks(points_IE)))
         similarity_M, bias, gram_MM, together_MG = _moments(known, captions, points_IE, landmarks)
-        between_MM = _similarities(landmarks.double(), landmarks.double())
+        between_MM = similarities(landmarks.double(), landmarks.double())
         between_MM.diagonal().add_(_ALIKE)
         lower_MM = torch.linalg.cholesky(gram_MM + RIDGE * between_MM).float()
         # With C = L L' the solution C^-1 T is L'^-1 W, where W = L^-1 T: what is lost of it by a
         # smaller rank is least along the first left singular vectors of W.
         whitened_MG = torch.linalg.solve_triangular(lower_MM, together_MG, upper=False)
-        best_MQ = _left_singular_vectors(whitened_MG, rank)
+        best_MQ = left_singular_vectors(whitened_MG, rank)
         projection = torch.linalg.solve_triangular(lower_MM.T, best_MQ, upper=True)
         projection = torch.mul(*in_bytes(projection.T)).T
         weights = torch.mul(*in_bytes(whitened_MG.T @ best_MQ))
@@ -226,22 +245,11 @@ class ExpectedNgrams:
         ``features`` are pooled, (B, D).
         """
         points_BE = self.directions(features.cpu().float())
-        read_BQ = _similarities(points_BE, self.landmarks) @ self.projection
-        return [self._scores(each, read) for each, read in zip(captions, read_BQ, strict=True)]
-
-    def _scores(self, captions: Captions, read_Q: Tensor) -> list[float]:
-        """Those of one image, of whose similarities so much was read."""
-        owners, numbers, values = [], [], []
-        for owner, tokens in enumerate(captions):
-            for number, value in self.known.vector(tokens):
-                owners.append(owner)
-                numbers.append(number)
-                values.append(value)
-        expected_N = self.weights[numbers] @ read_Q + self.bias[numbers]
-        products_N = torch.tensor(values) * expected_N * (SCALE / LONGEST)
-        owners_N = torch.tensor(owners, dtype=torch.long)
-        scores: list[float] = torch.zeros(len(captions)).index_add(0, owners_N, products_N).tolist()
-        return scores
+        read_BQ = similarities(points_BE, self.landmarks) @ self.projection
+        return [
+            self.known.scores(each, self.weights, self.bias, read_Q)
+            for each, read_Q in zip(captions, read_BQ, strict=True)
+        ]
 
     def save(self, path: Path, made_for: str) -> None:
         """Write it as ``.safetensors``; ``made_for`` names the features and the ids of words."""
@@ -330,13 +338,13 @@ def _moments(
     chunks = [points[start : start + _CHUNK].double() for start in starts]
     total_M = torch.zeros(count, dtype=torch.float64)
     for chunk in chunks:
-        total_M += _similarities(chunk, landmarks).sum(dim=0)
+        total_M += similarities(chunk, landmarks).sum(dim=0)
     similarity_M = total_M / len(points)
     gram_MM = torch.zeros(count, count, dtype=torch.float64)
     together_MG = torch.zeros(count, len(known.ngrams))
     total_G = torch.zeros(len(known.ngrams))
     for start, chunk in zip(starts, chunks, strict=True):
-        around_means = _similarities(chunk, landmarks) - similarity_M
+        around_means = similarities(chunk, landmarks) - similarity_M
         vectors = known.mean_vectors(captions[start : start + len(chunk)])
         gram_MM.addmm_(around_means.T, around_means)
         together_MG.addmm_(around_means.float().T, vectors)
@@ -344,7 +352,7 @@ def _moments(
     return similarity_M.float(), total_G / len(points), gram_MM, together_MG
 
 
-def _left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
+def left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
     """Those of the ``count`` largest singular values of ``matrix`` (M, G), as columns.
 
     Found by subspace iteration from a random start (Halko, Martinsson and Tropp 2011, "Finding
@@ -368,7 +376,7 @@ def _landmarks(points: Tensor) -> Tensor:
     return points[torch.linspace(0, len(points) - 1, count).round().long()]
 
 
-def _similarities(points: Tensor, landmarks: Tensor) -> Tensor:
+def similarities(points: Tensor, landmarks: Tensor) -> Tensor:
     """Of pictures (B, E) to landmarks (M, E): (B, M), from 0 to 1."""
     squares_BM = points.square().sum(dim=1, keepdim=True) + landmarks.square().sum(dim=1)
     return (-WIDTH * (squares_BM - 2 * points @ landmarks.T).clamp(min=0)).exp()

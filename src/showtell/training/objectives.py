@@ -5,7 +5,7 @@ Dimension key: B images, N captions, T positions, P real positions, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, cast
 
@@ -17,11 +17,15 @@ from showtell.decoding.beam import BeamSearch
 from showtell.decoding.sampling import NEVER_DRAWN, Samples, draw, sample
 from showtell.metrics.scores import SampleScores
 from showtell.models.decoder import Decoder
+from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, Vocabulary
+from showtell.training.left_out import LeftOut
 from showtell.training.loss import cross_entropy
 from showtell.types import CaptionedImage
 
 Baseline = Literal["others", "greedy"]
+# Reads the pooled features of the training images, in chunks (any, D), each time anew.
+PooledFeatures = Callable[[], Iterable[Tensor]]
 
 
 class Outcome(NamedTuple):
@@ -65,7 +69,9 @@ class CrossEntropy:
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError("scheduled_sampling must lie in 0..1")
 
-    def on(self, images: Sequence[CaptionedImage], vocabulary: Vocabulary) -> Objective:
+    def on(
+        self, images: Sequence[CaptionedImage], vocabulary: Vocabulary, pooled: PooledFeatures
+    ) -> Objective:
         """Itself: the batches bring all it needs."""
         return self
 
@@ -114,29 +120,37 @@ class SelfCritical:
             caption (Rennie et al.), which is one more to write.
         bleu_weight: what sentence BLEU-4, 0 to 1, counts in the reward beside CIDEr-D, 0 to 10.
         max_length: longest sample in words; one that is cut there has no end to be rewarded for.
+        expected_weight: what the CIDEr counts that is to be expected of the picture by all other
+            pictures and their captions: see `LeftOut`.
     """
 
     samples: int
     baseline: Baseline
     bleu_weight: float
     max_length: int
+    expected_weight: float = 0.0  # as before it could be set
 
     def __post_init__(self) -> None:
         least = 2 if self.baseline == "others" else 1
         if self.samples < least:
             raise ValueError(f"samples must be at least {least} with baseline={self.baseline}")
-        if self.bleu_weight < 0:
-            raise ValueError("bleu_weight must be at least 0")
+        if min(self.bleu_weight, self.expected_weight) < 0:
+            raise ValueError("bleu_weight and expected_weight must be at least 0")
         if self.max_length < 1:
             raise ValueError("max_length must be at least 1")
 
-    def on(self, images: Sequence[CaptionedImage], vocabulary: Vocabulary) -> Objective:
-        """The objective for training on ``images``."""
-        return PolicyGradient(self, Rewards(images, vocabulary, bleu_weight=self.bleu_weight))
+    def on(
+        self, images: Sequence[CaptionedImage], vocabulary: Vocabulary, pooled: PooledFeatures
+    ) -> Objective:
+        """The objective for training on ``images``, whose ``pooled`` features may be asked for."""
+        rewards = Rewards(images, vocabulary, bleu_weight=self.bleu_weight)
+        if self.expected_weight:
+            rewards.expect(pooled(), weight=self.expected_weight)
+        return PolicyGradient(self, rewards)
 
 
 class Rewards:
-    """CIDEr-D, and BLEU-4 if wanted, of token ids against the captions of training images.
+    """CIDEr-D, and more if wanted, of token ids against the captions of training images.
 
     Document frequencies are those of all training captions.
     """
@@ -148,6 +162,20 @@ class Rewards:
         self._bleu_weight = bleu_weight
         references = {image.image_id: image.captions for image in images}
         self._scores = SampleScores(references, end=SPECIALS[END])
+        self._images = images
+        self._expected: tuple[float, LeftOut] | None = None
+
+    def expect(self, features: Iterable[Tensor], *, weight: float) -> None:
+        """Reward what is to be expected of each image, too.
+
+        ``features`` are the pooled ones of the training images: see `LeftOut`.
+        """
+        captions = [
+            [(*self._vocabulary.encode(tokenize(caption)), END) for caption in image.captions]
+            for image in self._images
+        ]
+        ids = [image.image_id for image in self._images]
+        self._expected = weight, LeftOut(ids, captions, features)
 
     def __call__(self, image_ids: Sequence[str], captions: Sequence[Sequence[int]]) -> Tensor:
         """Rewards (N,) of captions of which each image has equally many, side by side.
@@ -163,6 +191,12 @@ class Rewards:
         rewards = torch.tensor(self._scores.cider(sentences, image_of_row))
         if self._bleu_weight:
             rewards += self._bleu_weight * torch.tensor(self._scores.bleu4(sentences, image_of_row))
+        if self._expected is not None:
+            weight, expected = self._expected
+            starts = range(0, len(captions), per_image)
+            rows = (captions[start : start + per_image] for start in starts)
+            scores = [s for i, row in zip(image_ids, rows, strict=True) for s in expected(i, row)]
+            rewards += weight * torch.tensor(scores)
         return rewards
 
 

@@ -1,0 +1,99 @@
+"""What is to be expected of a training picture, had its own captions not been seen.
+
+A decoder that is rewarded for agreeing with the captions of its training pictures can learn each
+picture by heart. What `ExpectedNgrams` would predict of a picture from all *other* pictures and
+their captions can be seen in the picture, or it would not be predicted: a reward for that is one
+for what holds of new pictures too.
+
+With A = (K + ridge)^-1, K the similarities of the pictures around their means, a kernel ridge
+regression that was fitted without picture i misses its vector by (A T)_i / A_ii, where T has the
+vectors of all pictures (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning",
+section 5.4.2): one inverse stands for all fits. Only the means are those of all pictures.
+
+Dimension key: I images of a group, B images, D feature size, E directions, Q rank, G n-grams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from showtell.decoding.expected import (
+    MOST_LANDMARKS,
+    RIDGE,
+    Captions,
+    Directions,
+    NgramWeights,
+    left_singular_vectors,
+    similarities,
+)
+
+# An n-gram of fewer images is not predicted, and of a prediction so much is kept: as in
+# conf/decoding/reranked.yaml.
+LEAST_IMAGES = 5
+RANK = 512
+
+
+class _Group(NamedTuple):
+    """Images that were predicted from each other: ``weights @ read[i]`` (G,) of image i."""
+
+    read: Tensor  # (I, Q)
+    weights: Tensor  # (G, Q)
+
+
+class LeftOut:
+    """The CIDEr to be expected of captions of training images, predicted from the other images.
+
+    Images beyond `MOST_LANDMARKS` are predicted in groups of at most so many, each from its own
+    group: what is held grows with the images, what is computed at a time does not.
+
+    Args:
+        image_ids: of the training images.
+        captions: all references of each, as token ids that end with END.
+        features: their pooled features in the same order, in chunks (any, D); they are passed over
+            twice.
+    """
+
+    def __init__(
+        self,
+        image_ids: Sequence[str],
+        captions: Sequence[Captions],
+        features: Iterable[Tensor],
+    ) -> None:
+        self._known = NgramWeights.of(captions, LEAST_IMAGES)
+        directions = Directions.of(features)
+        points_IE = torch.cat([directions(chunk) for chunk in features])
+        groups = -(-len(image_ids) // MOST_LANDMARKS)
+        self._groups, self._bias = [], torch.zeros(len(self._known.ngrams))
+        self._place: dict[str, tuple[int, int]] = {}
+        for number in range(groups):
+            # Evenly: neighbours in a list of pictures may be of one series.
+            own = slice(number, None, groups)
+            vectors_IG = self._known.mean_vectors(captions[own])
+            self._bias += vectors_IG.sum(dim=0) / len(image_ids)
+            self._groups.append(_predicted(points_IE[own], vectors_IG))
+            self._place |= {image: (number, row) for row, image in enumerate(image_ids[own])}
+
+    def __call__(self, image_id: str, captions: Captions) -> list[float]:
+        """The expected CIDEr of ``captions`` of one training image."""
+        number, row = self._place[image_id]
+        read, weights = self._groups[number]
+        return self._known.scores(captions, weights, self._bias, read[row])
+
+
+def _predicted(points: Tensor, vectors: Tensor) -> _Group:
+    """Each image at ``points`` (I, E) from the others; ``vectors`` (I, G) lose their means."""
+    points = points.double()
+    similarity_II = similarities(points, points)
+    mean_I = similarity_II.mean(dim=0)
+    around_II = similarity_II - mean_I - mean_I.unsqueeze(1) + mean_I.mean()
+    around_II.diagonal().add_(RIDGE)
+    inverse_II = torch.linalg.inv(around_II).float()
+    vectors -= vectors.mean(dim=0)
+    missed_IG = inverse_II @ vectors / inverse_II.diagonal().unsqueeze(1)
+    predicted_IG = vectors.sub_(missed_IG)
+    read_IQ = left_singular_vectors(predicted_IG, RANK)
+    return _Group(read_IQ, predicted_IG.T @ read_IQ)
