@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from time import sleep
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from showtell import products
 
@@ -80,6 +82,32 @@ def test_any_operands_give_the_product(
     out = torch.full((m, n + 3), torch.nan)[:, :n]
     assert torch.mm(a, b, out=out) is out
     torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+
+
+class Watching(TorchDispatchMode):
+    """Keeps the weights that oneDNN is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "linear_pointwise" in str(func):
+            self.weights.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_it_is_never_given_a_weight_with_gaps(faster: list[tuple[int, ...]], kind: str) -> None:
+    """It has no fast code for one: a thousand times the time."""
+    inputs, weight = normal(40, 21), MATRICES[kind](33, 21)
+    with Watching() as watching:
+        found = products._linear(inputs, weight, None)
+    torch.testing.assert_close(found, inputs @ weight.t())
+    (given,) = watching.weights
+    assert given.is_contiguous() or given.t().is_contiguous()
+    if kind in ("as it is", "transposed"):
+        assert given.data_ptr() == weight.data_ptr()  # nor is one copied without need
 
 
 ADDED: dict[str, Call] = {

@@ -225,7 +225,13 @@ def _filled(rows: Tensor, size: int) -> Tensor:
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` by oneDNN, which reads a bias as if there were no gaps in it."""
+    """``F.linear`` by oneDNN, which reads a bias as if there were no gaps in it.
+
+    For a weight with gaps, such as some columns of a matrix, it has no fast code, and takes a
+    thousand times as long.
+    """
     bias = None if bias is None else bias.contiguous()
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()
     product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return product
