@@ -24,8 +24,10 @@ from showtell.errors import UserError
 from showtell.parts import features_of
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.checkpoints import AtomicCheckpointIO
+from showtell.training.left_out import LeftOut
 from showtell.training.module import CaptioningModule
 from showtell.types import Split
+from showtell.vision.extract import encode
 from showtell.vision.features import FeatureStore
 
 pytestmark = pytest.mark.usefixtures("without_java")
@@ -364,6 +366,36 @@ def test_captions_are_written_of_all_views_together(smoke: Smoke, tmp_path: Path
     assert "|views:original+mirrored|" in signature
     (looked,) = run.look([images[0].path], ["a dog"])
     assert looked.weights.shape == (2, 2, 2)  # of the original alone
+
+
+def test_rewards_know_what_is_seen_of_the_training_images(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    class Watched(LeftOut):
+        def __init__(self, image_ids: Any, captions: Any, features: Any) -> None:
+            told.append((list(image_ids), torch.cat(list(features))))
+            super().__init__(image_ids, captions, features)
+
+    monkeypatch.setattr("showtell.training.objectives.LeftOut", Watched)
+    overrides = ("objective=expected", f"start_from={smoke.folder}", "trainer.max_epochs=1")
+    views = "original+mirrored"
+    config = smoke.config(*overrides, f"views={views}", f"output.folder={tmp_path / 'run'}")
+    run = load_run(train(config))
+    ((image_ids, features),) = told
+    training = build("data", config["data"]).split("train")
+    assert image_ids == [image.image_id for image in training]
+    encoded = encode(
+        [image.path for image in training],
+        run.encoder,
+        kind="pooled",
+        batch_size=len(training),
+        device=run.device,
+        views=views.split("+"),
+    )
+    seen = torch.stack([torch.from_numpy(each).float() for each in encoded])
+    torch.testing.assert_close(features, seen, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("views", ["mirrored", "original+sideways"])

@@ -320,7 +320,8 @@ def test_an_earlier_model_is_not_lost_where_the_new_one_cannot_take_its_place(
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OSError, match="full"):
         release(smoke.folder, "model")
-    assert [each.name for each in folder.parent.glob("*/failures.md")] == ["failures.md"]
+    assert (folder / "failures.md").read_text() == "Wrong about dogs."
+    assert [each.name for each in folder.parent.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,7 @@ def _multiply(left: Tensor, right: Tensor, added: Tensor | None, out: Tensor) ->
     """Write ``left`` (M, K) times ``right`` (K, N) plus ``added`` (N,) or (M, N) to ``out``."""
     if _is_transposed(left):
         return _sum_pieces(left, right, added, out)
+    right = right if right.is_contiguous() else right.t().contiguous().t()  # once for all pieces
     row, matrix = (None, added) if added is not None and added.dim() == 2 else (added, None)
     for start, end, size in _pieces(len(left)):
         piece = _linear(_filled(left[start:end], size), right.t(), row)[: end - start]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from showtell.decoding.expected import RIDGE, SCALE, Directions, NgramWeights, similarities
-from showtell.metrics.cider import LONGEST
+from showtell.decoding.expected import RIDGE, Directions, NgramWeights, similarities
+from showtell.errors import UserError
+from showtell.metrics.cider import LONGEST, SCALE
 from showtell.training import left_out
 from showtell.training.left_out import LeftOut
 
@@ -85,5 +86,16 @@ def test_of_a_small_rank_it_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
             for a, b in zip(found(image_id, WRITTEN), whole(image_id, WRITTEN), strict=True)
         ]
         errors.append(sum(apart))
-    assert errors[0] > errors[1] > errors[2] > -1e-9
+    assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-3
+
+
+def test_captions_of_which_nothing_is_known() -> None:
+    found = LeftOut(IDS, CAPTIONS, [features()])
+    assert found(IDS[0], [(99, 98), ()]) == [0.0, 0.0]
+
+
+def test_too_little_to_expect_anything_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_out, "LEAST_IMAGES", 8)
+    with pytest.raises(UserError, match="captions of 8 training images: there is too little"):
+        LeftOut(IDS, CAPTIONS, [features()])

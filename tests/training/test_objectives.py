@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +167,18 @@ def test_what_is_to_be_expected_is_rewarded_too(
     plain = Rewards(images, vocabulary, bleu_weight=0.0)(ids, captions)
     rewards = Rewards(images, vocabulary, bleu_weight=0.0)
     rewards.expect([features], weight=2.0)
+    objective = settings(expected_weight=2.0).on(images, vocabulary, lambda: [features])
     references = [
         [(*vocabulary.encode(c.split()), END) for c in image.captions] for image in images
     ]
     left_out = LeftOut(list(CAPTIONS), references, [features])
     expected = [*left_out("b.jpg", captions[:2]), *left_out("a.jpg", captions[2:])]
-    torch.testing.assert_close(rewards(ids, captions), plain + 2 * torch.tensor(expected))
+    for found in (rewards, objective._rewards):
+        torch.testing.assert_close(found(ids, captions), plain + 2 * torch.tensor(expected))
     with pytest.raises(ValueError, match="expected_weight must be at least 0"):
         settings(expected_weight=-1.0)
+    with pytest.raises(ValueError, match="expected_weight must be at least 0, and finite"):
+        settings(bleu_weight=math.nan)
 
 
 def all_captions() -> list[tuple[int, ...]]:

@@ -118,7 +118,8 @@ class NgramWeights:
                 owners.append(owner)
                 numbers.append(number)
                 values.append(value)
-        expected_N = weights[numbers] @ read + bias[numbers]
+        # No product of matrices: in a training of mixed precision that would be one of bfloat16.
+        expected_N = (weights[numbers] * read).sum(dim=1) + bias[numbers]
         products_N = torch.tensor(values) * expected_N * (SCALE / LONGEST)
         owners_N = torch.tensor(owners, dtype=torch.long)
         scores: list[float] = torch.zeros(len(captions)).index_add(0, owners_N, products_N).tolist()

@@ -8,7 +8,8 @@ for what holds of new pictures too.
 With A = (K + ridge)^-1, K the similarities of the pictures around their means, a kernel ridge
 regression that was fitted without picture i misses its vector by (A T)_i / A_ii, where T has the
 vectors of all pictures (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning",
-section 5.4.2): one inverse stands for all fits. Only the means are those of all pictures.
+section 5.4.2): one inverse stands for all fits. Means, directions, document frequencies and which
+n-grams are predicted are those of all pictures.
 
 Dimension key: I images of a group, B images, D feature size, E directions, Q rank, G n-grams.
 """
@@ -30,6 +31,7 @@ from showtell.decoding.expected import (
     left_singular_vectors,
     similarities,
 )
+from showtell.errors import UserError
 
 # An n-gram of fewer images is not predicted, and of a prediction so much is kept: as in
 # conf/decoding/reranked.yaml.
@@ -55,6 +57,9 @@ class LeftOut:
         captions: all references of each, as token ids that end with END.
         features: their pooled features in the same order, in chunks (any, D); they are passed over
             twice.
+
+    Raises:
+        UserError: no n-gram is frequent enough to be predicted.
     """
 
     def __init__(
@@ -64,6 +69,11 @@ class LeftOut:
         features: Iterable[Tensor],
     ) -> None:
         self._known = NgramWeights.of(captions, LEAST_IMAGES)
+        if not self._known.ngrams:
+            raise UserError(
+                f"no words stand in the captions of {LEAST_IMAGES} training images: there is too "
+                "little to expect of a picture; train on more, or with objective=self_critical"
+            )
         directions = Directions.of(features)
         points_IE = torch.cat([directions(chunk) for chunk in features])
         groups = -(-len(image_ids) // MOST_LANDMARKS)
@@ -86,14 +96,20 @@ class LeftOut:
 
 def _predicted(points: Tensor, vectors: Tensor) -> _Group:
     """Each image at ``points`` (I, E) from the others; ``vectors`` (I, G) lose their means."""
-    points = points.double()
-    similarity_II = similarities(points, points)
-    mean_I = similarity_II.mean(dim=0)
-    around_II = similarity_II - mean_I - mean_I.unsqueeze(1) + mean_I.mean()
-    around_II.diagonal().add_(RIDGE)
-    inverse_II = torch.linalg.inv(around_II).float()
+    inverse_II = _inverse(points.double())
     vectors -= vectors.mean(dim=0)
-    missed_IG = inverse_II @ vectors / inverse_II.diagonal().unsqueeze(1)
+    missed_IG = (inverse_II @ vectors).div_(inverse_II.diagonal().unsqueeze(1))
     predicted_IG = vectors.sub_(missed_IG)
+    del missed_IG, inverse_II  # as large as all else
     read_IQ = left_singular_vectors(predicted_IG, RANK)
     return _Group(read_IQ, predicted_IG.T @ read_IQ)
+
+
+def _inverse(points: Tensor) -> Tensor:
+    """A (I, I) of the images at ``points`` (I, E)."""
+    similarity_II = similarities(points, points)
+    mean_I = similarity_II.mean(dim=0)
+    similarity_II.sub_(mean_I).sub_(mean_I.unsqueeze(1)).add_(mean_I.mean())
+    similarity_II.diagonal().add_(RIDGE)
+    inverse: Tensor = torch.linalg.inv(similarity_II).float()
+    return inverse

@@ -5,6 +5,7 @@ Dimension key: B images, N captions, T positions, P real positions, V vocabulary
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, cast
@@ -128,14 +129,14 @@ class SelfCritical:
     baseline: Baseline
     bleu_weight: float
     max_length: int
-    expected_weight: float = 0.0  # as before it could be set
+    expected_weight: float = 0.0  # objective=self_critical does not know it
 
     def __post_init__(self) -> None:
         least = 2 if self.baseline == "others" else 1
         if self.samples < least:
             raise ValueError(f"samples must be at least {least} with baseline={self.baseline}")
-        if min(self.bleu_weight, self.expected_weight) < 0:
-            raise ValueError("bleu_weight and expected_weight must be at least 0")
+        if not all(0 <= weight < math.inf for weight in (self.bleu_weight, self.expected_weight)):
+            raise ValueError("bleu_weight and expected_weight must be at least 0, and finite")
         if self.max_length < 1:
             raise ValueError("max_length must be at least 1")
 

@@ -238,8 +238,6 @@ class Preprocessing:
         return cls(**fields)
 
 
-# Ways to show the same picture, by name: what captions say of one holds for all, but for left and
-# right, which a caption in 250 speaks of.
 def _part(corner: Corner | None, *, mirrored: bool) -> Callable[[Preprocessing], Preprocessing]:
     return lambda usual: replace(
         usual,
@@ -250,6 +248,8 @@ def _part(corner: Corner | None, *, mirrored: bool) -> Callable[[Preprocessing],
     )
 
 
+# Ways to show the same picture, by name: what captions say of one holds for all, but for left and
+# right, which a caption in 250 speaks of, and for what a corner or the middle leaves out.
 VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
     "original": lambda usual: usual,
     "mirrored": lambda usual: replace(usual, mirrored=True),
