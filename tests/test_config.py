@@ -90,6 +90,11 @@ def test_every_file_says_first_what_it_is(choice: str) -> None:
         ("model._target_=showtell.models.lstm.nn.Linear", "there is no Linear"),
         ("data._target_=showtell.data.scenes.files.write_scenes", "no file of conf/data/ names it"),
         ("+encoder.preprocessing.sise=1", "encoder.preprocessing.sise: there is no such option"),
+        ("+objective.measure=x", "^objective.measure: there is no such option"),
+        (
+            "objective=expected",
+            "^training on rewards needs start_from=RUN: it improves on captions",
+        ),
         (
             "encoder.preprocessing.size=big",
             "encoder.preprocessing.size=big: must be a whole number",

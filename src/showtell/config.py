@@ -417,7 +417,7 @@ def _contradictions(config: Mapping[str, Any]) -> list[str]:
         )
     if config["objective"][TARGET].endswith(".SelfCritical") and config["start_from"] is None:
         problems.append(
-            "objective=self_critical needs start_from=RUN: it improves on captions that are good "
+            "training on rewards needs start_from=RUN: it improves on captions that are good "
             "already; train with objective=cross_entropy first"
         )
     if text["train_vectors"] == "thaw" and text["thaw_epoch"] is None:
@@ -507,7 +507,9 @@ def _class_arguments(node: ast.ClassDef) -> dict[str, Parameter]:
     return {
         field.target.id: Parameter(field.annotation, field.value is None)
         for field in node.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and not ast.unparse(field.annotation).startswith("ClassVar")
     }
 
 
