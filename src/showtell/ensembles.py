@@ -25,7 +25,7 @@ from showtell.parts import (
     caption_views,
     features_of,
     fitted_to,
-    pooled_features,
+    seen_features_of,
     select_images,
 )
 from showtell.vision.encoder import Encoder, united
@@ -207,8 +207,8 @@ def _fitted_search(
     images = select_images(data, settings.trainer)["train"]
     kind = Ensemble([run.decoder for run in members]).feature_kind
     store = features_of(images, encoder(), kind, config)
-    pooled = pooled_features(images, store, encoder(), kind, config, caption_views(config))
-    return fitted_to(images, search, pooled, members[0].vocabulary)
+    seen = seen_features_of(images, store, encoder(), kind, config, caption_views(config))
+    return fitted_to(images, search, seen, members[0].vocabulary)
 
 
 def _copy(member: Path, folder: Path) -> None:

@@ -150,40 +150,36 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     if config["start_from"] is not None:
         start_from(Path(config["start_from"]), decoder, vocabulary, encoder)
     sources = (_shown if learns else _stored)(images, encoder, kind, config, seen)
-    pooled = partial(pooled_features, images["train"], sources.store, encoder, kind, config, seen)
+    shown = partial(seen_features_of, images["train"], sources.store, encoder, kind, config, seen)
     if isinstance(settings.search, RerankedBeamSearch) and not learns:
-        search = fitted_to(images["train"], settings.search, pooled(), vocabulary)
+        search = fitted_to(images["train"], settings.search, shown(), vocabulary)
         settings = replace(settings, search=search)
     return Parts(
-        settings, data, images, encoder, vocabulary, vectors, decoder, sources, learning, pooled
+        settings,
+        data,
+        images,
+        encoder,
+        vocabulary,
+        vectors,
+        decoder,
+        sources,
+        learning,
+        pooled=lambda: _PooledFeatures(images["train"], shown()),
     )
 
 
 def fitted_to(
     images: Sequence[CaptionedImage],
     search: RerankedBeamSearch,
-    pooled: Iterable[Tensor],
+    seen: FeatureSource,
     vocabulary: Vocabulary,
 ) -> RerankedBeamSearch:
-    """The search, told what it is to know of the training ``images``: their `pooled_features`."""
-    captions = [[vocabulary.encode(tokenize(c)) for c in image.captions] for image in images]
-    return search.fitted(captions, pooled)
+    """The search, told what it is to know of the training ``images``.
 
-
-def pooled_features(
-    images: Sequence[CaptionedImage],
-    store: FeatureStore,
-    encoder: Encoder,
-    kind: FeatureKind,
-    config: Config,
-    views: Sequence[str],
-) -> Iterable[Tensor]:
-    """What is seen of ``images`` when their captions are written, as one vector each, in chunks.
-
-    The arguments are those of `seen_features_of`.
+    ``seen`` is what is seen of them as captions are written: of the same views.
     """
-    seen = seen_features_of(images, store, encoder, kind, config, views)
-    return _PooledFeatures(images, seen)
+    captions = [[vocabulary.encode(tokenize(c)) for c in image.captions] for image in images]
+    return search.fitted(captions, _PooledFeatures(images, seen))
 
 
 @dataclass(frozen=True, slots=True)
