@@ -49,7 +49,7 @@ CARD = """\
 Weights in 8 bits; seed {seed}, {commit}. Views looked at: {views}.
 
 **Data.** Flickr8k: {train_images:,} photographs with {train_captions:,} captions to learn from,
-{val_images:,} to choose the weights by; no other text, no other pictures but ImageNet's. Flickr8k
+{val_images:,} to choose the weights by; no other text, no other pictures but {pictures}. Flickr8k
 (Hodosh, Young and Hockenmaier 2013) is given for research and education only, and its photographs
 belong to those who took them: use what was learned from it for research and education too.
 
@@ -70,10 +70,10 @@ little too good. COCO's scorers, {search}; 95 % intervals over images.
 {commands}
 ```
 """
-PUBLISHED = "whose ImageNet weights are published ones and not part of this folder."
-TUNED = """whose ImageNet weights were tuned to the words of the training captions and are
+PUBLISHED = "whose weights are published ones and not part of this folder."
+TUNED = """whose published weights were tuned to the words of the training captions and are
 `checkpoints/encoder.safetensors` here."""
-LEARNED = """whose ImageNet weights learned from the training captions, at last together with
+LEARNED = """whose published weights learned from the training captions, at last together with
 the decoder, and are `checkpoints/encoder.safetensors` here."""
 # The entry of run.json with the search and the views that chose the weights.
 TRAINED_WITH = "trained_with"
@@ -148,10 +148,16 @@ def _check_encoder(run: Path, record: Mapping[str, Any]) -> None:
     if runs.LEARNED_IN in facts_of(weights) and not learned:
         raise UserError(f"{run}: its encoder learned in another run: release that one instead")
     is_published = learned and (given is None or has_published_name(Path(given)))
-    if not is_published and not tuned_by_of(weights):
+    tunings = tuned_by_of(weights)
+    if not is_published and not tunings:
         raise UserError(
             f"{weights} does not say which pictures it learned from, and a card has to: train with "
             "published weights, or with what `showtell tune` makes of them"
+        )
+    if own := [tuned_by["weights"] for tuned_by in tunings if "weights" in tuned_by]:
+        raise UserError(
+            f"{weights} was tuned from {own[0]}, and a card has no room for how that came about: "
+            "train with what `showtell tune` makes of published weights"
         )
 
 
@@ -255,6 +261,7 @@ def write_card(folder: Path) -> None:
         model=record["model"]["_target_"].rpartition(".")[2],
         network=record["encoder"]["identity"]["network"],
         encoder=_told_encoder(folder, record),
+        pictures=_told_pictures(record),
         views=", ".join(record["views"].split("+")),
         seed=record["seed"],
         commit=_told_commits(record),
@@ -288,6 +295,12 @@ def _told_encoder(folder: Path, record: Mapping[str, Any]) -> str:
     if runs.BEGAN_WITH in record["encoder"]:
         return LEARNED
     return PUBLISHED if runs.encoder_weights(folder) is None else TUNED
+
+
+def _told_pictures(record: Mapping[str, Any]) -> str:
+    """What the published weights were learned from: timm's may be of anything."""
+    is_timm = "timm/" in record["encoder"]["identity"]["network"]
+    return "those that its encoder's weights were published with" if is_timm else "ImageNet's"
 
 
 def _told_search(decoding: Mapping[str, Any]) -> str:

@@ -224,6 +224,12 @@ def test_an_encoder_of_its_own_is_released_in_bytes(
     (run / runs.LEARNED_ENCODER).write_bytes(half_file(own.body, {}))
     with pytest.raises(UserError, match=r"encoder\.safetensors does not say which pictures"):
         script["release"](run, "untold")
+    twice = {TUNED_BY: json.dumps({"epochs": 3, "lr": 0.1, "seed": 5, "weights": "own.pth"})}
+    (run / runs.LEARNED_ENCODER).write_bytes(half_file(own.body, twice))
+    with pytest.raises(
+        UserError, match=r"encoder\.safetensors was tuned from own\.pth, and a card"
+    ):
+        script["release"](run, "untold")
 
 
 def test_the_card_says_how_each_network_was_tuned() -> None:
@@ -279,7 +285,8 @@ def test_published_weights_are_left_to_be_fetched(
     config = smoke.config("encoder=inception_v3")
     assert script["_shareable"](config, None)["encoder"]["weights"] == "IMAGENET1K_V1"
     record = runs.read_record(folder)
-    assert script["_told_encoder"](folder, record).startswith("whose ImageNet weights are publishe")
+    assert script["_told_encoder"](folder, record).startswith("whose weights are published")
+    assert script["_told_pictures"](record) == "ImageNet's"
     assert script["PUT_TOGETHER_AT"] not in record  # by its training
     assert script["_told_commits"]({"commit": "a" * 40}) == f"commit `{'a' * 12}`"
 

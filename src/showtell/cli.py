@@ -238,8 +238,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from showtell.config import PLACES_OF_DATA, build, saved_config
 
     # Not how splits are drawn: that would score images the run was trained on.
-    changeable = (*PLACES_OF_DATA, "features.", "encoder.weights=", "trainer.accelerator=")
-    config = saved_config(options.run / "config.yaml", options.overrides, changeable)
+    changeable = ("data.skip_rejected=", "features.", "encoder.weights=", "trainer.accelerator=")
+    config = saved_config(
+        options.run / "config.yaml", options.overrides, (*PLACES_OF_DATA, *changeable)
+    )
     data = build("data", config["data"])
     from showtell.evaluation import evaluate
 

@@ -30,14 +30,15 @@ PACKAGE_FOLDER = Path(__file__).parent
 TARGET = "_target_"
 WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 
+# Where a data set lies.
+PLACES_OF_DATA = ("data.root=", "data.file=", "data.images=")
 # What `resume` may change: how long and where the training runs and where its data lie, not what
 # is trained.
-PLACES_OF_DATA = ("data.root=", "data.file=", "data.images=", "data.skip_rejected=")
 CHANGEABLE_ON_RESUME = (
     *("trainer.max_epochs=", "trainer.accelerator=", "trainer.devices=", "trainer.num_nodes="),
     *("trainer.precision=", "trainer.profiler="),
     *("callbacks.patience=", "callbacks.checkpoint_every_steps=", "callbacks.progress_refresh="),
-    *("tracking.", "features.", *PLACES_OF_DATA),
+    *("tracking.", "features.", "data.skip_rejected=", *PLACES_OF_DATA),
 )
 
 # What the program passes to a target beside the arguments of its YAML file, and where a group's

@@ -12,7 +12,7 @@ import yaml
 
 from showtell import runs
 from showtell.caption import Run, check_words, keep_expected, load_run, member_folders
-from showtell.config import INJECTED, TARGET, build, check_node, compose
+from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, build, check_node, compose
 from showtell.decoding.ensemble import Ensemble, Spans
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.search import Search
@@ -33,7 +33,7 @@ from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
 
 # What of a configuration says where the data lies now.
-PLACES = ("data.root=", "data.file=", "data.images=", "features.root=")
+PLACES = (*PLACES_OF_DATA, "features.root=")
 ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
 
 

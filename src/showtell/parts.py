@@ -36,6 +36,7 @@ from showtell.vision.features import DrawnViews, FeatureStore, SeenTogether
 from showtell.vision.images import VIEWS, view_names
 from showtell.vision.learning import LearningEncoder
 from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
+from showtell.vision.weights import has_published_name
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
@@ -302,7 +303,10 @@ def tune_encoder(
     with lock:
         try:
             encoder = build("encoder", config["encoder"])
-            tune(encoder, images["train"], images["val"], output, settings)
+            given = config["encoder"]["weights"]
+            is_own = given is not None and not has_published_name(Path(given))
+            began_with = Path(given).name if is_own else None
+            tune(encoder, images["train"], images["val"], output, settings, began_with)
         finally:
             file.unlink(missing_ok=True)
 

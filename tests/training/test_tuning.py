@@ -383,6 +383,19 @@ def test_a_run_carries_its_tuned_encoder(smoke: Smoke, tmp_path: Path) -> None:
     assert yaml.safe_load((moved / "config.yaml").read_text())["encoder"]["weights"] == str(file)
 
 
+def test_a_tuning_that_goes_on_from_another_says_so(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "LEAST_PICTURES", 3)
+    once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
+    for given, file in ((None, once), (once, twice)):
+        config = smoke.config(*([f"encoder.weights={given}"] if given else []))
+        data = build("data", config["data"])
+        tune_encoder(config, data, file, epochs=1, lr=1e-4, phrases=1)
+    told = [tuned_by_of(file)[0] for file in (once, twice)]
+    assert "weights" not in told[0] and told[1] == {**told[0], "weights": "once.safetensors"}
+
+
 def test_what_anybody_can_fetch_is_not_carried(smoke: Smoke, tmp_path: Path) -> None:
     state = build("encoder", smoke.config()["encoder"]).body.state_dict()
     for name, is_carried in (("mine.pth", True), ("network-{}.pth", False)):

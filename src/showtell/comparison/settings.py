@@ -24,7 +24,7 @@ Settings = Mapping[str, str]
 # it by chance.
 _WITHOUT_EFFECT = (
     *("name", "seed", "resume", "start_from", "output", "features", "tracking"),
-    "search",
+    *("search", "data.skip_rejected"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.profiler"),
     *("callbacks.checkpoint_every_steps", "callbacks.progress_refresh"),
     *(place.removesuffix("=") for place in PLACES_OF_DATA),

@@ -87,6 +87,7 @@ def tune(
     validation: Sequence[CaptionedImage],
     output: Path,
     settings: TuningSettings,
+    began_with: str | None = None,
 ) -> None:
     """Tune ``encoder`` to the captions of ``training`` and write its weights to ``output``.
 
@@ -97,6 +98,9 @@ def tune(
 
     A tuning that was broken off goes on after its last whole epoch, to the same weights: until the
     end there is a checkpoint of each network beside ``output``.
+
+    ``began_with`` names the file of its weights, where they are not published ones, for ``output``
+    to tell.
 
     Raises:
         UserError: for a network that cannot be cut, a picture that cannot be read, captions without
@@ -120,6 +124,7 @@ def tune(
         "phrases": settings.phrases,
         "network": encoder.identity.network,
         "size": encoder.preprocessing.size,
+        **({} if began_with is None else {"weights": began_with}),
     }
     given = [facts, BATCH_SIZE, DROPOUT, HEAD_RATE, words, [image.image_id for image in training]]
     tunings = [
@@ -161,7 +166,8 @@ def tuned_by_of(file: Path) -> list[dict[str, Any]]:
     """The settings of each tuning that the weights in ``file`` come from; none where none is told.
 
     Those of `TuningSettings`, and ``network`` and ``size``, the side of its pictures in pixels,
-    which files of before do not tell. Networks tuned together come once, their names joined by
+    which files of before do not tell; ``weights``, the name of the file that it began with, where
+    that was not published weights. Networks tuned together come once, their names joined by
     ``+``; networks that were joined afterwards one after the other. Of an encoder that learned in a
     run it is what it was before.
 
@@ -187,8 +193,8 @@ def _are_settings(tuned_by: Mapping[str, Any]) -> bool:
     numbers = [tuned_by[name] for name in ("epochs", "lr", "seed", "phrases")]
     if "network" in tuned_by:
         numbers.append(tuned_by["size"])
-    is_name = isinstance(tuned_by.get("network", ""), str)
-    return is_name and all(type(number) in (int, float) for number in numbers)
+    are_names = all(isinstance(tuned_by.get(name, ""), str) for name in ("network", "weights"))
+    return are_names and all(type(number) in (int, float) for number in numbers)
 
 
 def _digest(given: object, targets: Tensor) -> str:
