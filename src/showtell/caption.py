@@ -114,7 +114,10 @@ class Run:
         Args:
             options: ``temperature``, ``top_k``, ``top_p`` and ``seed`` of `Sampling`.
         """
-        kept = ("min_length", "max_length", "allow_unknown", "no_repeat", "bad_endings")
+        kept = (
+            *("min_length", "max_length", "allow_unknown", "no_repeat", "bad_endings"),
+            "repeatable",
+        )
         rules = {name: getattr(self.search, name) for name in kept}
         search = Sampling(**rules, **options).with_vocabulary(self.vocabulary)
         return replace(self, search=search)

@@ -159,6 +159,22 @@ def test_ngrams_that_nobody_says_count_against_a_caption() -> None:
     assert strange < usual
 
 
+def test_an_ngram_that_is_said_twice_counts_once() -> None:
+    found = fit()
+    once, twice, two = ((4, 5, 2), (4, 5, 4, 5, 2), (4, 5, 6, 2))
+    pictures = features()
+    for image, scores in enumerate(found.scores(pictures, [[once, twice, two]] * len(pictures))):
+        expected = predicted(found, pictures)[image]
+        for tokens, score in zip((once, twice, two), scores, strict=True):
+            counts = grams_of(tokens)
+            numerator = sum(
+                weight / counts[gram] * expected[found.known.ngrams[gram]]
+                for gram, weight in vector(tokens).items()
+                if gram in found.known.ngrams
+            )
+            assert score == pytest.approx(10 / 4 * numerator, abs=1e-4)
+
+
 def test_where_nothing_is_frequent_enough_all_captions_are_alike() -> None:
     assert fit(least_images=9).scores(features(), [[(4, 2), (5, 2)]] * 6) == [[0.0, 0.0]] * 6
 

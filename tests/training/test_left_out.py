@@ -8,7 +8,7 @@ from torch import Tensor
 
 from showtell.decoding.expected import RIDGE, Directions, NgramWeights, similarities
 from showtell.errors import UserError
-from showtell.metrics.cider import LONGEST, SCALE
+from showtell.metrics.cider import LONGEST, SCALE, ngrams
 from showtell.training import left_out
 from showtell.training.left_out import LeftOut
 
@@ -51,8 +51,12 @@ def fitted_without(image: int, own: list[int]) -> Tensor:
 
 def expected(image: int, own: list[int]) -> list[float]:
     known, predicted = NgramWeights.of(CAPTIONS, 1), fitted_without(image, own)
+    numbers = list(known.ngrams)
     return [
-        sum(value * predicted[number].item() for number, value in known.vector(tokens))
+        sum(
+            value / ngrams(tokens)[numbers[number]] * predicted[number].item()
+            for number, value in known.vector(tokens)
+        )
         * (SCALE / LONGEST)
         for tokens in WRITTEN
     ]

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from showtell.decoding.constraints import Constraints, bound_endings, known_endings
+from showtell.decoding.constraints import (
+    Constraints,
+    WordIds,
+    check_rules,
+    constraints_of,
+    word_ids_of,
+)
 from showtell.models.decoder import State, StepDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD, Vocabulary
 
@@ -65,7 +71,8 @@ class BeamSearch:
         allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
         no_repeat: no sequence of so many words is written twice; 0 allows all.
         bad_endings: words that are never the last one.
-        ending_ids: their ids, by `with_vocabulary`.
+        repeatable: words that may be written more than once; None: all.
+        word_ids: the ids of these words, by `with_vocabulary`.
     """
 
     beam_size: int
@@ -76,17 +83,18 @@ class BeamSearch:
     # Runs of before these rules have none in their `run.json`; conf/decoding gives them all.
     no_repeat: int = 0
     bad_endings: Sequence[str] = ()
-    ending_ids: tuple[int, ...] | None = None
+    repeatable: Sequence[str] | None = None
+    word_ids: WordIds | None = None
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:
             raise ValueError(f"beam_size is at least 1, not {self.beam_size}")
         check_length_penalty(self.length_penalty)
-        self._constraints(self.ending_ids or ())
+        check_rules(self)
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same search, told the ids of its words."""
-        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
+        return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     @torch.inference_mode()
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
@@ -107,7 +115,7 @@ class BeamSearch:
         self, decoder: StepDecoder, features: Tensor, count: int | None
     ) -> Iterator[Ended]:
         """What ends, of some images after the others; without a ``count`` the best is enough."""
-        rules = self._constraints(bound_endings(self.bad_endings, self.ending_ids))
+        rules = constraints_of(self)
         pace = pace_on(features.device)
         for group in torch.split(features, max(1, pace.rows // self.beam_size)):
             yield self._search(decoder, group, rules, pace.words, count)
@@ -144,15 +152,6 @@ class BeamSearch:
                 if len(beams.images) == 0:
                     break
         return ended
-
-    def _constraints(self, endings: tuple[int, ...]) -> Constraints:
-        return Constraints(
-            min_length=self.min_length,
-            max_length=self.max_length,
-            allow_unknown=self.allow_unknown,
-            no_repeat=self.no_repeat,
-            endings=endings,
-        )
 
 
 def pace_on(device: torch.device) -> Pace:

@@ -7,11 +7,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, UNKNOWN, Vocabulary
+
+
+class WordIds(NamedTuple):
+    """The words of a search's rules as a vocabulary numbers them."""
+
+    endings: tuple[int, ...]
+    repeatable: tuple[int, ...] | None
+
+
+class Ruled(Protocol):
+    """A search whose options are rules for its captions; see `Constraints`."""
+
+    @property
+    def min_length(self) -> int:
+        """Shortest caption in words, at least 0."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Longest caption in words, at least 1."""
+        ...
+
+    @property
+    def allow_unknown(self) -> bool:
+        """Whether UNKNOWN may be written."""
+        ...
+
+    @property
+    def no_repeat(self) -> int:
+        """No sequence of so many words is written twice; 0 allows all."""
+        ...
+
+    @property
+    def bad_endings(self) -> Sequence[str]:
+        """Words that are never the last one."""
+        ...
+
+    @property
+    def repeatable(self) -> Sequence[str] | None:
+        """Words that may be written more than once; None: all."""
+        ...
+
+    @property
+    def word_ids(self) -> WordIds | None:
+        """The ids of these words, once a vocabulary is known."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +72,7 @@ class Constraints:
         allow_unknown: whether UNKNOWN may be written.
         no_repeat: no sequence of so many words is written twice; 0 allows all.
         endings: ids of words that are never the last one.
+        repeatable: ids of the words that may be written more than once; None: all.
     """
 
     min_length: int
@@ -31,12 +80,25 @@ class Constraints:
     allow_unknown: bool
     no_repeat: int
     endings: tuple[int, ...]
+    repeatable: tuple[int, ...] | None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
             raise ValueError("0 <= min_length <= max_length and 1 <= max_length")
         if self.no_repeat < 0:
             raise ValueError(f"no_repeat is a number of words or 0, not {self.no_repeat}")
+
+    @classmethod
+    def of(cls, search: Ruled, ids: WordIds) -> Self:
+        """Those that ``search`` has as options, with the ids of their words."""
+        return cls(
+            min_length=search.min_length,
+            max_length=search.max_length,
+            allow_unknown=search.allow_unknown,
+            no_repeat=search.no_repeat,
+            endings=ids.endings,
+            repeatable=ids.repeatable,
+        )
 
     def forbid(self, scores: Tensor, tokens: Tensor) -> None:
         """Set ``scores`` (N, V) to minus infinity for what may not follow ``tokens`` (N, T).
@@ -50,11 +112,12 @@ class Constraints:
             scores[:, token_id].fill_(-torch.inf)
         if self.no_repeat:
             self._forbid_repeats(scores, tokens)
+        if tokens.shape[1] and self.repeatable is not None:
+            again_NT = torch.isin(tokens, _on(tokens.device, self.repeatable))
+            # PAD, which is forbidden anyway, takes the place of those that may come again.
+            scores.scatter_(1, tokens.masked_fill(again_NT, PAD), -torch.inf)
         if tokens.shape[1] and self.endings:
-            last_N = tokens[:, -1].contiguous()
-            bad_N = torch.zeros_like(last_N, dtype=torch.bool)
-            for word in self.endings:
-                bad_N |= last_N == word
+            bad_N = torch.isin(tokens[:, -1], _on(tokens.device, self.endings))
             scores[:, END].masked_fill_(bad_N, -torch.inf)
         if ends_N is not None:
             dry_N = scores.amax(dim=1) == -torch.inf
@@ -82,21 +145,44 @@ class Constraints:
 
     def _may_run_dry(self, vocabulary_size: int) -> bool:
         """Whether the rules could forbid every word; they cannot with thousands."""
-        repeats = self.max_length if self.no_repeat else 0
+        repeats = self.max_length if self.no_repeat or self.repeatable is not None else 0
         return vocabulary_size - len(SPECIALS) <= repeats + len(self.endings)
 
 
-def known_endings(words: Sequence[str], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The ids of those ``words`` that the vocabulary has."""
+@lru_cache(maxsize=16)
+def _on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
+    """``ids`` there; copied anew at every word they would make a GPU wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(ids, dtype=torch.long, device=device)
+
+
+def word_ids_of(search: Ruled, vocabulary: Vocabulary) -> WordIds:
+    """The ids of those words of its rules that the vocabulary has."""
+    endings, repeatable = search.bad_endings, search.repeatable
+    return WordIds(
+        _known(endings, vocabulary), None if repeatable is None else _known(repeatable, vocabulary)
+    )
+
+
+def _known(words: Sequence[str], vocabulary: Vocabulary) -> tuple[int, ...]:
     return tuple(i for i in vocabulary.encode(words) if i != UNKNOWN)
 
 
-def bound_endings(words: Sequence[str], ids: tuple[int, ...] | None) -> tuple[int, ...]:
-    """``ids``, or none where there are no ``words``.
+def check_rules(search: Ruled) -> None:
+    """Refuse options that make no sense, with a ValueError."""
+    Constraints.of(search, WordIds((), None))
+
+
+def constraints_of(search: Ruled) -> Constraints:
+    """The rules of ``search``.
 
     Raises:
-        ValueError: when there are words whose ids nobody told.
+        ValueError: when they name words whose ids nobody told.
     """
-    if ids is None and words:
-        raise ValueError("bad_endings are words: tell the search their ids by `with_vocabulary`")
-    return ids or ()
+    if search.word_ids is not None:
+        return Constraints.of(search, search.word_ids)
+    if search.bad_endings or search.repeatable is not None:
+        raise ValueError(
+            "bad_endings and repeatable are words: tell the search their ids by `with_vocabulary`"
+        )
+    return Constraints.of(search, WordIds((), None))

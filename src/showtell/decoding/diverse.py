@@ -26,7 +26,13 @@ from showtell.decoding.beam import (
     length_norm,
     pace_on,
 )
-from showtell.decoding.constraints import Constraints, bound_endings, known_endings
+from showtell.decoding.constraints import (
+    Constraints,
+    WordIds,
+    check_rules,
+    constraints_of,
+    word_ids_of,
+)
 from showtell.models.decoder import StepDecoder
 from showtell.text.vocabulary import Vocabulary
 
@@ -50,7 +56,8 @@ class DiverseBeamSearch:
         allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
         no_repeat: no sequence of so many words is written twice; 0 allows all.
         bad_endings: words that are never the last one.
-        ending_ids: their ids, by `with_vocabulary`.
+        repeatable: words that may be written more than once; None: all.
+        word_ids: the ids of these words, by `with_vocabulary`.
     """
 
     groups: int
@@ -62,7 +69,8 @@ class DiverseBeamSearch:
     allow_unknown: bool
     no_repeat: int
     bad_endings: Sequence[str]
-    ending_ids: tuple[int, ...] | None = None
+    repeatable: Sequence[str] | None = None  # runs of before this rule have none in `run.json`
+    word_ids: WordIds | None = None
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.beam_size < 1:
@@ -70,11 +78,11 @@ class DiverseBeamSearch:
         if self.diversity < 0:
             raise ValueError(f"diversity is at least 0, not {self.diversity}")
         check_length_penalty(self.length_penalty)
-        self._constraints(self.ending_ids or ())
+        check_rules(self)
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same search, told the ids of its words."""
-        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
+        return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), of all groups."""
@@ -84,7 +92,7 @@ class DiverseBeamSearch:
     @torch.inference_mode()
     def by_group(self, decoder: StepDecoder, features: Tensor) -> list[list[Hypothesis]]:
         """The best caption of each group, for each image."""
-        rules = self._constraints(bound_endings(self.bad_endings, self.ending_ids))
+        rules = constraints_of(self)
         pace = pace_on(features.device)
         parts = torch.split(features, max(1, pace.rows // (self.groups * self.beam_size)))
         return [each for part in parts for each in self._search(decoder, part, rules, pace.words)]
@@ -142,15 +150,6 @@ class DiverseBeamSearch:
             log_probs_Lk.masked_fill_(decided_L.unsqueeze(1), -torch.inf)
             decided.append(decided_L)
         return torch.stack(decided).all(dim=0)
-
-    def _constraints(self, endings: tuple[int, ...]) -> Constraints:
-        return Constraints(
-            min_length=self.min_length,
-            max_length=self.max_length,
-            allow_unknown=self.allow_unknown,
-            no_repeat=self.no_repeat,
-            endings=endings,
-        )
 
 
 def _unrated(chosen: Continuations, own_LkV: Tensor, first: int) -> Continuations:

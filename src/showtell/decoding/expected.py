@@ -3,8 +3,10 @@
 CIDEr-D (Vedantam et al. 2015, see `showtell.metrics.cider`) compares a caption with the references
 of its image by the tf-idf weights of their n-grams. A new picture has no references, but their mean
 vector can be predicted from its features, by kernel ridge regression fitted to the training images.
-What a caption scores against that prediction is the CIDEr to be expected of it, without clipping
-and the penalty on length. With the references of the most similar training images in place of a
+What a caption scores against that prediction is the CIDEr to be expected of it, without the penalty
+on length. CIDEr-D clips what a caption has more often than a reference; here an n-gram counts once,
+for references seldom have one twice that is not of words which are in all of them and weigh
+nothing. With the references of the most similar training images in place of a
 prediction this is the consensus re-ranking of Devlin et al. 2015, "Language Models for Image
 Captioning", and Mao et al. 2015, "Learning like a Child".
 
@@ -91,8 +93,13 @@ class NgramWeights:
             math.log(len(captions)),
         )
 
-    def vector(self, tokens: Sequence[int]) -> Iterator[tuple[int, float]]:
-        """Number and tf-idf of the known n-grams of a caption, whose norm is 1 for each length."""
+    def vector(
+        self, tokens: Sequence[int], *, clipped: bool = False
+    ) -> Iterator[tuple[int, float]]:
+        """Number and tf-idf of the known n-grams of a caption, whose norm is 1 for each length.
+
+        ``clipped``: each n-gram counts once, though in the norm as often as it is there.
+        """
         squares = [0.0] * LONGEST
         known = []
         for gram, count in ngrams(tokens).items():
@@ -100,7 +107,7 @@ class NgramWeights:
             weight = count * (self.unseen if number is None else self.idf[number])
             squares[len(gram) - 1] += weight * weight
             if number is not None:
-                known.append((number, len(gram), weight))
+                known.append((number, len(gram), weight / count if clipped else weight))
         for number, words, weight in known:
             if weight:
                 yield number, weight / math.sqrt(squares[words - 1])
@@ -114,7 +121,7 @@ class NgramWeights:
         """
         owners, numbers, values = [], [], []
         for owner, tokens in enumerate(captions):
-            for number, value in self.vector(tokens):
+            for number, value in self.vector(tokens, clipped=True):
                 owners.append(owner)
                 numbers.append(number)
                 values.append(value)

@@ -10,7 +10,7 @@ from typing import Self
 from torch import Tensor
 
 from showtell.decoding.beam import BeamSearch, Hypothesis
-from showtell.decoding.constraints import known_endings
+from showtell.decoding.constraints import WordIds, word_ids_of
 from showtell.decoding.expected import Captions, ExpectedNgrams
 from showtell.models.decoder import StepDecoder
 from showtell.text.vocabulary import END, Vocabulary
@@ -45,7 +45,8 @@ class RerankedBeamSearch:
     weight: float
     least_images: int
     rank: int
-    ending_ids: tuple[int, ...] | None = None
+    repeatable: Sequence[str] | None = None  # runs of before this rule have none in `run.json`
+    word_ids: WordIds | None = None
     expected: ExpectedNgrams | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class RerankedBeamSearch:
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same search, told the ids of its words."""
-        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
+        return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     def fitted(self, captions: Sequence[Captions], features: Iterable[Tensor]) -> Self:
         """The same search, fitted to training images: see `ExpectedNgrams.fit`.
@@ -103,5 +104,6 @@ class RerankedBeamSearch:
             allow_unknown=self.allow_unknown,
             no_repeat=self.no_repeat,
             bad_endings=self.bad_endings,
-            ending_ids=self.ending_ids,
+            repeatable=self.repeatable,
+            word_ids=self.word_ids,
         )

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from showtell.decoding.beam import Hypothesis, pace_on
-from showtell.decoding.constraints import Constraints, bound_endings, known_endings
+from showtell.decoding.constraints import (
+    Constraints,
+    WordIds,
+    check_rules,
+    constraints_of,
+    word_ids_of,
+)
 from showtell.models.decoder import State, StepDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
 
@@ -83,7 +89,8 @@ class Sampling:
         allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
         no_repeat: no sequence of so many words is written twice; 0 allows all.
         bad_endings: words that are never the last one.
-        ending_ids: their ids, by `with_vocabulary`.
+        repeatable: words that may be written more than once; None: all.
+        word_ids: the ids of these words, by `with_vocabulary`.
     """
 
     temperature: float
@@ -95,7 +102,8 @@ class Sampling:
     allow_unknown: bool
     no_repeat: int
     bad_endings: Sequence[str]
-    ending_ids: tuple[int, ...] | None = None
+    repeatable: Sequence[str] | None = None  # runs of before this rule have none in `run.json`
+    word_ids: WordIds | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -106,11 +114,11 @@ class Sampling:
             raise ValueError(f"top_p lies above 0 and at most at 1, not at {self.top_p}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed lies in 0..2^64 - 1, not at {self.seed}")
-        self._constraints(self.ending_ids or ())
+        check_rules(self)
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same sampler, told the ids of its words."""
-        return replace(self, ending_ids=known_endings(self.bad_endings, vocabulary))
+        return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The first caption that is drawn for each image of ``features`` (B, D) or (B, R, D)."""
@@ -122,7 +130,7 @@ class Sampling:
 
         A score is the log probability of drawing this caption.
         """
-        rules = self._constraints(bound_endings(self.bad_endings, self.ending_ids))
+        rules = constraints_of(self)
         draw_word = partial(self._draw, rules)
         found = []
         for group in torch.split(features, max(1, pace_on(features.device).rows // count)):
@@ -149,15 +157,6 @@ class Sampling:
         rules.forbid(scores, tokens)
         return draw_filtered(
             scores / self.temperature, uniforms, top_k=self.top_k, top_p=self.top_p
-        )
-
-    def _constraints(self, endings: tuple[int, ...]) -> Constraints:
-        return Constraints(
-            min_length=self.min_length,
-            max_length=self.max_length,
-            allow_unknown=self.allow_unknown,
-            no_repeat=self.no_repeat,
-            endings=endings,
         )
 
 

@@ -11,7 +11,7 @@ from showtell.models.decoder import StepDecoder
 from showtell.text.vocabulary import Vocabulary
 
 # Fields of searches that are no options: what they are told of a vocabulary and of training images.
-TOLD_LATER = ("ending_ids", "expected")
+TOLD_LATER = ("word_ids", "expected")
 
 
 class Search(Protocol):
