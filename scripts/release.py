@@ -36,7 +36,7 @@ from showtell.files import write_atomically
 from showtell.in_bytes import state_in_bytes
 from showtell.training.tuning import tuned_by_of
 from showtell.vision.encoder import Encoder
-from showtell.vision.weights import facts_of, has_published_name, load_state
+from showtell.vision.weights import facts_of, is_published, load_state
 
 LARGEST_MB = 25
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -147,9 +147,9 @@ def _check_encoder(run: Path, record: Mapping[str, Any]) -> None:
     learned = runs.BEGAN_WITH in record["encoder"]
     if runs.LEARNED_IN in facts_of(weights) and not learned:
         raise UserError(f"{run}: its encoder learned in another run: release that one instead")
-    is_published = learned and (given is None or has_published_name(Path(given)))
+    was_published = learned and (given is None or is_published(Path(given)))
     tunings = tuned_by_of(weights)
-    if not is_published and not tunings:
+    if not was_published and not tunings:
         raise UserError(
             f"{weights} does not say which pictures it learned from, and a card has to: train with "
             "published weights, or with what `showtell tune` makes of them"
@@ -212,7 +212,7 @@ def _shareable(config: Mapping[str, Any], carried: Path | None) -> dict[str, Any
     since anybody can fetch it, is left to be fetched.
     """
     weights = config["encoder"]["weights"]
-    if weights and has_published_name(Path(weights)):
+    if weights and is_published(Path(weights)):
         weights = None
     elif weights and carried:
         weights = f"outputs/{Path(weights).name}"

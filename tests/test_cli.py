@@ -20,6 +20,7 @@ from showtell.runs import BEST_WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("without_java")
 NO_PICTURE = "none.jpg"
+TOO_LONG = "n" * 300 + ".jpg"
 
 
 class Answer:
@@ -107,6 +108,8 @@ def test_a_wrong_command_line_shows_the_right_one(
         ("caption none a.jpg --samples 2 --beam-size 3", "--beam-size has no effect on captions"),
         ("ensemble none --output both", "none is not a run folder"),
         ("ensemble none --output both --search seed=1", "--search seed=1: give decoding=CHOICE"),
+        ("ensemble none --output both --search decoding.beam_size=7", "of which search?"),
+        ("features +decoding.word_ids=[1]", "decoding.word_ids: there is no such option"),
         ("report none", "none is neither a run nor a sweep"),
         ("compare none", "none holds no run: it has no run.json, and no folder in it has; give"),
         ("compare none --output table.txt", "table.txt is neither Markdown nor CSV: name a file"),
@@ -194,12 +197,13 @@ def test_good_pictures_are_captioned_and_bad_ones_named(
 ) -> None:
     (tmp_path / "bare").mkdir()
     output = tmp_path / "captions.json"
-    asked = (pictures, tmp_path / "bare", NO_PICTURE, "--output", output, "--beam-size", 2)
+    bad = (tmp_path / "bare", NO_PICTURE, TOO_LONG)
+    asked = (pictures, *bad, "--output", output, "--beam-size", 2)
     answer = showtell("caption", smoke.folder, *asked)
     assert answer.status == 1
-    for bad in ("empty.jpg", "text.jpg", "torn.jpg", "bare", NO_PICTURE):
-        assert sum(bad in line for line in answer.err.splitlines()) == 1, bad
-    assert answer.err.endswith("skipped 5, captioned 6\n")
+    for name in ("empty.jpg", "text.jpg", "torn.jpg", "bare", NO_PICTURE, TOO_LONG):
+        assert sum(name in line for line in answer.err.splitlines()) == 1, name
+    assert answer.err.endswith("skipped 6, captioned 6\n")
     names = ["cmyk.jpg", "grey.jpg", "plain.jpg", "plain.png", "plain.webp", "turned.jpg"]
     rows = json.loads(output.read_text())
     assert [row["image_id"] for row in rows] == names

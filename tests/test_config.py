@@ -163,6 +163,9 @@ def test_a_saved_configuration_comes_back_and_guards_what_is_fixed(tmp_path: Pat
         saved_config(path, ["trainer.max_epochs=x"], ["trainer."])
     with pytest.raises(UserError, match=r"^data\.rot=x: .*config\.yaml has no option data\.rot$"):
         saved_config(path, ["data.rot=x"], ["data."])
+    with pytest.raises(UserError, match=r"^data\.root=@here: this value needs quotes within"):
+        saved_config(path, ["data.root=@here"], ["data."])
+    assert saved_config(path, ["data.root='@here'"], ["data."])["data"]["root"] == "@here"
     with pytest.raises(UserError, match=r"is not a run folder: it has no none\.yaml"):
         saved_config(tmp_path / "none.yaml", [], [])
     del config["trainer"]["devices"]  # as before there was more than one

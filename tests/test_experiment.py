@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,11 @@ def test_the_signature_says_what_was_scored_and_how_it_was_written(
     assert of_val["split-sha256"] != of_test["split-sha256"]
     names = ("beam", "length_penalty", "min_length", "max_length", "allow_unknown", "end-token")
     assert [of_val[name] for name in names] == ["3", "0.7", "1", "8", "no", "not-scored"]
+    assert "repeatable" not in of_val
+    for words, told in (([], "none"), (["a", "on"], "a,on")):
+        search = replace(load_run(copied).search, repeatable=words)
+        context = evaluation._context(replace(load_run(copied), search=search), "val")
+        assert context["repeatable"] == told
 
 
 def test_every_look_at_the_test_split_is_written_down(

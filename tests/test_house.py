@@ -15,7 +15,18 @@ FILES = sorted(SOURCE.rglob("*.py"))
 PLUGINS = sorted((SOURCE.parent / "hydra_plugins").rglob("*.py"))
 
 FLOORS = {
-    1: ("errors", "types", "files", "cores", "memory", "products", "in_bytes", "config", "text"),
+    1: (
+        "errors",
+        "types",
+        "files",
+        "cores",
+        "memory",
+        "products",
+        "locks",
+        "in_bytes",
+        "config",
+        "text",
+    ),
     2: ("vision", "models", "decoding", "metrics", "tracking", "search"),
     3: ("data", "runs"),
     4: ("training", "sweeps", "caption", "report", "tables"),

@@ -18,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
 from hydra_plugins.showtell_launcher import FailedJob
+from showtell.config import quoted
 from showtell.errors import UserError
 
 
@@ -169,8 +170,7 @@ def run_command(command: Sequence[str], log: Path, folder: Path) -> str | None:
 
 def _sweep_dir(folder: Path) -> str:
     """The override that says where the sweep is, whatever characters the path has."""
-    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"hydra.sweep.dir='{escaped}'"
+    return f"hydra.sweep.dir={quoted(str(folder))}"
 
 
 def _missing(extra: str, error: ImportError) -> UserError:

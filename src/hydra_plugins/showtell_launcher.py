@@ -15,6 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from showtell.config import quoted
 from showtell.errors import UserError
 
 
@@ -79,7 +80,7 @@ class LocalLauncher(Launcher):
         )
         program = [sys.executable, sys.argv[0], *self._search_path()]
         if configs[0]["tracking"]["group"] is None:
-            program.append(f"tracking.group='{folder.name}'")
+            program.append(f"tracking.group={quoted(folder.name)}")
         with open_sweep(folder, command) as sweep:
             jobs = [
                 sweep.add(overrides, [word for word in overrides if word not in command])

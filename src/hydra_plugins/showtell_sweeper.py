@@ -17,7 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from showtell.config import compose, config_folder
+from showtell.config import compose, config_folder, quoted
 from showtell.errors import UserError
 from showtell.search import STUDY_FILE, Dimension, Plan, as_overrides, create_study, summary
 
@@ -73,7 +73,7 @@ class OptunaSweeper(Sweeper):
         self._names_space = any(e.startswith("hydra.sweeper.space=") for e in overrides.hydra)
         own = ("hydra.sweeper.", "hydra.sweep.dir=")
         overrides.hydra = [each for each in overrides.hydra if not each.startswith(own)]
-        overrides.hydra.append(f"hydra.sweep.dir='{self._folder}'")
+        overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self._folder))}")
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=self._config
         )

@@ -20,6 +20,7 @@ from showtell import runs
 from showtell.config import build, check_node
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch, Hypothesis
+from showtell.decoding.constraints import RULES
 from showtell.decoding.ensemble import Ensemble
 from showtell.decoding.expected import ExpectedNgrams
 from showtell.decoding.reranked import RerankedBeamSearch
@@ -114,11 +115,7 @@ class Run:
         Args:
             options: ``temperature``, ``top_k``, ``top_p`` and ``seed`` of `Sampling`.
         """
-        kept = (
-            *("min_length", "max_length", "allow_unknown", "no_repeat", "bad_endings"),
-            "repeatable",
-        )
-        rules = {name: getattr(self.search, name) for name in kept}
+        rules = {name: getattr(self.search, name) for name in RULES}
         search = Sampling(**rules, **options).with_vocabulary(self.vocabulary)
         return replace(self, search=search)
 
@@ -386,9 +383,9 @@ def find_pictures(path: Path) -> list[Path]:
     Raises:
         UserError: when a folder holds no picture or cannot be listed.
     """
-    if not path.is_dir():
-        return [path]
     try:
+        if not path.is_dir():
+            return [path]
         inside = sorted(p for p in path.iterdir() if is_image_name(p.name))
     except OSError as error:
         raise UserError(

@@ -269,6 +269,8 @@ def _ensemble(options: argparse.Namespace) -> int:
 
     if strange := [each for each in options.search if not each.startswith("decoding")]:
         raise UserError(f"--search {strange[0]}: give decoding=CHOICE or decoding.KEY=VALUE")
+    if options.search and not any(each.startswith("decoding=") for each in options.search):
+        raise UserError(f"--search {options.search[0]}: of which search? give decoding=CHOICE")
     search = compose(options.search)["decoding"] if options.search else None
     from showtell.ensembles import gather
 

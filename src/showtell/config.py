@@ -48,7 +48,7 @@ INJECTED: dict[str, frozenset[str]] = {
     "encoder": frozenset(),
     "text": frozenset(),
     "model": frozenset({"vocabulary_size", "feature_size", "vector_width"}),
-    "decoding": frozenset(),
+    "decoding": frozenset({"word_ids", "expected"}),
     "objective": frozenset(),
     "optim": frozenset(),
     "trainer": frozenset(),
@@ -72,7 +72,12 @@ PLAIN = {
 # The random generators take no other seeds; more images a pass would not fit any memory.
 RANGES = {"seed": (0, 2**32 - 1), "features.batch_size": (1, 2**16)}
 # Options that came after the first runs were kept, and what these did.
-LATER = {"views": "original", "optim.averaging": 0.0, "optim.encoder_lr": None}
+LATER = {
+    "views": "original",
+    "optim.averaging": 0.0,
+    "optim.encoder_lr": None,
+    "decoding.repeatable": None,
+}
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",
     "encoder": "showtell.vision.",
@@ -244,7 +249,9 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
     for override in overrides:
         try:
             saved.merge_with_dotlist([override])
-        except (OmegaConfBaseException, ValueError, YAMLError) as error:
+        except YAMLError as error:
+            raise UserError(f"{override}: this value needs quotes within: KEY='VALUE'") from error
+        except (OmegaConfBaseException, ValueError) as error:
             key = override.partition("=")[0]
             raise UserError(f"{override}: {path} has no option {key}") from error
     return resolve(saved, saved=True)
@@ -264,9 +271,9 @@ def _read_saved(path: Path) -> DictConfig:
         raise UserError(f"{path} cannot be read ({reason}); restore it from a copy") from error
     if not isinstance(saved, DictConfig):
         raise UserError(f"{path} holds no configuration; restore it from a copy")
-    for key, value in LATER.items():
-        if OmegaConf.select(saved, key) is None:
-            OmegaConf.update(saved, key, value)
+    plain = OmegaConf.to_container(saved)
+    assert isinstance(plain, dict)
+    saved = OmegaConf.create(completed({str(key): value for key, value in plain.items()}))
     try:
         resolve(saved, saved=True)
     except UserError as error:
@@ -275,6 +282,24 @@ def _read_saved(path: Path) -> DictConfig:
             f"beside it: use that one, or train anew ({error})"
         ) from error
     return saved
+
+
+def quoted(text: str) -> str:
+    """Text as the value of an override, whatever characters it has."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that was saved by any version, with the options that came `LATER`."""
+    whole = dict(config)
+    for path, value in LATER.items():
+        group, _, key = path.rpartition(".")
+        if not group:
+            whole.setdefault(key, value)
+        elif isinstance(node := whole.get(group), Mapping):
+            whole[group] = node if key in node else {**node, key: value}
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ import torch
 
 from showtell import runs
 from showtell.caption import Run, load_run
+from showtell.config import INJECTED
 from showtell.data.batches import FeatureSource
+from showtell.data.records import evenly_spaced
 from showtell.decoding.beam import Hypothesis
-from showtell.decoding.search import TOLD_LATER
 from showtell.errors import UserError
 from showtell.metrics.alarms import (
     Alarm,
@@ -46,7 +47,7 @@ from showtell.vision.features import FeatureStore
 DECODING_BATCH = 250
 # METEOR of every reference against the others takes five times as long as that of the captions.
 PEOPLE_METRICS = ("BLEU", "ROUGE-L", "CIDEr")
-# Features that are enough to see that something is wrong with them.
+# Enough to see that something is wrong with features; 53 MB of the grid of EfficientNet-Lite2.
 SAMPLED_IMAGES = 256
 
 
@@ -166,7 +167,7 @@ def score_split(
     )
     contents = store.stored_contents([*references, *known])
     alarms = (
-        *_feature_alarms(images, store),
+        *sampled_feature_alarms(images, store),
         *_alarms(found, known, references, contents, run.search.max_length),
     )
     found = replace(found, alarms=alarms)
@@ -189,12 +190,16 @@ def _context(run: Run, split: Split) -> dict[str, object]:
     options = {
         field.name: getattr(run.search, field.name)
         for field in fields(run.search)
-        if field.name not in TOLD_LATER
+        if field.name not in INJECTED["decoding"]
     }
     if len(run.views) > 1:
         options = {"views": "+".join(run.views), **options}
     names = {"beam_size": "beam"}
-    in_force = {names.get(k, k): _told(v) for k, v in options.items() if v not in (None, (), [])}
+    in_force = {
+        names.get(key, key): _told(value)
+        for key, value in options.items()
+        if value is not None and (value or key != "bad_endings")
+    }
     return {"split": split, **in_force}
 
 
@@ -203,7 +208,7 @@ def _told(value: object) -> object:
         case bool():
             return "yes" if value else "no"
         case list() | tuple():
-            return ",".join(map(str, value))
+            return ",".join(map(str, value)) or "none"
     return value
 
 
@@ -224,9 +229,12 @@ def _write_captions(
     return captions, {image_id for image_id, hypothesis in found.items() if not hypothesis.ended}
 
 
-def _feature_alarms(images: Sequence[CaptionedImage], store: FeatureStore) -> Iterator[Alarm]:
-    sample = images[:: max(1, len(images) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
-    yield from feature_alarms(store.gather(store.index([image.image_id for image in sample])))
+def sampled_feature_alarms(
+    images: Sequence[CaptionedImage], store: FeatureStore
+) -> Iterator[Alarm]:
+    """What is wrong with the features of some of the ``images``."""
+    sample = [image.image_id for image in evenly_spaced(images, SAMPLED_IMAGES)]
+    yield from feature_alarms(store.gather(store.index(sample)))
 
 
 def _alarms(
@@ -274,7 +282,7 @@ def _write(run: Run, found: Evaluation) -> None:
 
 
 def _note_look(run: Run) -> None:
-    looks = run.record.get("test_looks", [])
+    looks = runs.read_record(run.folder).get("test_looks", [])  # another may have looked by now
     now = datetime.now(UTC).isoformat(timespec="seconds")
     runs.update_record(run.folder, test_looks=[*looks, now])
     if looks:

@@ -18,40 +18,44 @@ from showtell.caption import Run, keep_expected, load_run
 from showtell.config import build
 from showtell.data.batches import FeatureSource
 from showtell.data.datamodule import CaptionDataModule
+from showtell.data.records import evenly_spaced
 from showtell.errors import UserError
-from showtell.evaluation import Evaluation, changed_files, score_split
+from showtell.evaluation import (
+    SAMPLED_IMAGES,
+    Evaluation,
+    changed_files,
+    sampled_feature_alarms,
+    score_split,
+)
 from showtell.files import write_atomically
+from showtell.locks import open_locked
 from showtell.memory import keep_freed_memory
 from showtell.metrics.alarms import (
     Alarm,
     coverage_alarms,
-    feature_alarms,
     shared_images_alarms,
 )
 from showtell.metrics.scores import final_metrics
 from showtell.parts import Config, Parts, Settings, features_of, prepare, seen_features_of
 from showtell.products import use_faster
-from showtell.sweeps.locks import open_locked
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import BEST_CAPTIONS, CaptionRow, Tracker
 from showtell.training import ranks
 from showtell.training.alarms import CollapseAlarms, raise_alarms
 from showtell.training.checkpoints import AtomicCheckpointIO
-from showtell.training.examples import EpochExamples, evenly_spaced
+from showtell.training.examples import EpochExamples
 from showtell.training.module import CaptioningModule
 from showtell.training.pruning import trial_callbacks
 from showtell.training.trainer import TrainerSettings
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
 from showtell.vision.features import FeatureStore
-from showtell.vision.weights import has_published_name
+from showtell.vision.weights import is_published
 
 # Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
 SHOWN_IMAGES = 32
-# Enough to see that features are unusual; 53 MB of the grid of EfficientNet-Lite2.
-SAMPLED_IMAGES = 256
 
 
 def train(config: Config, data: CaptionData) -> Path:
@@ -132,7 +136,7 @@ def _check_resumable(folder: Path, config: Config) -> None:
     checkpoint = folder / runs.LAST_CHECKPOINT
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint} is missing: there is nothing to resume; start the run anew")
-    saved = yaml.safe_load((folder / runs.CONFIG).read_text())
+    saved = runs.read_config(folder)
     if record.get("status") == "finished" and not _allows_more(config, saved):
         raise UserError(
             f"{folder} has finished: raise trainer.max_epochs to train on, or callbacks.patience "
@@ -151,11 +155,11 @@ def _reopen(folder: Path, config: Config, parts: Parts) -> None:
 def _input_alarms(config: Config, parts: Parts) -> Iterator[Alarm]:
     """What is wrong with features, word vectors or splits before anything is learned."""
     training, validation = parts.images["train"], parts.images["val"]
-    sample = training[:: max(1, len(training) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]
+    sample = evenly_spaced(training, SAMPLED_IMAGES)
     store = parts.store
     if parts.learning is not None:  # nothing is stored yet
         store = features_of(sample, parts.encoder, store.kind, config)
-    yield from feature_alarms(store.gather(store.index([image.image_id for image in sample])))
+    yield from sampled_feature_alarms(sample, store)
     if parts.coverage is not None and parts.coverage.tokens is not None:
         yield from coverage_alarms(parts.coverage.tokens, parts.coverage.missing)
     if not parts.settings.trainer.validate_on_train:
@@ -391,7 +395,7 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
     _write_config(folder, config)
     _keep_expected(folder, config, parts)
     weights = Path(config["encoder"]["weights"] or "")
-    if weights.is_file() and not has_published_name(weights):  # nobody else may have them
+    if weights.is_file() and not is_published(weights):  # nobody else may have them
         runs.keep_encoder_weights(folder, weights)
     record = {
         "format": runs.FORMAT,

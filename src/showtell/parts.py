@@ -19,7 +19,7 @@ from showtell.data.batches import FeatureSource, SourceOfEpoch
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.search import Search
 from showtell.errors import UserError
-from showtell.sweeps.locks import open_locked
+from showtell.locks import open_locked
 from showtell.text.glove import Coverage, WordVectors, load_vectors
 from showtell.text.settings import TextSettings
 from showtell.text.tokenizer import tokenize
@@ -36,7 +36,7 @@ from showtell.vision.features import DrawnViews, FeatureStore, SeenTogether
 from showtell.vision.images import VIEWS, view_names
 from showtell.vision.learning import LearningEncoder
 from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
-from showtell.vision.weights import has_published_name
+from showtell.vision.weights import is_published
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
@@ -304,7 +304,7 @@ def tune_encoder(
         try:
             encoder = build("encoder", config["encoder"])
             given = config["encoder"]["weights"]
-            is_own = given is not None and not has_published_name(Path(given))
+            is_own = given is not None and not is_published(Path(given))
             began_with = Path(given).name if is_own else None
             tune(encoder, images["train"], images["val"], output, settings, began_with)
         finally:

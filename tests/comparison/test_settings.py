@@ -48,6 +48,25 @@ def test_what_changes_scores_makes_a_row(override: str) -> None:
     assert key_of(settings(encoder, override)) != key_of(settings(encoder))
 
 
+@pytest.mark.parametrize("option", ["decoding.repeatable", "optim.encoder_lr", "views"])
+def test_runs_from_before_an_option_are_as_those_that_do_not_use_it(option: str) -> None:
+    config = composed("decoding=beam5")
+    group, _, key = option.rpartition(".")
+    node = {k: v for k, v in (config[group] if group else config).items() if k != key}
+    before = {**config, group: node} if group else node
+    started = [{"start": {"config": each}} for each in (before, config)]
+    assert settings_of(before, {**RECORD, **started[0]}) == settings_of(
+        config, {**RECORD, **started[1]}
+    )
+
+
+def test_the_command_of_a_run_from_before_an_option_does_without_it() -> None:
+    config = composed("decoding=reranked")
+    decoding = {k: v for k, v in config["decoding"].items() if k != "repeatable"}
+    command = command_of({**config, "decoding": decoding})
+    assert "decoding=reranked decoding.repeatable=null" in command
+
+
 def test_an_encoder_that_learned_counts_by_what_it_began_with() -> None:
     def learned(began_with: str, kept: str) -> dict[str, str]:
         encoder = {"identity": {"weights": kept * 64}, "began_with": began_with * 64}
@@ -131,17 +150,17 @@ def test_what_all_rows_share_is_told_once() -> None:
 def test_values_are_written_one_way_and_cannot_move_a_cursor() -> None:
     flat = settings_of(
         {
-            "optim": {"lr": 1.0, "steps": 1, "flag": True, "none": None, "list": [0.5, 2.0]},
+            "other": {"lr": 1.0, "steps": 1, "flag": True, "none": None, "list": [0.5, 2.0]},
             "model": {"kind": "a\x1b[2Jb"},
         },
         RECORD,
     )
     assert {key: value for key, value in flat.items() if "." in key} == {
-        "optim.lr": "1",
-        "optim.steps": "1",
-        "optim.flag": "true",
-        "optim.none": "null",
-        "optim.list": "[0.5,2]",
+        "other.lr": "1",
+        "other.steps": "1",
+        "other.flag": "true",
+        "other.none": "null",
+        "other.list": "[0.5,2]",
         "model.kind": "a?[2Jb",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,6 +167,19 @@ def test_rules_that_make_no_sense_are_refused(changes: dict[str, Any], sentence:
         beam_search(2, changes)
     with pytest.raises(ValueError, match=sentence):
         Sampling(temperature=1.0, top_k=None, top_p=None, seed=0, **options(rules(**changes)))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_none_are_refused(number: float) -> None:
+    with pytest.raises(ValueError, match="length_penalty is a finite number"):
+        replace(beam_search(2, {}), length_penalty=number)
+    drawn = Sampling(temperature=1.0, top_k=None, top_p=None, seed=0, **options(rules()))
+    with pytest.raises(ValueError, match="temperature is above 0 and finite"):
+        replace(drawn, temperature=number)
+    with pytest.raises(ValueError, match="diversity is at least 0 and finite"):
+        DiverseBeamSearch(
+            groups=2, beam_size=2, diversity=number, length_penalty=0.7, **options(rules())
+        )
 
 
 def test_the_models_are_all_here() -> None:

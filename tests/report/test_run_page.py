@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from html_reading import Page
 from small_run import HOSTILE, SmallRun, make_small_run
 
+from showtell.config import compose
 from showtell.errors import UserError
 from showtell.report.run_page import write_report
 
@@ -137,6 +139,16 @@ def test_nothing_but_a_data_set_is_built(run: SmallRun, target: str) -> None:
     page = Page(write_report(run.folder))
     assert page.all("img") == []
     assert "No pictures, because the data set is not at hand" in page.words
+
+
+def test_a_page_draws_no_pictures_where_there_were_none(run: SmallRun, tmp_path: Path) -> None:
+    place = tmp_path / "scenes"
+    node = {**compose(["data=scenes"])["data"], "root": str(place)}
+    run.write("config.yaml", yaml.safe_dump({"data": node}))
+    assert (
+        f"the data set is not at hand: {place} is not there" in Page(write_report(run.folder)).words
+    )
+    assert not place.exists()
 
 
 def test_the_test_split_is_shown_only_where_there_is_no_other(run: SmallRun) -> None:

@@ -230,3 +230,5 @@ def test_a_job_that_starts_again_finds_its_run(
     own = make_run(tmp_path / "own", config, status, saved=saved)
     assert find_run(tmp_path, config) == (own if is_found else None)
     assert find_run(tmp_path / "none", config) is None
+    later = {**config, "views": "original"}  # of a version that has the option
+    assert find_run(tmp_path, later) == (own if is_found else None)

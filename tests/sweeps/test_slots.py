@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from showtell.errors import UserError
+from showtell.locks import open_locked
 from showtell.sweeps import slots
-from showtell.sweeps.locks import open_locked
 from showtell.sweeps.slots import choose_gpus, find_slots
 
 LISTING = """\

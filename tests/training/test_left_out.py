@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from showtell.config import compose
 from showtell.decoding.expected import RIDGE, Directions, NgramWeights, similarities
 from showtell.errors import UserError
 from showtell.metrics.cider import LONGEST, SCALE, ngrams
 from showtell.training import left_out
 from showtell.training.left_out import LeftOut
 
+USUAL_LEAST_IMAGES = left_out.LEAST_IMAGES
 # Seven images of two references each, ids of tokens as END would end them (2).
 CAPTIONS = [
     [(4, 5, 2), (4, 6, 2)],
@@ -60,6 +62,11 @@ def expected(image: int, own: list[int]) -> list[float]:
         * (SCALE / LONGEST)
         for tokens in WRITTEN
     ]
+
+
+def test_it_predicts_as_many_ngrams_as_the_second_opinion() -> None:
+    usual = compose(["decoding=reranked"])["decoding"]
+    assert (usual["least_images"], usual["rank"]) == (USUAL_LEAST_IMAGES, left_out.RANK)
 
 
 @pytest.mark.parametrize("chunk", [2, 7])

@@ -23,9 +23,9 @@ from showtell import cli, evaluation, experiment
 from showtell.caption import load_run
 from showtell.config import build, compose
 from showtell.errors import UserError
+from showtell.locks import open_locked
 from showtell.parts import tune_encoder
 from showtell.runs import LEARNED_IN, encoder_weights
-from showtell.sweeps.locks import open_locked
 from showtell.training import tuning
 from showtell.training.tuning import (
     TUNED_BY,

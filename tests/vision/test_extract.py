@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_encoder import tiny_encoder, write_pictures
 
 from showtell.errors import UserError
+from showtell.locks import locked
 from showtell.types import FeatureKind
 from showtell.vision import engines, extract, pipeline
 from showtell.vision.encoder import Encoder, EncoderOutput
@@ -268,9 +269,9 @@ def test_a_file_system_without_locks_is_named(
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(extract.fcntl, "flock", refuse)
+    monkeypatch.setattr("showtell.locks.fcntl.flock", refuse)
     with (
         pytest.raises(UserError, match=r"a\.lock cannot be locked \(No locks available\)"),
-        extract._locked(tmp_path / "a.lock", wait=True),
+        locked(tmp_path / "a.lock", wait=True),
     ):
         pass

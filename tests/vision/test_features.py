@@ -32,7 +32,8 @@ def filled(root: Path, kind: FeatureKind = "pooled", shards: int = 3) -> tuple[F
     for number in range(shards):
         ids = [f"{number}-{row}.jpg" for row in range(4)]
         rows = random_features(4, kind, seed=number)
-        store.add(ids, [f"sha-{image_id}" for image_id in ids], rows)
+        store.write(ids, [f"sha-{image_id}" for image_id in ids], rows)
+        store.refresh()
         expected |= dict(zip(ids, rows, strict=True))
     return store, expected
 
@@ -77,7 +78,8 @@ def test_one_id_with_two_contents(tmp_path: Path) -> None:
     """Two data sets may use one file name: each selection finds its own, a bare id neither."""
     store, expected = filled(tmp_path, shards=1)
     other = random_features(1, "pooled", seed=9)
-    store.add(["0-1.jpg"], ["edited"], other)
+    store.write(["0-1.jpg"], ["edited"], other)
+    store.refresh()
     old = store.select({"0-1.jpg": "sha-0-1.jpg"})
     new = store.select({"0-1.jpg": "edited"})
     np.testing.assert_array_equal(old.gather(old.index(["0-1.jpg"]))[0], expected["0-1.jpg"])
@@ -219,7 +221,7 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
     rows = random_features(3, "pooled")
     rows[1, 2] = np.inf
     with pytest.raises(UserError, match=r"image b\.jpg"):
-        store.add(["a.jpg", "b.jpg", "c.jpg"], ["1", "2", "3"], rows)
+        store.write(["a.jpg", "b.jpg", "c.jpg"], ["1", "2", "3"], rows)
     assert not list(store.folder.glob("*-*"))
 
 
@@ -248,7 +250,8 @@ def test_a_source_of_views_finds_each_image_in_all_of_them(tmp_path: Path) -> No
     store, expected = filled(tmp_path / "one")
     other = FeatureStore.open(tmp_path / "other", IDENTITY, "pooled")
     ids = list(reversed(expected))  # another order, so other positions
-    other.add(ids, ids, np.stack([expected[image_id] + np.float16(1) for image_id in ids]))
+    other.write(ids, ids, np.stack([expected[image_id] + np.float16(1) for image_id in ids]))
+    other.refresh()
     together = SeenTogether([store, other])
     asked = ["2-3.jpg", "0-0.jpg", "1-1.jpg"]
     positions = together.index(asked)

@@ -167,6 +167,7 @@ def tiff(path: Path) -> None:
         (lambda path: path.write_text("<html>404</html>"), "no JPEG, PNG or WebP"),
         (lambda path: path.mkdir(), "folder"),
         (lambda path: None, "no such picture"),
+        (lambda path: path.symlink_to(path), "cannot be read \\("),
         (lambda path: path.write_bytes(b"\xff\xd8\xff"), "damaged|no JPEG"),
         (half_a_jpeg, "damaged"),
         (broken_png, "damaged"),

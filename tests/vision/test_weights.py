@@ -20,6 +20,7 @@ from showtell.vision.weights import (
     facts_of,
     fit_weights,
     in_network_order,
+    is_published,
     load_state,
     published_file,
 )
@@ -151,6 +152,16 @@ def test_the_digits_in_a_name_are_checked(tmp_path: Path) -> None:
     (tmp_path / "net-0cc3c7bd.pth").write_bytes(content)
     with pytest.raises(UserError, match="not 0cc3c7bd as its name says; fetch it again"):
         check_name_digest(tmp_path / "net-0cc3c7bd.pth", remedy="fetch it again")
+
+
+def test_a_date_in_a_name_is_no_promise(tmp_path: Path) -> None:
+    content = b"weights"
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    for name, expected in ((f"net-{digits}.pth", True), ("tuned-20261129.pth", False)):
+        (tmp_path / name).write_bytes(content)
+        assert is_published(tmp_path / name) is expected
+    assert is_published(Path("gone-0cc3c7bd.pth"))  # it can be fetched again
+    assert not is_published(Path("gone.pth"))
 
 
 def test_a_torn_file_in_torch_hubs_folder_is_not_trusted(tmp_path: Path, monkeypatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, choices_of
+from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, choices_of, completed, quoted
 from showtell.runs import BEGAN_WITH, MEAN_OF
 
 Settings = Mapping[str, str]
@@ -54,7 +54,7 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
     if "members" in record:  # the configuration tells of the first of them
         config = {**config, "model": record["model"]}
     views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # runs of before there were views do not say
-    return _flat(config) | views | dict(zip(_CONTENTS, shown, strict=True))
+    return _flat(completed(config)) | views | dict(zip(_CONTENTS, shown, strict=True))
 
 
 def _encoder_of(described: Mapping[str, Any]) -> str | None:
@@ -69,7 +69,9 @@ def _start_of(record: Mapping[str, Any]) -> str | None:
     start = record.get("start")
     if not start:
         return None
-    return hashlib.sha256(repr(sorted(_flat(start["config"]).items())).encode()).hexdigest()
+    return hashlib.sha256(
+        repr(sorted(_flat(completed(start["config"])).items())).encode()
+    ).hexdigest()
 
 
 def key_of(settings: Settings) -> frozenset[tuple[str, str]]:
@@ -115,7 +117,7 @@ def command_of(config: Mapping[str, Any]) -> str:
 
     How it was watched and where it was written are left to whoever types it.
     """
-    flat = _flat(config, whole=True)
+    flat = _flat(completed(config), whole=True)
     overrides = {
         key: value
         for key, value in _overrides(flat, whole=True).items()
@@ -205,8 +207,7 @@ def _typed(value: object) -> str:
     text = printable(value)
     if _UNQUOTED.fullmatch(text) and isinstance(yaml.safe_load(text), str):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return quoted(text)
 
 
 def printable(text: str) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
 
 from showtell.config import build
+from showtell.cores import available_cores
 from showtell.data.image_folders import is_image_name
 from showtell.types import PICTURE_FORMATS, SPLITS, CaptionData, CaptionedImage, Rejection
 
@@ -28,7 +31,6 @@ DIFFERENT = "differs from the original release"
 _UNKNOWN = "no known checksum"
 _NO_SPLIT = "none"
 
-Progress = Callable[[int, int], None]
 """Called with (images examined, images in all)."""
 
 
@@ -162,27 +164,23 @@ class Examination:
         ]
 
 
-def examine_config(node: Mapping[str, Any], *, progress: Progress | None = None) -> Examination:
+def examine_config(node: Mapping[str, Any]) -> Examination:
     """Read what a node of ``conf/data`` names, past its faulty items, and examine it all.
 
     Raises:
         UserError: there is nothing to read at all.
     """
     data: CaptionData = build("data", {**node, "skip_rejected": True})
-    return examine(data, progress=progress)
+    return examine(data)
 
 
-def examine(
-    data: CaptionData, *, workers: int = 4, progress: Progress | None = None
-) -> Examination:
+def examine(data: CaptionData) -> Examination:
     """Decode every image fully, compare contents, count and verify.
 
     Args:
         data: read with its faulty items skipped, so that the whole list is in ``data.rejected``.
-        workers: threads that decode; Pillow lets go of the interpreter lock while it does.
-        progress: told after each image.
     """
-    corrupt, digests = _look_at_images(data.images, workers, progress)
+    corrupt, digests = _look_at_images(data.images)
     return Examination(
         name=data.name,
         splits=_split_counts(data.images),
@@ -209,19 +207,27 @@ def decode_fault(content: bytes) -> str | None:
 
 
 def _look_at_images(
-    images: Sequence[CaptionedImage], workers: int, progress: Progress | None
+    images: Sequence[CaptionedImage],
 ) -> tuple[tuple[Corrupt, ...], list[str | None]]:
     """The files that cannot be decoded, and each image's SHA-256 (None where unreadable)."""
     corrupt = []
     digests = []
-    with ThreadPoolExecutor(workers) as pool:
+    # Pillow lets go of the interpreter lock while it decodes.
+    with ThreadPoolExecutor(available_cores()) as pool:
         looks = pool.map(_look_at, (image.path for image in images))
-        for done, (image, (digest, fault)) in enumerate(zip(images, looks, strict=True), 1):
+        console = Console(stderr=True)
+        shown = track(
+            looks,
+            "checking images",
+            total=len(images),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        for image, (digest, fault) in zip(images, shown, strict=True):
             digests.append(digest)
             if fault is not None:
                 corrupt.append(Corrupt(image.path, fault))
-            if progress is not None:
-                progress(done, len(images))
     return tuple(corrupt), digests
 
 

@@ -167,3 +167,9 @@ def _with_drawn_splits(images: tuple[CaptionedImage, ...], seed: int) -> tuple[C
 def _draw_note(images: tuple[CaptionedImage, ...], seed: int) -> str:
     sizes = [f"{split} {sum(image.split == split for image in images)}" for split in SPLITS]
     return f"no split lists: drew {', '.join(sizes)} by image with data.split_seed={seed}"
+
+
+def evenly_spaced(images: Sequence[CaptionedImage], count: int) -> list[CaptionedImage]:
+    """``count`` of the images, or all where there are fewer, at equal distances from the first."""
+    count = min(count, len(images))
+    return [images[place * len(images) // count] for place in range(count)]

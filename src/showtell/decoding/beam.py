@@ -17,8 +17,7 @@ from torch.nn.functional import pad
 from showtell.decoding.constraints import (
     Constraints,
     WordIds,
-    check_rules,
-    constraints_of,
+    told_constraints,
     word_ids_of,
 )
 from showtell.models.decoder import State, StepDecoder
@@ -90,7 +89,7 @@ class BeamSearch:
         if self.beam_size < 1:
             raise ValueError(f"beam_size is at least 1, not {self.beam_size}")
         check_length_penalty(self.length_penalty)
-        check_rules(self)
+        Constraints.of(self)  # refuses what makes no sense
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same search, told the ids of its words."""
@@ -115,7 +114,7 @@ class BeamSearch:
         self, decoder: StepDecoder, features: Tensor, count: int | None
     ) -> Iterator[Ended]:
         """What ends, of some images after the others; without a ``count`` the best is enough."""
-        rules = constraints_of(self)
+        rules = told_constraints(self)
         pace = pace_on(features.device)
         for group in torch.split(features, max(1, pace.rows // self.beam_size)):
             yield self._search(decoder, group, rules, pace.words, count)
@@ -163,6 +162,8 @@ def check_length_penalty(penalty: float) -> None:
     """Refuse one that would make longer captions ever worse."""
     if penalty < 0:
         raise ValueError("a negative length_penalty would make longer captions ever worse")
+    if not penalty < math.inf:
+        raise ValueError(f"length_penalty is a finite number, not {penalty}")
 
 
 def length_norm(words: int, penalty: float) -> float:

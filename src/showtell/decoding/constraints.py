@@ -15,16 +15,19 @@ from torch import Tensor
 
 from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, UNKNOWN, Vocabulary
 
+# The options of a search that are rules for its captions.
+RULES = ("min_length", "max_length", "allow_unknown", "no_repeat", "bad_endings", "repeatable")
+
 
 class WordIds(NamedTuple):
     """The words of a search's rules as a vocabulary numbers them."""
 
-    endings: tuple[int, ...]
-    repeatable: tuple[int, ...] | None
+    endings: tuple[int, ...] = ()
+    repeatable: tuple[int, ...] | None = None
 
 
-class Ruled(Protocol):
-    """A search whose options are rules for its captions; see `Constraints`."""
+class Constrained(Protocol):
+    """A search whose options are rules for its captions."""
 
     @property
     def min_length(self) -> int:
@@ -89,8 +92,13 @@ class Constraints:
             raise ValueError(f"no_repeat is a number of words or 0, not {self.no_repeat}")
 
     @classmethod
-    def of(cls, search: Ruled, ids: WordIds) -> Self:
-        """Those that ``search`` has as options, with the ids of their words."""
+    def of(cls, search: Constrained) -> Self:
+        """Those of ``search``, without rules for words where their ids are not told.
+
+        Raises:
+            ValueError: rules that make no sense.
+        """
+        ids = search.word_ids or WordIds()
         return cls(
             min_length=search.min_length,
             max_length=search.max_length,
@@ -156,7 +164,7 @@ def _on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
         return torch.tensor(ids, dtype=torch.long, device=device)
 
 
-def word_ids_of(search: Ruled, vocabulary: Vocabulary) -> WordIds:
+def word_ids_of(search: Constrained, vocabulary: Vocabulary) -> WordIds:
     """The ids of those words of its rules that the vocabulary has."""
     endings, repeatable = search.bad_endings, search.repeatable
     return WordIds(
@@ -168,21 +176,14 @@ def _known(words: Sequence[str], vocabulary: Vocabulary) -> tuple[int, ...]:
     return tuple(i for i in vocabulary.encode(words) if i != UNKNOWN)
 
 
-def check_rules(search: Ruled) -> None:
-    """Refuse options that make no sense, with a ValueError."""
-    Constraints.of(search, WordIds((), None))
-
-
-def constraints_of(search: Ruled) -> Constraints:
-    """The rules of ``search``.
+def told_constraints(search: Constrained) -> Constraints:
+    """Those of a search that is about to begin.
 
     Raises:
         ValueError: when they name words whose ids nobody told.
     """
-    if search.word_ids is not None:
-        return Constraints.of(search, search.word_ids)
-    if search.bad_endings or search.repeatable is not None:
+    if search.word_ids is None and (search.bad_endings or search.repeatable is not None):
         raise ValueError(
             "bad_endings and repeatable are words: tell the search their ids by `with_vocabulary`"
         )
-    return Constraints.of(search, WordIds((), None))
+    return Constraints.of(search)

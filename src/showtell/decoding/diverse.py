@@ -6,6 +6,7 @@ V vocabulary, C continuations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -29,8 +30,7 @@ from showtell.decoding.beam import (
 from showtell.decoding.constraints import (
     Constraints,
     WordIds,
-    check_rules,
-    constraints_of,
+    told_constraints,
     word_ids_of,
 )
 from showtell.models.decoder import StepDecoder
@@ -75,10 +75,10 @@ class DiverseBeamSearch:
     def __post_init__(self) -> None:
         if self.groups < 1 or self.beam_size < 1:
             raise ValueError("groups and beam_size are at least 1")
-        if self.diversity < 0:
-            raise ValueError(f"diversity is at least 0, not {self.diversity}")
+        if not 0 <= self.diversity < math.inf:
+            raise ValueError(f"diversity is at least 0 and finite, not {self.diversity}")
         check_length_penalty(self.length_penalty)
-        check_rules(self)
+        Constraints.of(self)  # refuses what makes no sense
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same search, told the ids of its words."""
@@ -92,7 +92,7 @@ class DiverseBeamSearch:
     @torch.inference_mode()
     def by_group(self, decoder: StepDecoder, features: Tensor) -> list[list[Hypothesis]]:
         """The best caption of each group, for each image."""
-        rules = constraints_of(self)
+        rules = told_constraints(self)
         pace = pace_on(features.device)
         parts = torch.split(features, max(1, pace.rows // (self.groups * self.beam_size)))
         return [each for part in parts for each in self._search(decoder, part, rules, pace.words)]

@@ -4,11 +4,10 @@ CIDEr-D (Vedantam et al. 2015, see `showtell.metrics.cider`) compares a caption 
 of its image by the tf-idf weights of their n-grams. A new picture has no references, but their mean
 vector can be predicted from its features, by kernel ridge regression fitted to the training images.
 What a caption scores against that prediction is the CIDEr to be expected of it, without the penalty
-on length. CIDEr-D clips what a caption has more often than a reference; here an n-gram counts once,
-for references seldom have one twice that is not of words which are in all of them and weigh
-nothing. With the references of the most similar training images in place of a
-prediction this is the consensus re-ranking of Devlin et al. 2015, "Language Models for Image
-Captioning", and Mao et al. 2015, "Learning like a Child".
+on length. CIDEr-D clips the count of an n-gram to that of the reference; here it is clipped to one,
+since references seldom repeat a word that weighs anything. With the references of the most similar
+training images in place of a prediction this is the consensus re-ranking of Devlin et al. 2015,
+"Language Models for Image Captioning", and Mao et al. 2015, "Learning like a Child".
 
 All training images would be too many to keep. The regression sees a picture by its similarity to
 some of them, the landmarks (Williams and Seeger 2001, "Using the Nystrom Method to Speed Up Kernel
@@ -93,12 +92,10 @@ class NgramWeights:
             math.log(len(captions)),
         )
 
-    def vector(
-        self, tokens: Sequence[int], *, clipped: bool = False
-    ) -> Iterator[tuple[int, float]]:
+    def vector(self, tokens: Sequence[int], *, once: bool = False) -> Iterator[tuple[int, float]]:
         """Number and tf-idf of the known n-grams of a caption, whose norm is 1 for each length.
 
-        ``clipped``: each n-gram counts once, though in the norm as often as it is there.
+        With ``once`` each n-gram counts once, though in the norm as often as it is there.
         """
         squares = [0.0] * LONGEST
         known = []
@@ -107,7 +104,7 @@ class NgramWeights:
             weight = count * (self.unseen if number is None else self.idf[number])
             squares[len(gram) - 1] += weight * weight
             if number is not None:
-                known.append((number, len(gram), weight / count if clipped else weight))
+                known.append((number, len(gram), weight / count if once else weight))
         for number, words, weight in known:
             if weight:
                 yield number, weight / math.sqrt(squares[words - 1])
@@ -121,7 +118,7 @@ class NgramWeights:
         """
         owners, numbers, values = [], [], []
         for owner, tokens in enumerate(captions):
-            for number, value in self.vector(tokens, clipped=True):
+            for number, value in self.vector(tokens, once=True):
                 owners.append(owner)
                 numbers.append(number)
                 values.append(value)

@@ -10,7 +10,7 @@ from typing import Self
 from torch import Tensor
 
 from showtell.decoding.beam import BeamSearch, Hypothesis
-from showtell.decoding.constraints import WordIds, word_ids_of
+from showtell.decoding.constraints import RULES, WordIds, word_ids_of
 from showtell.decoding.expected import Captions, ExpectedNgrams
 from showtell.models.decoder import StepDecoder
 from showtell.text.vocabulary import END, Vocabulary
@@ -96,14 +96,5 @@ class RerankedBeamSearch:
         ]
 
     def _beams(self) -> BeamSearch:
-        return BeamSearch(
-            beam_size=self.beam_size,
-            min_length=self.min_length,
-            max_length=self.max_length,
-            length_penalty=self.length_penalty,
-            allow_unknown=self.allow_unknown,
-            no_repeat=self.no_repeat,
-            bad_endings=self.bad_endings,
-            repeatable=self.repeatable,
-            word_ids=self.word_ids,
-        )
+        own = ("beam_size", "length_penalty", *RULES, "word_ids")
+        return BeamSearch(**{name: getattr(self, name) for name in own})

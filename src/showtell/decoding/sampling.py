@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +20,7 @@ from showtell.decoding.beam import Hypothesis, pace_on
 from showtell.decoding.constraints import (
     Constraints,
     WordIds,
-    check_rules,
-    constraints_of,
+    told_constraints,
     word_ids_of,
 )
 from showtell.models.decoder import State, StepDecoder
@@ -106,15 +106,15 @@ class Sampling:
     word_ids: WordIds | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is above 0, not {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is above 0 and finite, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p lies above 0 and at most at 1, not at {self.top_p}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed lies in 0..2^64 - 1, not at {self.seed}")
-        check_rules(self)
+        Constraints.of(self)  # refuses what makes no sense
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same sampler, told the ids of its words."""
@@ -130,7 +130,7 @@ class Sampling:
 
         A score is the log probability of drawing this caption.
         """
-        rules = constraints_of(self)
+        rules = told_constraints(self)
         draw_word = partial(self._draw, rules)
         found = []
         for group in torch.split(features, max(1, pace_on(features.device).rows // count)):

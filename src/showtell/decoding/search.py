@@ -10,9 +10,6 @@ from showtell.decoding.beam import Hypothesis
 from showtell.models.decoder import StepDecoder
 from showtell.text.vocabulary import Vocabulary
 
-# Fields of searches that are no options: what they are told of a vocabulary and of training images.
-TOLD_LATER = ("word_ids", "expected")
-
 
 class Search(Protocol):
     """Writes one caption for each image; a dataclass whose fields are its options."""

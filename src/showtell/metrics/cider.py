@@ -66,8 +66,6 @@ class CiderD:
         references: image id -> its tokenized references.
         frequencies: document frequencies; those of ``references`` where none are given, which is
             what the COCO evaluation does. Self-critical training gives those of the training set.
-        end: a token put behind every reference, so that stopping is rewarded too. A caption that
-            was finished must then carry it itself.
     """
 
     def __init__(
@@ -75,10 +73,7 @@ class CiderD:
         references: Mapping[str, Sequence[Sequence[str]]],
         *,
         frequencies: DocumentFrequencies | None = None,
-        end: str | None = None,
     ) -> None:
-        if end is not None:
-            references = {i: [[*t, end] for t in sentences] for i, sentences in references.items()}
         self.frequencies = frequencies or DocumentFrequencies.of(references.values())
         most = max(self.frequencies.counts.values(), default=1)
         # Inverse document frequencies by count: a caption asks for dozens.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from showtell.config import build, check_node
+from showtell.config import TARGET, build, check_node
 from showtell.errors import UserError
 from showtell.runs import CONFIG
 from showtell.types import CaptionData, CaptionedImage
@@ -28,6 +29,9 @@ def data_set_at_hand(config: Mapping[str, Any], record: Mapping[str, Any]) -> At
     try:
         if problems := check_node("data", node):
             return AtHand(None, problems[0])
+        # The built-in set is drawn where it is not; a page draws nothing in somebody's folders.
+        if node[TARGET].endswith(".scenes.files.scenes") and not Path(node["root"]).is_dir():
+            return AtHand(None, f"{node['root']} is not there")
         data = build("data", node)
     except UserError as error:
         return AtHand(None, str(error))

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from showtell import runs
+from showtell.config import quoted
+from showtell.locks import open_locked
 from showtell.sweeps.causes import cause_of
-from showtell.sweeps.locks import open_locked
 from showtell.sweeps.process import JobProcess
 from showtell.sweeps.record import Job, Sweep
 from showtell.sweeps.slots import Slot
@@ -135,10 +136,10 @@ class Driver:
         """Go on with the run there is, or begin it."""
         folder = self.sweep.run_folder(job)
         if (folder / runs.LAST_CHECKPOINT).is_file():
-            return [*self.program, f"resume={_quoted(folder)}"]
+            return [*self.program, f"resume={quoted(str(folder))}"]
         if folder.exists():  # it came to nothing: no state was ever saved
             shutil.rmtree(folder)
-        return [*self.program, *job.overrides, f"output.folder={_quoted(folder)}"]
+        return [*self.program, *job.overrides, f"output.folder={quoted(str(folder))}"]
 
     def _collect(self, running: list[_Running]) -> None:
         """Note those that have ended, give up those beyond their limits."""
@@ -220,9 +221,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _quoted(folder: Path) -> str:
-    """A path as the value of an override, whatever characters it has."""
-    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

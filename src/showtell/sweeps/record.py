@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from showtell import runs
 from showtell.errors import UserError
-from showtell.sweeps.locks import open_locked
+from showtell.locks import open_locked
 
 FORMAT = 1
 RECORD = "sweep.json"

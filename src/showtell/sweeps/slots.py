@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from showtell.cores import available_cores
 from showtell.errors import UserError
-from showtell.sweeps.locks import open_locked
+from showtell.locks import open_locked
 
 # A training of Flickr8k takes half of it; more jobs than fit would kill each other.
 BYTES_PER_CPU_SLOT = 2 * 2**30

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from showtell.data.records import evenly_spaced
 from showtell.tracking import EPOCH_CAPTIONS, CaptionRow, Tracker
 from showtell.training.module import CaptioningModule
 from showtell.types import CaptionedImage
 
-T = TypeVar("T")
-
 # Enough to see what is learned; an epoch's table takes some 150 kB.
 IMAGES_PER_EPOCH = 16
-
-
-def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """``count`` of the items, or all where there are fewer, at equal distances from the first."""
-    count = min(count, len(items))
-    return [items[place * len(items) // count] for place in range(count)]
 
 
 class EpochExamples(Callback):

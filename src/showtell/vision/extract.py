@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,7 +25,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from showtell.cores import available_cores
 from showtell.errors import UserError
+from showtell.locks import locked
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder
 from showtell.vision.engines import Engine, engine_for
@@ -38,7 +38,7 @@ from showtell.vision.pipeline import Encoded, Picture, decode, encode_all
 # About 13 MB of grid features: little work lost to a kill, and little left to write when the last
 # image is encoded; still few files for a large data set.
 IMAGES_PER_SHARD = 64
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = min(8, available_cores())
 
 
 class UnreadableImagesError(UserError):
@@ -260,14 +260,14 @@ class _Job:
     def _building(self) -> Iterator[None]:
         """Say that this process is building; the first to come clears away what a kill left."""
         file = self.folder / "build.lock"
-        with _locked(file, wait=False) as alone:
+        with locked(file, wait=False) as alone:
             if alone:
                 for store in self.stores.values():
                     store.remove_leftovers()
                 for lock in self.folder.glob("*.lock"):
                     if lock != file:
                         lock.unlink()
-        with _locked(file, wait=True, shared=True):
+        with locked(file, wait=True, shared=True):
             yield
 
     def _encode_free(
@@ -305,7 +305,7 @@ class _Job:
         for chunk in chunks:
             lock = locks.enter_context(ExitStack())
             file = self.folder / f"{chunk.name}.lock"
-            if lock.enter_context(_locked(file, wait=wait)):
+            if lock.enter_context(locked(file, wait=wait)):
                 claim = self._claim(chunk, lock)
                 yield from (((claim, each), self.paths[each]) for each in claim.image_ids)
             else:
@@ -336,29 +336,6 @@ class _Job:
                 hashes = [contents[image_id] for image_id in rows]
                 store.write(list(rows), hashes, rows.values())
         claim.lock.close()
-
-
-@contextmanager
-def _locked(file: Path, *, wait: bool, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock file for the block; yields whether we have it. It dies with its process.
-
-    Raises:
-        UserError: the file system has no locks.
-    """
-    flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    # NFS gives shared locks on readable files and exclusive ones on writable files alone.
-    with file.open("a+b") as stream:
-        try:
-            fcntl.flock(stream, flags)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(
-                f"{file} cannot be locked ({error.strerror}); set features.root to a file system "
-                "with locks, or have it mounted with them (for Lustre: -o flock)"
-            ) from None
-        yield True  # closing the file frees the lock
 
 
 class _ImagesPerSecond(ProgressColumn):

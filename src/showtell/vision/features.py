@@ -233,13 +233,6 @@ class FeatureStore:
             raise _damaged(shard.array, f"it holds {dtype}{shape}, not {expected}")
         return stream.tell()
 
-    def add(
-        self, image_ids: Sequence[str], contents: Sequence[str], features: Iterable[Features]
-    ) -> None:
-        """Commit a shard and know of it: ``write``, then ``refresh``."""
-        self.write(image_ids, contents, features)
-        self.refresh()
-
     def write(
         self, image_ids: Sequence[str], contents: Sequence[str], features: Iterable[Features]
     ) -> None:

@@ -90,14 +90,16 @@ def _bomb_message(path: Path) -> str:
 
 
 def _damage_message(path: Path, error: Exception) -> str:
-    if path.is_dir():
+    if isinstance(error, IsADirectoryError):
         return f"{path}: this is a folder, not a picture; name the pictures inside it"
-    if path.stat().st_size == 0:
-        return f"{path}: the file is empty; fetch it again or remove it"
     if isinstance(error, PermissionError):
         return f"{path}: the file may not be read; change its permissions"
     if isinstance(error, UnidentifiedImageError):
+        if path.stat().st_size == 0:
+            return f"{path}: the file is empty; fetch it again or remove it"
         return f"{path}: this is no JPEG, PNG or WebP picture; convert it or remove it"
+    if isinstance(error, OSError) and error.errno:
+        return f"{path}: the file cannot be read ({error.strerror}); check its name and its place"
     return f"{path}: the picture is damaged ({error}); fetch it again or remove it"
 
 

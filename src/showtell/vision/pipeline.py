@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from showtell.cores import available_cores
 from showtell.types import FeatureKind
 from showtell.vision.engines import EncodedImages, Engine, OpenVINOEngine, TorchEngine
 from showtell.vision.images import ImageError, Preprocessing, load_image, to_rgb
@@ -27,7 +27,7 @@ _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_DECODERS = min(16, os.cpu_count() or 1)
+_DECODERS = min(16, available_cores())
 _DECODED_IN_A_ROW = 4
 
 

@@ -76,17 +76,25 @@ def check_name_digest(file: Path, *, remedy: str) -> None:
     promised = _PROMISED.search(file.name)
     if promised is None:
         return
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = _sha256(file)
     if not found.startswith(promised[1]):
         raise UserError(
             f"{file}: its SHA-256 begins {found[:8]}, not {promised[1]} as its name says; {remedy}"
         )
 
 
-def has_published_name(file: Path) -> bool:
-    """Whether it is named as torch.hub names what anybody can fetch: ``name-0cc3c7bd.pth``."""
-    return _PROMISED.search(file.name) is not None
+def is_published(file: Path) -> bool:
+    """Whether anybody can fetch it, as its name tells: ``name-0cc3c7bd.pth``, as torch.hub's.
+
+    Eight digits may also be a date, so a file that is there has to keep what its name promises.
+    """
+    promised = _PROMISED.search(file.name)
+    return promised is not None and (not file.is_file() or _sha256(file).startswith(promised[1]))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_state(file: Path) -> dict[str, Tensor]:
