@@ -18,6 +18,7 @@ from showtell.data.batches import FeatureSource
 from showtell.data.records import evenly_spaced
 from showtell.decoding.beam import Hypothesis
 from showtell.errors import UserError
+from showtell.files import check_writable
 from showtell.metrics.alarms import (
     Alarm,
     caption_alarms,
@@ -27,7 +28,7 @@ from showtell.metrics.alarms import (
 )
 from showtell.metrics.floors import (
     PEOPLE,
-    Landmark,
+    Yardstick,
     constant_caption,
     human_ceiling,
     shuffled_captions,
@@ -55,7 +56,7 @@ SAMPLED_IMAGES = 256
 class Evaluation:
     """What is known of the captions of a run for the images of one split.
 
-    ``alarms`` say what is probably wrong; ``landmarks`` and ``intervals`` are there as far as they
+    ``alarms`` say what is probably wrong; ``yardsticks`` and ``intervals`` are there as far as they
     were asked for.
     """
 
@@ -64,19 +65,19 @@ class Evaluation:
     scores: CaptionScores
     written: WordStatistics
     people: WordStatistics
-    landmarks: tuple[Landmark, ...]
+    yardsticks: tuple[Yardstick, ...]
     intervals: dict[str, Interval]
     alarms: tuple[Alarm, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The flat form of ``scores-<split>.json``; a landmark's score is ``<landmark>/<metric>``.
+        """The flat form of ``scores-<split>.json``; that of a yardstick is ``<yardstick>/<metric>``.
 
         What captions and references are like as language stands under ``captions/`` and
         ``people/``.
         """
         flat: dict[str, Any] = self.scores.to_json()
-        for landmark in self.landmarks:
-            flat |= {f"{landmark.name}/{name}": value for name, value in landmark.scores.items()}
+        for yardstick in self.yardsticks:
+            flat |= {f"{yardstick.name}/{name}": value for name, value in yardstick.scores.items()}
         for name, interval in self.intervals.items():
             flat |= {f"95 % low/{name}": interval.low, f"95 % high/{name}": interval.high}
         flat |= {f"captions/{name}": value for name, value in self.written.figures().items()}
@@ -95,6 +96,7 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
     """
     weights = config["encoder"]["weights"]
     trained_with = runs.read_record(folder, needs=["encoder"])["encoder"].get("weights")
+    check_writable(folder / f".scores-{split}.json")  # before minutes of work
     run = load_run(
         folder,
         # The folder has its own, if they came from a file; that file may be gone.
@@ -118,10 +120,10 @@ def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> E
         data.split("train"),
         seen=seen,
         metrics=METRICS,
-        with_landmarks=True,
+        with_yardsticks=True,
     )
     title = f"{data.name} {split}, {len(images)} images"
-    print_scores(title, found.scores, found.landmarks, found.intervals)
+    print_scores(title, found.scores, found.yardsticks, found.intervals)
     print_words(found.written, found.people)
     kinds = {alarm.name for alarm in found.alarms}
     earlier = runs.alarms_of(run.record).get(TRAINING, [])
@@ -138,7 +140,7 @@ def score_split(
     *,
     seen: FeatureSource,
     metrics: Sequence[str],
-    with_landmarks: bool,
+    with_yardsticks: bool,
 ) -> Evaluation:
     """Caption every image of a split once, score all, and write it into the run folder.
 
@@ -147,7 +149,7 @@ def score_split(
         training: the images of the training, whose captions may have been copied.
         seen: what captions are written of, which may be several views.
         metrics: see `score_captions`.
-        with_landmarks: whether floors, ceiling and intervals are worth their seconds.
+        with_yardsticks: whether floors, ceiling and intervals are worth their seconds.
     """
     captions, unfinished = _write_captions(run, images, seen)
     references, known = _captions_of(images), _captions_of(training)
@@ -162,8 +164,8 @@ def score_split(
         scores,
         written=caption_words(captions, references, **language, unfinished=unfinished),
         people=reference_words(references, **language),
-        landmarks=tuple(_landmarks(known, references, captions)) if with_landmarks else (),
-        intervals=bootstrap(scores.statistics) if with_landmarks else {},
+        yardsticks=tuple(_yardsticks(known, references, captions)) if with_yardsticks else (),
+        intervals=bootstrap(scores.statistics) if with_yardsticks else {},
     )
     contents = store.stored_contents([*references, *known])
     alarms = (
@@ -253,16 +255,16 @@ def _alarms(
     )
     if found.split == "train":  # it is meant to know these
         return
-    ceiling = next((each.scores for each in found.landmarks if each.name == PEOPLE), {})
+    ceiling = next((each.scores for each in found.yardsticks if each.name == PEOPLE), {})
     yield from leak_alarms(found.written, found.people, scores=found.scores.scores, ceiling=ceiling)
     yield from shared_images_alarms(training, references, contents=contents)
 
 
-def _landmarks(
+def _yardsticks(
     training: Mapping[str, Sequence[str]],
     references: Mapping[str, Sequence[str]],
     captions: Mapping[str, str],
-) -> Iterator[Landmark]:
+) -> Iterator[Yardstick]:
     """The floors and the ceiling that this data set allows."""
     if training:
         yield constant_caption(training, references, DEFAULT_METRICS)

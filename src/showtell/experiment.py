@@ -195,7 +195,7 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
             images["train"],
             seen=seen,
             metrics=final_metrics(),
-            with_landmarks=False,
+            with_yardsticks=False,
         )
         tracker.log_captions(
             BEST_CAPTIONS,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from showtell.metrics.alarms import Alarm
-from showtell.metrics.floors import Landmark
+from showtell.metrics.floors import Yardstick
 from showtell.metrics.intervals import Interval
 from showtell.metrics.language import WordStatistics, figure_text
 from showtell.metrics.scores import CaptionScores
@@ -20,7 +20,7 @@ console = Console(highlight=False, markup=False)
 def print_scores(
     title: str,
     scores: CaptionScores,
-    landmarks: Sequence[Landmark] = (),
+    yardsticks: Sequence[Yardstick] = (),
     intervals: Mapping[str, Interval] | None = None,
 ) -> None:
     """Scores times 100, as papers print them, with what stands beside them."""
@@ -38,8 +38,8 @@ def print_scores(
     for bound in ("low", "high") if intervals else ():
         values = {name: getattr(interval, bound) for name, interval in (intervals or {}).items()}
         table.add_row(f"95 % {bound}", *_cells(scores.scores, values), style="dim")
-    for landmark in landmarks:
-        table.add_row(landmark.name, *_cells(scores.scores, landmark.scores), style="dim")
+    for yardstick in yardsticks:
+        table.add_row(yardstick.name, *_cells(scores.scores, yardstick.scores), style="dim")
     console.print(table)
     for note in scores.notes:
         console.print(f"note: {note}")

@@ -23,7 +23,7 @@ _ORDERS = range(1, 5)
 
 
 @dataclass(frozen=True, slots=True)
-class Landmark:
+class Yardstick:
     """Scores to stand beside a run's, and the rule that gave them."""
 
     name: str
@@ -35,7 +35,7 @@ def constant_caption(
     training: Mapping[str, Sequence[str]],
     references: Mapping[str, Sequence[str]],
     metrics: Sequence[str],
-) -> Landmark:
+) -> Yardstick:
     """The best scores of one and the same caption for every image.
 
     Two captions are chosen: of those of `consensus_captions`, the one that scores best on
@@ -58,7 +58,7 @@ def constant_caption(
     shared = [name for name in chosen[0] if all(name in each for each in chosen)]
     captions = ", or for the better score ".join(map(repr, dict.fromkeys(best)))
     scores = {name: max(each[name] for each in chosen) for name in shared}
-    return Landmark("constant caption", f"every image gets {captions}", scores)
+    return Yardstick("constant caption", f"every image gets {captions}", scores)
 
 
 def consensus_captions(training: Mapping[str, Sequence[str]], *, count: int) -> list[str]:
@@ -163,10 +163,10 @@ def shuffled_captions(
     metrics: Sequence[str],
     *,
     seed: int,
-) -> Landmark:
+) -> Yardstick:
     """The scores of captions given to the wrong images: what their style alone is worth."""
     scores = score_captions(shuffled(captions, seed=seed), references, metrics)
-    return Landmark(
+    return Yardstick(
         "shuffled images", f"each image's caption given to another, seed {seed}", scores.scores
     )
 
@@ -180,7 +180,7 @@ def shuffled_cider(
     return shuffled_captions(captions, references, ["CIDEr"], seed=0).scores["CIDEr"]
 
 
-def human_ceiling(references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> Landmark:
+def human_ceiling(references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> Yardstick:
     """How people score against one another: each reference against all the others of its image.
 
     The mean over rounds; round k scores the k-th reference of every image. There are as many
@@ -195,7 +195,7 @@ def human_ceiling(references: Mapping[str, Sequence[str]], metrics: Sequence[str
     rounds = [score_captions(*round_, metrics).scores for round_ in _rounds(shared)]
     means = {name: sum(each[name] for each in rounds) / len(rounds) for name in rounds[0]}
     rule = f"each of {len(rounds)} references against the others, {len(shared)} images"
-    return Landmark(PEOPLE, rule, means)
+    return Yardstick(PEOPLE, rule, means)
 
 
 def _rounds(

@@ -5,7 +5,7 @@ addition per step for the gradient of the weights, where one product over all st
 Elsewhere it is PyTorch's.
 
 Dimension key: N rows, T positions, P real positions, W word-vector width, E input, H hidden. Four
-gates in PyTorch's order: enter, forget, candidate, leave.
+gates in PyTorch's order: input, forget, cell, output.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import aligned_product
 from showtell.models.positions import TimeOrder
 
-State = tuple[Tensor, Tensor]
+HiddenAndCell = tuple[Tensor, Tensor]
 # What is known of each row (n, ...), and a step: what is read now (n, ...) and that -> the next.
 Rows = tuple[Tensor, ...]
 Advance = Callable[[Tensor, Rows], Rows]
 
 
-def run_lstm(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: State | None) -> Tensor:
+def run_lstm(
+    lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: HiddenAndCell | None
+) -> Tensor:
     """Outputs (P, H) of ``lstm`` over ``inputs`` (P, E): the real positions, row by row.
 
     Args:
@@ -50,7 +52,11 @@ def run_lstm(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: State | No
 
 
 def run_lstm_on_words(
-    lstm: nn.LSTM, embedding: WordEmbedding, token_ids: Tensor, lengths: Tensor, initial: State
+    lstm: nn.LSTM,
+    embedding: WordEmbedding,
+    token_ids: Tensor,
+    lengths: Tensor,
+    initial: HiddenAndCell,
 ) -> Tensor:
     """Outputs (P, H) over the embeddings of ``token_ids`` (P,), without gradients or dropout.
 
@@ -67,7 +73,9 @@ def run_lstm_on_words(
     return outputs
 
 
-def run_lstm_with_cells(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: State) -> State:
+def run_lstm_with_cells(
+    lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: HiddenAndCell
+) -> HiddenAndCell:
     """Outputs and cells, each (P, H), of ``run_lstm``."""
     order = TimeOrder.of(lengths, inputs.device)
     if _is_ours(inputs):
@@ -98,7 +106,9 @@ def _is_ours(inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
-def _run_by_steps(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: State) -> State:
+def _run_by_steps(
+    lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: HiddenAndCell
+) -> HiddenAndCell:
     """Outputs and cells step by step, in float32: PyTorch's LSTM keeps its cells to itself."""
     input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
 
@@ -113,7 +123,7 @@ def _run_by_steps(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: Stat
     return outputs, cells
 
 
-def _run_packed(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: State) -> Tensor:
+def _run_packed(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: HiddenAndCell) -> Tensor:
     """The same by PyTorch's LSTM, in float32.
 
     Autocast would run it in float16 whatever type it was asked for, and nothing here scales the
@@ -150,11 +160,11 @@ class _Recurrence(torch.autograd.Function):
         hidden: Tensor,
         cell: Tensor,
         order: TimeOrder,
-    ) -> State:
+    ) -> HiddenAndCell:
         rows, width = hidden.shape
         inputs = inputs.index_select(0, order.from_rows)
         # A CPU takes four times as long for tanh as for a sigmoid, and tanh(x) is
-        # 2 sigmoid(2x) - 1: with the candidates doubled, one sigmoid serves all four gates.
+        # 2 sigmoid(2x) - 1: with the cell gates doubled, one sigmoid serves all four gates.
         doubled = inputs.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(width)
         bias = (input_bias + hidden_bias) * doubled
         gates = torch.addmm(bias, inputs, (input_weight * doubled.unsqueeze(1)).t())
@@ -167,11 +177,12 @@ class _Recurrence(torch.autograd.Function):
             before, after = slice(last, last + size), slice(now, now + size)
             gates_now = gates[now - rows : now - rows + size]
             gates_now.addmm_(hiddens[before], recurrent).sigmoid_()
-            enter, forget, candidate, leave = gates_now.view(size, 4, width).unbind(1)
-            candidate.mul_(2.0).sub_(1.0)
-            torch.mul(forget, cells[before], out=cells[after]).addcmul_(enter, candidate)
+            by_gate = gates_now.view(size, 4, width)
+            input_gate, forget_gate, cell_gate, output_gate = by_gate.unbind(1)
+            cell_gate.mul_(2.0).sub_(1.0)
+            torch.mul(forget_gate, cells[before], out=cells[after]).addcmul_(input_gate, cell_gate)
             torch.mul(cells[after], 2.0, out=tanh_cells[after]).sigmoid_().mul_(2.0).sub_(1.0)
-            torch.mul(leave, tanh_cells[after], out=hiddens[after])
+            torch.mul(output_gate, tanh_cells[after], out=hiddens[after])
             last, now = now, now + size
         ctx.order = order
         ctx.set_materialize_grads(False)  # most models read no cells
@@ -231,16 +242,16 @@ def _slopes(gates: Tensor, cells_before: Tensor, tanh_cells: Tensor) -> tuple[Te
     """How the gates and the output move the cell and the output, at all positions at once.
 
     Returns:
-        (P, 4, H), the slope of the cell by the inputs of the gates enter, forget and candidate, and
-        of the output by that of leave; (P, H), the slope of the output by the cell.
+        (P, 4, H), the slope of the cell by the inputs of the input, forget and cell gates, and of
+        the output by that of the output gate; (P, H), the slope of the output by the cell.
     """
-    enter, _, candidate, leave = gates.unbind(1)
+    input_gate, _, cell_gate, output_gate = gates.unbind(1)
     slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # of a sigmoid s: s - s^2
-    slopes[:, 0].mul_(candidate)
+    slopes[:, 0].mul_(cell_gate)
     slopes[:, 1].mul_(cells_before)
-    torch.addcmul(enter, enter, candidate.square(), value=-1.0, out=slopes[:, 2])
+    torch.addcmul(input_gate, input_gate, cell_gate.square(), value=-1.0, out=slopes[:, 2])
     slopes[:, 3].mul_(tanh_cells)
-    return slopes, torch.addcmul(leave, leave, tanh_cells.square(), value=-1.0)
+    return slopes, torch.addcmul(output_gate, output_gate, tanh_cells.square(), value=-1.0)
 
 
 def fold_lstm(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor]:
@@ -269,15 +280,15 @@ def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """
     if _is_quick(gates):
         # One sigmoid for all four: see `quick_tanh`.
-        enter, forget, candidate, leave = gates.chunk(4, dim=1)
-        candidate.mul_(2.0)
+        input_gate, forget_gate, cell_gate, output_gate = gates.chunk(4, dim=1)
+        cell_gate.mul_(2.0)
         gates.sigmoid_()
-        candidate.mul_(2.0).sub_(1.0)
-        cell = torch.mul(forget, cell).addcmul_(enter, candidate)
-        return quick_tanh(cell).mul_(leave), cell
-    enter, forget, candidate, leave = gates.chunk(4, dim=1)
-    cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(candidate)
-    return torch.sigmoid(leave) * torch.tanh(cell), cell
+        cell_gate.mul_(2.0).sub_(1.0)
+        cell = torch.mul(forget_gate, cell).addcmul_(input_gate, cell_gate)
+        return quick_tanh(cell).mul_(output_gate), cell
+    input_gate, forget_gate, cell_gate, output_gate = gates.chunk(4, dim=1)
+    cell = torch.sigmoid(forget_gate) * cell + torch.sigmoid(input_gate) * torch.tanh(cell_gate)
+    return torch.sigmoid(output_gate) * torch.tanh(cell), cell
 
 
 def quick_tanh(values: Tensor) -> Tensor:
