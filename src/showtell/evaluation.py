@@ -70,7 +70,7 @@ class Evaluation:
     alarms: tuple[Alarm, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The flat form of ``scores-<split>.json``; that of a yardstick is ``<yardstick>/<metric>``.
+        """``scores-<split>.json``, which is flat; that of a yardstick is ``<yardstick>/<metric>``.
 
         What captions and references are like as language stands under ``captions/`` and
         ``people/``.
