@@ -208,12 +208,18 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
     assert run.search.expected is not None
     grams = run.search.expected.known.ngrams
     assert (run.vocabulary.encode(["a"])[0],) in grams
-    beams, seen = load_run(smoke.folder), features(run, pictures)
-    several = replace(beams.search, beam_size=5, max_length=20).several(beams.decoder, seen, 10)
+    member, seen = load_run(smoke.folder), features(run, pictures)
+    rules = {"max_length": 20, "repeatable": search["repeatable"]}
+    beams = replace(member.search, beam_size=5, **rules).with_vocabulary(run.vocabulary)
+    several = beams.several(member.decoder, seen, 10)
     ended = [[(*each.token_ids, END) for each in image] for image in several]
     worth = run.search.expected.scores(seen, ended)
     for chosen, image, scores in zip(run.decode(seen), several, worth, strict=True):
-        rated = [h.score + 8 * score for h, score in zip(image, scores, strict=True)]
+        lengths = [len(hypothesis.token_ids) for hypothesis in image]
+        rated = [
+            h.score + 8 * score + 0.1 * length
+            for h, score, length in zip(image, scores, lengths, strict=True)
+        ]
         assert chosen.token_ids == image[rated.index(max(rated))].token_ids
         assert chosen.score == pytest.approx(max(rated), abs=1e-4)
     config = saved_config(moved / CONFIG, [], [])

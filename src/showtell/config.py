@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -77,6 +77,7 @@ LATER = {
     "optim.averaging": 0.0,
     "optim.encoder_lr": None,
     "decoding.repeatable": None,
+    "decoding.word_reward": 0.0,
 }
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",
@@ -297,9 +298,17 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         group, _, key = path.rpartition(".")
         if not group:
             whole.setdefault(key, value)
-        elif isinstance(node := whole.get(group), Mapping):
-            whole[group] = node if key in node else {**node, key: value}
+        elif key in _options_of(whole.get(group)):
+            whole[group] = {**whole[group], key: whole[group].get(key, value)}
     return whole
+
+
+def _options_of(node: object) -> Collection[str]:
+    """What the target of ``node`` takes; nothing where it is none of ours any more."""
+    if not isinstance(node, Mapping) or TARGET not in node:
+        return ()
+    module, _, name = str(node[TARGET]).rpartition(".")
+    return _signature(module, name) or ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,18 +62,22 @@ def rated(decoder: Any, features: Tensor) -> dict[tuple[int, ...], float]:
 
 
 @pytest.mark.parametrize("make", MODELS)
-@pytest.mark.parametrize("weight", [0.0, 1.0, 50.0])
+@pytest.mark.parametrize(("weight", "word_reward"), [(0.0, 0.0), (1.0, 0.5), (50.0, -1.0)])
 @torch.inference_mode()
-def test_it_finds_the_best_of_all_captions(make: Make, weight: float) -> None:
+def test_it_finds_the_best_of_all_captions(make: Make, weight: float, word_reward: float) -> None:
     decoder: Any = make(3)
     shape = (4, REGIONS, FEATURES) if decoder.feature_kind == "grid" else (4, FEATURES)
     features = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    for i, found in enumerate(search(weight=weight)(decoder, features)):
+    reranked = search(weight=weight, word_reward=word_reward)
+    for i, found in enumerate(reranked(decoder, features)):
         own = rated(decoder, features[i : i + 1])
         assert len(own) == 3 + 9 + 27
         pooled = features[i : i + 1].mean(dim=1) if len(shape) == 3 else features[i : i + 1]
         (worth,) = expectation().scores(pooled, [[(*words, END) for words in own]])
-        total = {words: own[words] + weight * e for words, e in zip(own, worth, strict=True)}
+        total = {
+            words: own[words] + weight * e + word_reward * len(words)
+            for words, e in zip(own, worth, strict=True)
+        }
         assert found.token_ids == max(total, key=total.__getitem__)
         assert found.score == pytest.approx(total[found.token_ids], abs=1e-4)
 
@@ -127,6 +131,7 @@ def test_it_must_know_what_to_expect() -> None:
         ({"rank": 0}, "at least 1"),
         ({"weight": -1.0}, "weight is a number from 0"),
         ({"weight": math.nan}, "weight is a number from 0"),
+        ({"word_reward": math.inf}, "word_reward is a finite number"),
         ({"beam_size": 0}, "beam_size is at least 1"),
         ({"length_penalty": -1.0}, "negative length_penalty"),
     ],

@@ -27,6 +27,8 @@ class RerankedBeamSearch:
         candidates: captions that are compared, at least 1. The search goes on until as many have
             ended, whatever its ``beam_size``.
         weight: of the expected CIDEr (0 to 10) beside the score of the beam search.
+        word_reward: added for each word (He et al. 2016, "Improved Neural Machine Translation with
+            SMT Features"); decoders that were trained for CIDEr-D write shorter than people do.
         least_images: an n-gram of fewer training images is not predicted.
         rank: of the prediction; its file grows with it.
         expected: the prediction, by `fitted` or `with_expected`.
@@ -45,7 +47,9 @@ class RerankedBeamSearch:
     weight: float
     least_images: int
     rank: int
-    repeatable: Sequence[str] | None = None  # runs of before this rule have none in `run.json`
+    # Runs of before these options have none in their `run.json`; conf/decoding gives them all.
+    repeatable: Sequence[str] | None = None
+    word_reward: float = 0.0
     word_ids: WordIds | None = None
     expected: ExpectedNgrams | None = None
 
@@ -55,6 +59,8 @@ class RerankedBeamSearch:
             raise ValueError("candidates, least_images and rank are at least 1")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is a number from 0, not {self.weight}")
+        if not math.isfinite(self.word_reward):
+            raise ValueError(f"word_reward is a finite number, not {self.word_reward}")
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
         """The same search, told the ids of its words."""
@@ -85,15 +91,14 @@ class RerankedBeamSearch:
         captions = [[(*each.token_ids, END) for each in hypotheses] for hypotheses in found]
         scores = self.expected.scores(pooled, captions)
         return [
-            max(
-                (
-                    replace(hypothesis, score=hypothesis.score + self.weight * score)
-                    for hypothesis, score in zip(*image, strict=True)
-                ),
-                key=lambda hypothesis: hypothesis.score,
-            )
+            max(map(self._rated, *image), key=lambda hypothesis: hypothesis.score)
             for image in zip(found, scores, strict=True)
         ]
+
+    def _rated(self, hypothesis: Hypothesis, expected: float) -> Hypothesis:
+        """With the score by which it is compared."""
+        reward = self.word_reward * len(hypothesis.token_ids)
+        return replace(hypothesis, score=hypothesis.score + self.weight * expected + reward)
 
     def _beams(self) -> BeamSearch:
         own = ("beam_size", "length_penalty", *RULES, "word_ids")
