@@ -509,8 +509,8 @@ def _locate(group: str, target: str) -> tuple[str, str]:
 def _data_targets() -> frozenset[str]:
     """The targets in ``conf/data/``, the only ones allowed for data.
 
-    Other functions of that package write files, and a run folder from elsewhere, whose data reports
-    and evaluations build, could name them.
+    Other functions of that package write files. Reports and evaluations call the target that a run
+    folder names, and run folders may come from elsewhere.
     """
     texts = [path.read_text("utf-8") for path in (config_folder() / "data").glob("*.yaml")]
     return frozenset(name for text in texts for name in re.findall(rf"{TARGET}: *(\S+)", text))

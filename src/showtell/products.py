@@ -1,10 +1,10 @@
 """Matrix products on a CPU by oneDNN instead of MKL, where that is faster.
 
 In float32 PyTorch multiplies with Intel's MKL, which leaves half of AVX-512 unused on processors of
-other vendors. oneDNN, which PyTorch includes for convolutions, uses what the processor supports. On
-such processors ``use_faster`` overrides the kernels of PyTorch's own operators, so that all layers,
-their gradients and calls of ``torch.mm`` become faster. Elsewhere, and for arguments that do not
-qualify, PyTorch's kernels are used.
+other vendors. oneDNN, which PyTorch includes for convolutions, uses what the processor supports. So
+on processors of other vendors with AVX-512, ``use_faster`` overrides the kernels of PyTorch's own
+operators; all layers, their gradients and calls of ``torch.mm`` become faster. Elsewhere, and for
+arguments that do not qualify, PyTorch's kernels are used.
 
 Dimension key: a product is (M, K) x (K, N).
 """
@@ -40,7 +40,7 @@ def use_faster() -> bool:
     """Use the faster library from now on, in the whole process.
 
     Returns:
-        Whether kernels were overridden.
+        Whether kernels are overridden.
     """
     global _library
     with _lock:

@@ -56,7 +56,7 @@ class Batch:
     features: Tensor
     tokens: Tensor  # (N, T) decoder input: BEGIN and the words, padded with PAD
     targets: Tensor  # (P,) the words and END, row by row, without padding
-    lengths: Tensor  # (N,) real positions of each row; stays on the CPU, where it is needed
+    lengths: Tensor  # (N,) real positions of each row; on the CPU, where positions are computed
     image_of_row: Tensor  # (N,) the image of each caption, in 0..B-1
     # A process for which a short batch has no image gets one of another process, because all must
     # take the step together; it has weight 0.
