@@ -1,8 +1,8 @@
-"""A configuration checked against the code it configures, before any of that code is imported.
+"""Composes configurations and checks them against the code they configure, without importing it.
 
-Each group of ``conf/`` names the class or function it configures in ``_target_`` and gives all
-its arguments. The signature is read from the source file, so a misspelt key or a wrong type is
-reported in a fraction of a second, and only names of this package can ever be called.
+Each group of ``conf/`` names the class or function it configures in ``_target_`` and gives all its
+arguments. Signatures are parsed from source files, so a misspelt key or a wrong type is reported in
+a fraction of a second, and only public names of this package can be called.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PACKAGE_FOLDER = Path(__file__).parent
 TARGET = "_target_"
 WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 
-# Where a data set lies.
+# Overrides that say where a data set is.
 PLACES_OF_DATA = ("data.root=", "data.file=", "data.images=")
-# What `resume` may change: how long and where the training runs and where its data lie, not what
-# is trained.
+# What may be overridden with `resume`: how long and where the training runs and where its data are,
+# but not what is trained.
 CHANGEABLE_ON_RESUME = (
     *("trainer.max_epochs=", "trainer.accelerator=", "trainer.devices=", "trainer.num_nodes="),
     *("trainer.precision=", "trainer.profiler="),
@@ -41,8 +41,8 @@ CHANGEABLE_ON_RESUME = (
     *("tracking.", "features.", "data.skip_rejected=", *PLACES_OF_DATA),
 )
 
-# What the program passes to a target beside the arguments of its YAML file, and where a group's
-# targets may live: nothing in a configuration or in a run folder can call anything else.
+# Arguments that the program passes to a group's target in addition to those of its YAML file. See
+# also `PACKAGES`: a configuration or a run folder can call nothing outside these packages.
 INJECTED: dict[str, frozenset[str]] = {
     "data": frozenset(),
     "encoder": frozenset(),
@@ -55,7 +55,7 @@ INJECTED: dict[str, frozenset[str]] = {
     "tracking": frozenset({"run_folder", "config", "origin"}),
     "callbacks": frozenset(),
 }
-# The options outside the groups, as they would be annotated.
+# The options outside the groups, with their type annotations.
 PLAIN = {
     "name": "str | None",
     "seed": "int",
@@ -69,9 +69,9 @@ PLAIN = {
     "search.study": "str | None",
     "search.trial": "int | None",
 }
-# The random generators take no other seeds; more images a pass would not fit any memory.
+# Random generators accept only such seeds; larger batches of images would not fit any memory.
 RANGES = {"seed": (0, 2**32 - 1), "features.batch_size": (1, 2**16)}
-# Options that came after the first runs were kept, and what these did.
+# Options added later -> the value that reproduces runs without them.
 LATER = {
     "views": "original",
     "optim.averaging": 0.0,
@@ -100,13 +100,13 @@ def config_folder() -> Path:
 
 
 def choices_of(group: str) -> dict[str, dict[str, Any]]:
-    """Each CHOICE of ``GROUP=CHOICE`` -> the node it stands for; not interpolated, not checked."""
+    """Each CHOICE of ``GROUP=CHOICE`` -> its node, neither interpolated nor checked."""
     files = sorted((config_folder() / group).glob("*.yaml"))
     return {file.stem: _read_choice(file) for file in files}
 
 
 def _read_choice(file: Path) -> dict[str, Any]:
-    """A file of a group, merged into those of its group that its defaults name."""
+    """A file of a group, merged over the files of the same group in its defaults list."""
     node = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(node, dict)
     bases = [base for base in node.pop("defaults", []) if base != "_self_"]
@@ -117,12 +117,20 @@ def _read_choice(file: Path) -> dict[str, Any]:
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration that ``python train.py OVERRIDES`` would have, checked."""
+    """The checked configuration of ``python train.py OVERRIDES``.
+
+    Raises:
+        UserError: it cannot be composed, or a value is wrong.
+    """
     return resolve(compose_unchecked(overrides))
 
 
 def compose_unchecked(overrides: Sequence[str]) -> DictConfig:
-    """The configuration as Hydra composes it."""
+    """The configuration as composed by Hydra.
+
+    Raises:
+        UserError: the overrides cannot be composed.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -137,10 +145,10 @@ def compose_unchecked(overrides: Sequence[str]) -> DictConfig:
 
 
 def overview(overrides: Sequence[str]) -> str:
-    """What can be chosen and set, for ``python train.py --help``: the groups, the configuration.
+    """The text of ``python train.py --help``: all groups, their choices and the configuration.
 
     Raises:
-        UserError: when the overrides cannot be composed.
+        UserError: the overrides cannot be composed.
     """
     files = sorted(config_folder().rglob("*/*.yaml"))
     choices: dict[str, list[str]] = {}
@@ -162,11 +170,11 @@ def overview(overrides: Sequence[str]) -> str:
 
 
 def sweep_name(command: Sequence[str]) -> str:
-    """The folder of a sweep by its overrides, in whatever order and notation they were given."""
+    """A folder name for a sweep, the same for any order and notation of its overrides."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides([str(override) for override in command])
-    # Where the sweep is does not change what it is.
+    # Where a sweep is stored does not matter.
     content = sorted(
         (override.get_key_element(), _canonical(override.value()))
         for override in parsed
@@ -174,14 +182,14 @@ def sweep_name(command: Sequence[str]) -> str:
     )
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
     swept = sorted(o.key_or_group for o in parsed if o.is_sweep_override())
-    # A search finds what it varies in a file of its own: then its choices are its name.
+    # What a search varies is in its own file; then its choices make the name.
     chosen = [str(o.value()) for o in parsed if o.key_or_group in ("sweep", "model")]
     told = "-".join(swept or sorted(chosen))
     return "_".join(["sweep", told.replace("/", ".")[:80], digest])
 
 
 def _canonical(value: object) -> str:
-    """A value of Hydra's grammar, with one text for all ways to write it."""
+    """The canonical text of a value in Hydra's grammar."""
     from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 
     match value:
@@ -197,7 +205,7 @@ def _canonical(value: object) -> str:
 
 
 def explain(error: Exception) -> str:
-    """What Hydra or OmegaConf found wrong with the overrides, in one sentence for the user."""
+    """What Hydra or OmegaConf found wrong with the overrides, as one sentence for the user."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     cause = error.__cause__
@@ -216,12 +224,12 @@ def explain(error: Exception) -> str:
 def resolve(composed: DictConfig, *, saved: bool = False) -> dict[str, Any]:
     """A composed configuration as plain, checked values.
 
-    One that was ``saved`` in a run folder is not interpolated: ``${oc.env:...}`` in a file from
-    elsewhere would read this user's environment. Nor need its options go together in a training:
-    that is past, and an ensemble may search in another way than its members were trained with.
+    One that was ``saved`` in a run folder is not interpolated: ``${oc.env:...}`` in somebody else's
+    file would read this user's environment. Nor is it checked for contradictory options, which
+    matter only in training: an ensemble may use another search than its members.
 
     Raises:
-        UserError: all that is wrong with it, before any work.
+        UserError: lists everything that is wrong.
     """
     try:
         config = OmegaConf.to_container(composed, resolve=not saved, throw_on_missing=True)
@@ -236,10 +244,10 @@ def resolve(composed: DictConfig, *, saved: bool = False) -> dict[str, Any]:
 
 
 def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
-    """A run's own ``config.yaml`` with ``overrides`` of the ``allowed`` prefixes, checked.
+    """A run's ``config.yaml`` with ``overrides``, each beginning with one of ``allowed``; checked.
 
     Raises:
-        UserError: when the file is missing or damaged, or an override is not allowed.
+        UserError: the file is missing or damaged, or an override is not allowed.
     """
     saved = _read_saved(path)
     for override in overrides:
@@ -259,7 +267,7 @@ def saved_config(path: Path, overrides: Sequence[str], allowed: Sequence[str]) -
 
 
 def _read_saved(path: Path) -> DictConfig:
-    """A run's own ``config.yaml``, with what later versions added to it."""
+    """A run's ``config.yaml``, completed with options that were added later."""
     try:
         saved = OmegaConf.load(path)
     except FileNotFoundError as error:
@@ -286,13 +294,13 @@ def _read_saved(path: Path) -> DictConfig:
 
 
 def quoted(text: str) -> str:
-    """Text as the value of an override, whatever characters it has."""
+    """Text quoted as the value of an override, whatever characters it contains."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that was saved by any version, with the options that came `LATER`."""
+    """A configuration saved by any version, completed with the options in `LATER`."""
     whole = dict(config)
     for path, value in LATER.items():
         group, _, key = path.rpartition(".")
@@ -313,7 +321,7 @@ def _options_of(node: object) -> Collection[str]:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One argument of a target: its annotation as written, and whether it must be given."""
+    """One argument of a target: its annotation, and whether it is required."""
 
     annotation: ast.expr | None
     required: bool
@@ -322,8 +330,10 @@ class Parameter:
 def build(group: str, node: Mapping[str, Any], **injected: Any) -> Any:
     """Call the target of ``node`` with its other keys and ``injected`` as keyword arguments.
 
+    Nested nodes are built first.
+
     Raises:
-        UserError: when the target is not a public name of the group's own package.
+        UserError: a target is not a public name of the group's package.
     """
     arguments = {
         key: build(group, value) if _is_node(value) else value
@@ -343,9 +353,9 @@ def target_of(group: str, node: Mapping[str, Any]) -> Any:
 
 
 def check_node(group: str, node: Mapping[str, Any], path: str | None = None) -> list[str]:
-    """What is wrong with one group: unknown, missing and mistyped keys, a sentence each.
+    """Unknown, missing and mistyped keys of a group, a sentence each.
 
-    ``path`` is where a node inside the group stands; the group itself by default.
+    ``path`` is the path of ``node`` in the configuration, the group itself by default.
     """
     path = path or group
     try:
@@ -369,7 +379,7 @@ def check_node(group: str, node: Mapping[str, Any], path: str | None = None) -> 
 
 
 def check_keys(found: Iterable[str], known: Iterable[str], where: str) -> list[str]:
-    """A sentence for each key of ``found`` that is not ``known``."""
+    """A sentence for each key in ``found`` that is not in ``known``."""
     known = list(known)
     return [
         f"{where}{key}: there is no such option{_suggest(key, known)}"
@@ -382,7 +392,7 @@ def check(config: Mapping[str, Any], *, saved: bool = False) -> None:
     """Check a whole resolved configuration; see `resolve`.
 
     Raises:
-        UserError: all problems together, one a line.
+        UserError: all problems together, one per line.
     """
     known = [*INJECTED, *(path.partition(".")[0] for path in PLAIN)]
     problems = check_keys(config, list(dict.fromkeys(known)), "")
@@ -416,7 +426,7 @@ def _check_plain(config: Mapping[str, Any]) -> list[str]:
 
 
 def _contradictions_of_learning(config: Mapping[str, Any]) -> Iterator[str]:
-    """What does not go with an encoder that learns too."""
+    """Options that do not work with fine-tuning the encoder."""
     views = config["trainer"]["views"]
     if views != "original":
         yield (
@@ -442,7 +452,7 @@ def _contradictions_of_learning(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _contradictions(config: Mapping[str, Any]) -> list[str]:
-    """Options that would silently have no effect."""
+    """Options that contradict each other or would silently have no effect."""
     problems = []
     text, model, decoding, optim = (config[g] for g in ("text", "model", "decoding", "optim"))
     if text["train_vectors"] != "thaw" and text["thaw_epoch"] is not None:
@@ -485,14 +495,14 @@ def _is_node(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value as the user wrote it."""
+    """A value in YAML notation."""
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
 
 
 def _locate(group: str, target: str) -> tuple[str, str]:
-    """Module and public name of a target below the group's package."""
+    """The module and the name of a target, checked to be public and in the group's package."""
     module_name, _, name = target.rpartition(".")
     inside = (module_name + ".").startswith(PACKAGES[group])
     if not inside or not name.isidentifier() or name.startswith("_") or ".." in target:
@@ -506,9 +516,10 @@ def _locate(group: str, target: str) -> tuple[str, str]:
 
 @cache
 def _data_targets() -> frozenset[str]:
-    """The targets of ``conf/data/``; other functions of that package write files.
+    """The targets in ``conf/data/``, the only ones allowed for data.
 
-    A run folder from elsewhere may name a target too, and reports and evaluations build its data.
+    Other functions of that package write files. Reports and evaluations call the target that a run
+    folder names, and run folders may come from elsewhere.
     """
     texts = [path.read_text("utf-8") for path in (config_folder() / "data").glob("*.yaml")]
     return frozenset(name for text in texts for name in re.findall(rf"{TARGET}: *(\S+)", text))
@@ -525,7 +536,7 @@ def _source(module_name: str) -> ast.Module | None:
 
 @cache
 def _signature(module_name: str, name: str) -> dict[str, Parameter] | None:
-    """The arguments of a function or class of this package, read without importing it."""
+    """The arguments of a function or class of this package, parsed without importing it."""
     module = _source(module_name)
     for node in module.body if module else ():
         if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -557,7 +568,7 @@ def _arguments(arguments: ast.arguments) -> dict[str, Parameter]:
 
 
 def _fits(value: object, annotation: ast.expr | None, module_name: str) -> bool:
-    """Whether ``value``, as YAML gives it, is of the annotated type; unknown types fit."""
+    """Whether a value from YAML has the annotated type; unknown annotations fit anything."""
     match annotation:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _fits(value, left, module_name) or _fits(value, right, module_name)
@@ -589,7 +600,7 @@ def _fits_name(value: object, name: str, module_name: str) -> bool:
 
 
 def _wanted(annotation: ast.expr | None, module_name: str) -> str:
-    """An annotated type in the words of someone who writes YAML."""
+    """An annotation described for somebody who writes YAML."""
     match annotation:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return f"{_wanted(left, module_name)} or {_wanted(right, module_name)}"
@@ -608,7 +619,7 @@ def _wanted(annotation: ast.expr | None, module_name: str) -> str:
 
 
 def _alias(module_name: str, name: str) -> ast.expr | None:
-    """The right-hand side of ``name = ...`` in the module, for types such as a Literal."""
+    """The right-hand side of ``name = ...`` in the module: a type alias such as a Literal."""
     module = _source(module_name)
     for node in module.body if module else ():
         if isinstance(node, ast.Assign) and name in [ast.unparse(t) for t in node.targets]:

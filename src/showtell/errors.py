@@ -1,10 +1,10 @@
-"""The one error a user can cause."""
+"""The base class of errors that a user can cause."""
 
 
 class UserError(Exception):
-    """Something the user can mend: bad input, a missing file, a contradictory setting.
+    """An error that the user can fix: bad input, a missing file, contradictory settings.
 
-    The message is one sentence that names the file (and the line, where there is one) and the
-    remedy. Entry points print it after ``error:`` without a traceback and exit with status 1;
-    every other exception is a bug of ours and keeps its traceback.
+    The message is one sentence that names the file (with the line, if any) and the remedy. Entry
+    points print it after ``error:`` without a traceback and exit with status 1. Any other exception
+    is a bug and keeps its traceback.
     """

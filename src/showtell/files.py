@@ -1,4 +1,4 @@
-"""Files that are either the old or the new, whatever happens while they are written."""
+"""Atomic writes: a file has either its old or its new content, whatever happens meanwhile."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from showtell.errors import UserError
 
 
 def write_atomically(file: Path, *data: bytes | memoryview) -> None:
-    """Write ``file``, making its folder, so that a kill or a power cut leaves the old or the new.
+    """Write ``file`` so that a kill or a power cut leaves its old or its new content.
 
-    Several ``data`` follow each other in the file; what is large need not be joined for it.
-
-    Written beside its target: a temporary folder may be another disk, where moving means copying.
+    Its folder is created if necessary. Several ``data`` are concatenated, so that large parts need
+    not be joined in memory. The temporary file is in the same folder, because moving between disks
+    would be copying.
 
     Raises:
-        UserError: the disk is full or may not be written; what ``file`` held before is intact.
+        UserError: the disk is full or not writable; the old content of ``file`` is intact.
     """
     write_together({file: data})
 
 
 def write_together(files: Mapping[Path, Sequence[bytes | memoryview]]) -> None:
-    """Write files that belong together: all wait on the disk before the first takes its place.
+    """Write files that belong together; ``files`` maps each to its parts, to be concatenated.
 
-    ``files`` has what follows each other in each of them.
-
-    So a kill leaves all old or all new, unless it falls between two moves, which take no time.
+    All are flushed to disk under temporary names before the first is renamed. So a kill leaves all
+    old or all new, unless it falls between two renames, which take almost no time.
 
     Raises:
-        UserError: the disk is full or may not be written; what the files held before is intact.
+        UserError: the disk is full or not writable; old files are intact unless a rename failed.
     """
-    # Named after the process: two that write one file do not write one part.
+    # Named after the process: two processes writing the same file use different parts.
     parts = {file: file.with_name(f".{file.name}.{os.getpid()}.part") for file in files}
     try:
         for file, data in files.items():
@@ -56,23 +55,25 @@ def write_together(files: Mapping[Path, Sequence[bytes | memoryview]]) -> None:
 
 
 def check_writable(file: Path) -> None:
-    """Make the folder of a new file that is to be written after long work, and try to write there.
+    """Check before long work that a new file can be written; creates its folder.
+
+    ``file`` must not exist: it is written empty and deleted.
 
     Raises:
-        UserError: as ``write_atomically`` would, but before the work.
+        UserError: the file cannot be written.
     """
     write_atomically(file, b"")
     file.unlink()
 
 
 def remove_parts(file: Path) -> None:
-    """Delete what killed processes left of their writing of ``file``."""
+    """Delete temporary files that killed processes left when writing ``file``."""
     for part in file.parent.glob(f".{file.name}.*.part"):
         part.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new name in the folder survive a power cut."""
+    """Flush the folder, so that renames in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

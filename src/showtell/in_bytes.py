@@ -1,9 +1,8 @@
-"""Weights in a quarter of their size, for files that many people fetch.
+"""8-bit quantization of weights, for published files of a quarter of the size.
 
-A row of a matrix, all that one output is made of, is kept as whole multiples of a step, the largest
-127 (symmetric rounding to 8 bits per channel: Krishnamoorthi 2018, "Quantizing Deep Convolutional
-Networks for Efficient Inference", section 3). Nothing computes with the bytes: who loads them gets
-float32 back.
+Symmetric, per output channel (Krishnamoorthi 2018, "Quantizing Deep Convolutional Networks for
+Efficient Inference", section 3): each row of a matrix is stored as int8 multiples, -127 to 127, of
+a step (scale) of its own. Nothing computes with int8: loading restores float32.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ import torch
 from torch import Tensor
 
 LARGEST = 127
-# A row is worth a step of its own, which takes four bytes, from here on.
+# The least row length that is worth the four bytes of a step.
 LEAST_WIDTH = 32
-STEPS = ".steps"  # ends the name of the steps of a tensor in bytes
+STEPS = ".steps"  # suffix of the name of a quantized tensor's steps
 
 
 def in_bytes(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiples (R, ...) from -127 to 127 and the step of each row (R, 1, ...), float32."""
+    """Quantize weights (R, ...): int8 multiples (R, ...) and float32 steps (R, 1, ...)."""
     largest = weights.float().abs().flatten(1).amax(dim=1).clamp(min=1e-12)
     steps = (largest / LARGEST).view(-1, *(1,) * (weights.dim() - 1))
     return (weights / steps).round().to(torch.int8), steps
 
 
 def state_in_bytes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict to be written: wide matrices in bytes, all else in half precision."""
+    """A state dict for a file: wide matrices in 8 bits, other floats in half precision."""
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not tensor.is_floating_point():
@@ -40,10 +39,10 @@ def state_in_bytes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_bytes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `state_in_bytes` up to its rounding; another state dict is given back unchanged.
+    """Dequantize a state dict of `state_in_bytes`; tensors without steps stay as they are.
 
     Raises:
-        ValueError: for steps that fit no tensor in bytes, or bytes without steps.
+        ValueError: steps that fit no quantized tensor, or an int8 tensor without steps.
     """
     restored = {name: tensor for name, tensor in state.items() if not name.endswith(STEPS)}
     for name in state.keys() - restored.keys():

@@ -1,4 +1,4 @@
-"""Locks that die with the processes that hold them, so that no kill leaves one behind."""
+"""File locks that are released when their process ends, so that a kill leaves none behind."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from showtell.errors import UserError
 
 
 def open_locked(file: Path) -> BinaryIO | None:
-    """Open ``file`` for appending, making it and its folder, and lock it; None while it is held.
+    """Open ``file`` for appending and lock it, without waiting; None if the lock is taken.
 
-    The lock belongs to the open file: a child that inherits it holds it on after its parent closed
-    or died, until the last process that has the file open ends.
+    The file and its folder are created if necessary. The lock belongs to the open file: a child
+    process that inherits it keeps the lock after its parent closed it or died.
 
     Raises:
-        UserError: the file cannot be made, or its file system has no locks.
+        UserError: the file cannot be opened, or its file system does not support locks.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,13 +40,15 @@ def open_locked(file: Path) -> BinaryIO | None:
 
 @contextmanager
 def locked(file: Path, *, wait: bool, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock file for the block; yields whether we have it, which only fails without ``wait``.
+    """Hold a lock on ``file`` within the block; yields whether it was acquired.
+
+    With ``wait`` that is always true. Several processes can hold a ``shared`` lock.
 
     Raises:
-        UserError: its file system has no locks.
+        UserError: the file system does not support locks.
     """
     flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    # NFS gives shared locks on readable files and exclusive ones on writable files alone.
+    # Opened for both: NFS needs a readable file for a shared lock, a writable one for an exclusive.
     with file.open("a+b") as stream:
         try:
             fcntl.flock(stream, flags)

@@ -1,4 +1,4 @@
-"""Memory that a training asks for again in every step, kept by the process in between."""
+"""Keeps freed memory in the process, for trainings that allocate the same in every step."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import ctypes
 
 # Options of glibc's ``mallopt``, from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_LARGEST = 2**31 - 1  # of an int
+_LARGEST = 2**31 - 1  # of a C int
 _AT_ONCE = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed, from now on and in the whole process.
+    """Make glibc keep freed memory, from now on and in the whole process.
 
-    glibc hands large blocks back to the system as soon as they are freed. The scores of a step, or
-    the maps of a network, are such blocks: each step gets them anew, and the system clears each
-    page of 4 KB at its first touch, which costs more than to compute what is written there.
+    By default it returns large blocks to the system when they are freed. A step's logits or a
+    network's feature maps are such blocks: each step allocates them again, and the system zeroes
+    each page of 4 KB at its first use, which costs more than computing what is written there.
 
     Returns:
-        Whether it could be told to; only glibc can.
+        Whether it succeeded; false without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -1,12 +1,12 @@
-"""Matrix products on a CPU, by the faster of the two libraries that PyTorch brings along.
+"""Matrix products on a CPU by oneDNN instead of MKL, where that is faster.
 
-In float32 PyTorch multiplies with Intel's MKL, which on processors of other makers leaves half of
-AVX-512 unused. oneDNN, which PyTorch has for convolutions, goes by what a processor can do. There
-``use_faster`` gives PyTorch's own operators other kernels, so that all layers, their gradients and
-what is written with ``torch.mm`` gain alike. Elsewhere, and for whatever does not fit, PyTorch's
-own kernels go on.
+In float32 PyTorch multiplies with Intel's MKL, which leaves half of AVX-512 unused on processors of
+other vendors. oneDNN, which PyTorch includes for convolutions, uses what the processor supports. So
+on processors of other vendors with AVX-512, ``use_faster`` overrides the kernels of PyTorch's own
+operators; all layers, their gradients and calls of ``torch.mm`` become faster. Elsewhere, and for
+arguments that do not qualify, PyTorch's kernels are used.
 
-Dimension key: M rows, K, N columns of a product (M, K) x (K, N).
+Dimension key: a product is (M, K) x (K, N).
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# Multiplications, and rows, from which on oneDNN is the faster: a call of it takes 10 microseconds
-# and more, one of MKL two.
+# Least multiplications and rows for which oneDNN is faster: a call of it costs 10 microseconds or
+# more, one of MKL two.
 FEWEST_PRODUCTS, FEWEST_ROWS = 2**21, 8
-# oneDNN compiles for each size it meets and keeps half a megabyte of each, and every batch has
-# another number of words. Cut into so many rows, the last of them filled up to a multiple of the
-# step, products have a few sizes: of less than a piece, such as the steps of a recurrence, finer.
+# oneDNN compiles a kernel of half a megabyte for each size, and every batch has another number of
+# words. So products are cut into pieces of these numbers of rows, and the last one is padded to a
+# multiple of STEP, or of FINE_STEP in products smaller than any piece, such as recurrent steps.
 PIECES, STEP, FINE_STEP = (2048, 1024, 512, 256), 64, 16
 
 Kernel = Callable[..., Tensor]
 
-_library: Any = None  # its kernels are in use as long as it lives
-_lock = Lock()  # two overrides at once would take each other's kernels for PyTorch's own
+_library: Any = None  # the override is in effect as long as it lives
+_lock = Lock()  # concurrent overrides would take each other's kernels for PyTorch's
 
 
 def use_faster() -> bool:
-    """Multiply by the faster library from now on, in the whole process.
+    """Use the faster library from now on, in the whole process.
 
     Returns:
-        Whether that is another one than PyTorch takes by itself.
+        Whether kernels are overridden.
     """
     global _library
     with _lock:
@@ -51,7 +51,7 @@ def use_faster() -> bool:
 
 @contextmanager
 def as_in_pytorch() -> Iterator[None]:
-    """Multiply as PyTorch does by itself, for comparisons; no other thread may multiply then."""
+    """Restore PyTorch's kernels within the block; no other thread may multiply meanwhile."""
     global _library
     with _lock:
         was_used, _library = _library is not None, None
@@ -59,7 +59,7 @@ def as_in_pytorch() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _library = None  # what was begun within ends before PyTorch's kernels are looked up
+            _library = None  # ends an override begun inside, so that PyTorch's kernels are found
             if was_used:
                 _library = _override()
 
@@ -71,13 +71,13 @@ def _gains_here() -> bool:
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and _maker() not in (None, "GenuineIntel")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # PyTorch has no public way to it
-        and hasattr(torch.library, "get_kernel")  # nor had older ones to their own kernels
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # there is no public function
+        and hasattr(torch.library, "get_kernel")  # missing in older versions
     )
 
 
 def _maker() -> str | None:
-    """Who made the processor, in its own words; None where the system does not tell."""
+    """The processor's vendor id from /proc/cpuinfo, or None if unknown."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.split()[-1] for line in lines if line.startswith("vendor_id")), None)
@@ -98,7 +98,7 @@ def _override() -> Any:
     return library
 
 
-# The kernels. ``own`` is PyTorch's, which takes the same arguments.
+# The kernels. ``own`` is PyTorch's kernel, which takes the same arguments.
 
 
 def _mm(own: Kernel, keys: Any, left: Tensor, right: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _addmm_in_place(
 
 
 def _fits(left: Tensor, right: Tensor) -> bool:
-    """Whether a product of these is worth it; shapes that do not match are left to PyTorch."""
+    """Whether oneDNN pays for this product; invalid shapes are left to PyTorch to reject."""
     if left.dtype is not torch.float32 or right.dtype is not torch.float32:
         return False
     if left.dim() != 2 or right.dim() != 2:
@@ -160,13 +160,13 @@ def _fits(left: Tensor, right: Tensor) -> bool:
 
 
 def _adds(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> bool:
-    """Whether ``added`` is a row for all rows, or a matrix like the product."""
+    """Whether ``added`` is a bias (N,) or a matrix (M, N), without scales."""
     shapes = (right.shape[1:], (len(left), right.shape[1]))
     return beta == alpha == 1 and added.dtype is torch.float32 and added.shape in shapes
 
 
 def _takes(out: Tensor, *factors: Tensor) -> bool:
-    """Whether the product may be written there a piece after the other."""
+    """Whether the product can be written to ``out`` in pieces: it shares no memory with factors."""
     left, right = factors[-2:]
     if out.dtype is not torch.float32 or out.shape != (len(left), right.shape[1]):
         return False
@@ -175,12 +175,12 @@ def _takes(out: Tensor, *factors: Tensor) -> bool:
 
 
 def _is_transposed(left: Tensor) -> bool:
-    """As in the gradient of a layer's weights, where what runs over the batch is summed."""
+    """Whether ``left`` is a transpose, as in a weight gradient, whose K is the batch."""
     return left.stride(0) == 1 and left.stride(1) > 1
 
 
 def _multiply(left: Tensor, right: Tensor, added: Tensor | None, out: Tensor) -> Tensor:
-    """Write ``left`` (M, K) times ``right`` (K, N) plus ``added`` (N,) or (M, N) to ``out``."""
+    """Write ``left`` (M, K) @ ``right`` (K, N) + ``added``, (N,) or (M, N), to ``out``."""
     if _is_transposed(left):
         return _sum_pieces(left, right, added, out)
     right = right if right.is_contiguous() else right.t().contiguous().t()  # once for all pieces
@@ -195,7 +195,7 @@ def _multiply(left: Tensor, right: Tensor, added: Tensor | None, out: Tensor) ->
 
 
 def _sum_pieces(left: Tensor, right: Tensor, added: Tensor | None, out: Tensor) -> Tensor:
-    """The same, cut along K."""
+    """Like ``_multiply``, but in pieces along K."""
     for start, end, size in _pieces(len(right)):
         rows, columns = _filled(left.t()[start:end], size), _filled(right[start:end], size)
         piece = _linear(rows.t(), columns.t(), None)
@@ -209,7 +209,7 @@ def _sum_pieces(left: Tensor, right: Tensor, added: Tensor | None, out: Tensor) 
 
 
 def _pieces(rows: int) -> Iterator[tuple[int, int, int]]:
-    """Where each piece of so many rows starts and ends, and its size, which may be a bit more."""
+    """(start, end, size) of each piece of ``rows``; the last is padded to ``size`` rows."""
     start = 0
     step = FINE_STEP if rows < PIECES[-1] else STEP
     while start < rows:
@@ -221,15 +221,15 @@ def _pieces(rows: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _filled(rows: Tensor, size: int) -> Tensor:
-    """``rows`` with so many more of zeros that they are ``size``."""
+    """``rows`` padded with zeros to ``size`` rows."""
     return rows if len(rows) == size else pad(rows, (0, 0, 0, size - len(rows)))
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` by oneDNN, which reads a bias as if there were no gaps in it.
+    """``F.linear`` by oneDNN, with contiguous bias and weight.
 
-    For a weight with gaps, such as some columns of a matrix, it has no fast code, and takes a
-    thousand times as long.
+    The operator ignores a bias's strides, and for a weight with gaps, such as some columns of a
+    matrix, it has no fast code and takes a thousand times as long.
     """
     bias = None if bias is None else bias.contiguous()
     if not (weight.is_contiguous() or weight.t().is_contiguous()):

@@ -1,9 +1,9 @@
-"""The search for good values, with Optuna: the only module that knows it.
+"""Hyperparameter search with Optuna; the only module that uses it.
 
-A search is a *study*: one file, to which processes on any number of machines add lines. It is run
-by as many jobs as it has trials. Each asks the study for values when it starts, so that it learns
-from all that ended before, and tells it a score after every epoch, so that it is stopped when
-others did better. Nothing is lost with the process that started them.
+A search is a *study*: a journal file to which processes on any number of machines append. There is
+one job per trial. A job asks the study for values when it starts, so that the sampler has seen all
+trials that ended before, and reports a score after every epoch, so that the trial can be pruned. No
+coordinating process is needed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Value = str | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """The values one option may take: any of ``choices``, or from ``low`` to ``high``, included.
+    """The values of one option: one of ``choices``, or a number from ``low`` to ``high`` inclusive.
 
     Attributes:
-        choices: if not empty, the only thing that counts.
-        low: whole numbers give whole numbers.
+        choices: if not empty, the other attributes are ignored.
+        low: if ``low``, ``high`` and ``step`` are integers, so are the values.
         high: at least ``low``.
-        step: between neighbours; None for all numbers, or every whole one.
-        log: whether factors are what matters, as for a learning rate.
+        step: distance of neighbours; None for any float, or for every integer.
+        log: whether to sample on a logarithmic scale, as for a learning rate.
     """
 
     choices: Sequence[Value] = ()
@@ -44,10 +44,10 @@ class Dimension:
     log: bool = False
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """As Optuna calls it.
+        """The equivalent Optuna distribution.
 
         Raises:
-            ValueError: no value is possible.
+            ValueError: the attributes allow no value.
         """
         from optuna.distributions import (
             CategoricalDistribution,
@@ -66,15 +66,15 @@ class Dimension:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a study looks for values.
+    """The settings of a study.
 
     Attributes:
         space: option -> its values.
-        score: what is made as high as possible.
-        seed: of the sampler; a search that runs one trial at a time repeats itself.
-        random_trials: so many trials take random values before the sampler begins to learn.
-        unpruned_trials: so many trials must have ended before any is stopped early.
-        unpruned_epochs: so many epochs every trial is given.
+        score: the name of the score to maximize.
+        seed: seed of the sampler; a search that runs one trial at a time is reproducible.
+        random_trials: number of trials with random values before the sampler models the scores.
+        unpruned_trials: number of trials that must have ended before any is pruned.
+        unpruned_epochs: number of epochs before a trial can be pruned.
     """
 
     space: Mapping[str, Dimension]
@@ -86,7 +86,7 @@ class Plan:
 
 
 class Trial:
-    """One training of a search, from the job that runs it.
+    """One trial of a study, as used by the job that trains it.
 
     Attributes:
         values: option -> the value to try.
@@ -98,16 +98,16 @@ class Trial:
         self._trial = trial
 
     def report(self, epoch: int, score: float) -> bool:
-        """Tell the score of an epoch, from 0; whether to stop, for others were better by then.
+        """Report the score of an epoch, counted from 0; return whether to prune the trial.
 
-        An epoch that was told before, by a process that was killed, is not told again.
+        An epoch already reported, by a process that was killed since, is not reported again.
         """
         if epoch not in self._study.trials[self._trial.number].intermediate_values:
             self._trial.report(score, epoch)
-        return bool(self._trial.should_prune())  # numpy's own cannot be saved
+        return bool(self._trial.should_prune())  # a NumPy bool could not be saved
 
     def finish(self, *, pruned: bool) -> None:
-        """Close the trial with the best of its scores; as failed when it has none."""
+        """Close the trial as pruned, or with the best of its scores, or as failed without any."""
         from optuna.trial import TrialState
 
         scores = self._study.trials[self._trial.number].intermediate_values.values()
@@ -119,14 +119,14 @@ class Trial:
             self.fail()
 
     def fail(self) -> None:
-        """Close the trial as one of which nothing can be learned, such as one that diverged."""
+        """Close the trial as failed, so that the sampler ignores it, for example if it diverged."""
         from optuna.trial import TrialState
 
         self._study.tell(self._trial, state=TrialState.FAIL)
 
 
 def as_overrides(values: Mapping[str, Value]) -> list[str]:
-    """Option=value, as Hydra reads them."""
+    """The values as Hydra overrides, ``option=value``."""
     texts = {None: "null", True: "true", False: "false"}
     return [
         f"{option}={texts[value] if value is None or isinstance(value, bool) else value}"
@@ -135,10 +135,10 @@ def as_overrides(values: Mapping[str, Value]) -> list[str]:
 
 
 def create_study(file: Path, plan: Plan) -> None:
-    """Begin the study in ``file``, or go on with it.
+    """Create the study in ``file``, or continue it.
 
     Raises:
-        UserError: Optuna is missing, the file cannot be used, or it has another search space.
+        UserError: Optuna is not installed, the file cannot be used, or it has another search space.
     """
     from optuna.distributions import distribution_to_json
 
@@ -159,17 +159,17 @@ def create_study(file: Path, plan: Plan) -> None:
 
 
 def place(search: Mapping[str, Any], sweep: Path) -> tuple[Path, str]:
-    """The study of a run in the folder ``sweep``, and what it calls the run's job.
+    """The study file of a run in the folder ``sweep``, and the slot (job name) of the run.
 
-    ``search`` is that node of the configuration. The name has the whole path: sweeps of one command
-    on several machines may share a study.
+    ``search`` is that node of the configuration. The slot contains the absolute path, because
+    sweeps of the same command on several machines may share a study.
     """
     slot = sweep.resolve() / f"trial {search['trial']}"
     return Path(search["study"] or sweep / STUDY_FILE), str(slot)
 
 
 def join(file: Path, slot: str) -> Trial:
-    """The trial of the job called ``slot``: the one it had, or a new one where that failed."""
+    """The trial of the job ``slot``: the one it has, or a new one if there is none or it failed."""
     had = _trial_of(file, slot, ended=True)
     if had is not None:
         return had
@@ -183,9 +183,9 @@ def join(file: Path, slot: str) -> Trial:
 
 
 def rejoin(file: Path, slot: str) -> Trial | None:
-    """The trial that the run of the job called ``slot`` goes on with; None when it ended well.
+    """The trial that a resumed run of the job ``slot`` continues; None if it ended or has none.
 
-    Where it failed, say for want of memory, it is another with the same values and scores.
+    A failed trial, for example out of memory, is replaced by a new one with its values and scores.
     """
     from optuna.trial import TrialState, create_trial
 
@@ -213,7 +213,7 @@ def rejoin(file: Path, slot: str) -> Trial | None:
 
 
 def _trial_of(file: Path, slot: str, *, ended: bool) -> Trial | None:
-    """The trial of a job that is not over, or, if asked for, that has ended well."""
+    """The running trial of a job, or with ``ended`` also a completed or pruned one, or None."""
     import optuna
     from optuna.trial import TrialState
 
@@ -226,14 +226,14 @@ def _trial_of(file: Path, slot: str, *, ended: bool) -> Trial | None:
 
 
 def summary(file: Path, command: Sequence[str]) -> list[str]:
-    """What a search has found: its best trial, and how to train it again.
+    """The result of a search as lines of text: trial counts, the best trial, its command.
 
     ``command`` are the overrides that all trials share.
     """
     from optuna.trial import TrialState
 
     study = _open(file)
-    # Of each job the last: one that failed and was tried again has more than one trial.
+    # The last trial of each job: a job that failed and was retried has several.
     last = {t.user_attrs.get("slot", t.number): t.state for t in study.get_trials(deepcopy=False)}
     counts = Counter(last.values())
     lines = [
@@ -261,7 +261,7 @@ def _checked(option: str, dimension: Dimension) -> optuna.distributions.BaseDist
 
 
 def _open(file: Path, *, create: bool = False, slot: str = "") -> optuna.Study:
-    """The study in ``file``; ``slot`` seeds what it will suggest."""
+    """Open the study in ``file``; its sampler's seed depends on ``slot``."""
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend
@@ -282,7 +282,7 @@ def _open(file: Path, *, create: bool = False, slot: str = "") -> optuna.Study:
         ) from error
     settings = study.user_attrs
     if "seed" in settings:
-        # Of its own for each trial, the same wherever the search lies.
+        # A seed of its own for each trial, whatever folder the search is in.
         known = len(study.get_trials(deepcopy=False))
         seed = random.Random(f"{settings['seed']} {Path(slot).name} {known}").getrandbits(32)
         study.sampler = optuna.samplers.TPESampler(

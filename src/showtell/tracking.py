@@ -1,7 +1,7 @@
-"""Where the curves of a training go: ``metrics.csv`` always, Weights & Biases unless disabled.
+"""Experiment tracking: ``metrics.csv`` always, Weights & Biases unless disabled.
 
-The only module that knows W&B. A run without its CSV is worthless, so a CSV that cannot be written
-stops the training; nothing that happens to W&B ever does.
+The only module that uses W&B. A run without its CSV is worthless, so a CSV that cannot be written
+stops the training; a failure of W&B never does.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ METRICS_FILE = "metrics.csv"
 EPOCH_CAPTIONS = "val/captions"
 BEST_CAPTIONS = "best/captions"
 _WANDB_FOLDER = "wandb"
-# Curves with a point an epoch; all others have one every few steps.
+# Curves with one point per epoch; all others have one every few steps.
 _EPOCH_CURVES = ("val/*", "train/loss", "train/reward", "best/*")
-# Longest side of a picture in a table, in pixels: some 10 kB each, and a table comes every epoch.
+# Longest side of a picture in a table, in pixels: about 10 kB each, in a table every epoch.
 _PICTURE_SIDE = 224
 
-# W&B's own limits are 90 s for a server that does not answer and none at all for the last upload.
+# W&B's own limits are 90 s for a server that does not answer, and none for the final upload.
 _INIT_SECONDS = 5.0
 _FINISH_SECONDS = 8.0
-# Weights take longer on a slow line: they are waited for as long as the server shows life.
+# Uploading weights takes longer on a slow network: wait this long while the server responds.
 _UPLOAD_SECONDS = 600.0
 _UPLOAD_LOOK_SECONDS = 5
 _ANSWER_SECONDS = 2.0
 # Set by `wandb agent` for the programs it starts.
 _SWEEP_AGENT = "WANDB_SWEEP_ID"
-# How much an offline run may lose to a SIGKILL; W&B's own limit is 15 s.
+# Data that an offline run may lose to a SIGKILL, in seconds; W&B's default is 15.
 _FLUSH_SECONDS = 2.0
-# W&B says nothing when a disk is full: it tears its file in the middle of a record and drops all
-# that follows, even when there is room again. It is switched off before that.
+# On a full disk W&B silently truncates its file within a record and drops all later data, even when
+# there is room again. It is switched off before that.
 _LEAST_ROOM_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """One line of a caption table: a photograph, what was generated, what people wrote."""
+    """A row of a caption table: image, generated caption, references and scores."""
 
     image: Path
     caption: str
@@ -71,24 +71,23 @@ class CaptionRow:
 
 
 class Tracker:
-    """Everything one run reports about itself, from its first step to its exit status.
+    """The tracking of one run, from its first step to its exit status.
 
-    Hand ``loggers`` to the Lightning Trainer, and always ``finish``: a run that is not finished
-    is unmarked in W&B, and the next run of the process would continue it. As a context manager it
-    finishes by itself, as failed when an exception passes through.
+    Pass ``loggers`` to the Lightning Trainer, and always call ``finish``: otherwise the run has no
+    exit status in W&B, and the next run of the process would continue it. As a context manager it
+    finishes by itself, as failed if an exception passes through.
 
     Args:
-        mode: ``auto`` is ``online`` where W&B finds credentials and ``offline`` elsewhere, unless
-            ``WANDB_MODE`` says otherwise; ``offline`` runs are sent later with ``wandb sync``;
-            ``disabled`` writes the CSV alone.
+        mode: ``auto`` is ``online`` if W&B finds credentials and ``offline`` otherwise, unless
+            ``WANDB_MODE`` says otherwise; ``offline`` runs can be sent later with ``wandb sync``;
+            ``disabled`` writes only the CSV.
         project: the W&B project.
         group: the W&B group, such as the name of a sweep.
         tags: W&B tags.
-        run_folder: an existing folder, whose name is the name of the run. Curves go to its
-            ``metrics.csv``, W&B's files below its ``wandb/``. A folder that has them already is
-            continued.
-        config: the composed configuration, plain values.
-        origin: what the run came from: data and encoder identity, versions, and ``commit``.
+        run_folder: an existing folder; its name becomes the run's. Curves go to its
+            ``metrics.csv``, W&B's files to its ``wandb/``; existing ones are continued.
+        config: the composed configuration as plain values.
+        origin: provenance of the run: data and encoder identity, versions, and ``commit``.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Tracker:
         self._csv = CsvCurves(run_folder / METRICS_FILE)
         self._wandb = _open_wandb(
             mode,
-            # Absolute: W&B writes down where it staged a picture, and syncs it from there.
+            # Absolute, because W&B records where it staged a picture and syncs it from there.
             run_folder.resolve() / _WANDB_FOLDER,
             name=run_folder.resolve().name,
             project=project,
@@ -116,21 +115,21 @@ class Tracker:
 
     @property
     def loggers(self) -> list[Logger]:
-        """What the Lightning Trainer logs to."""
+        """The loggers for the Lightning Trainer."""
         return [self._csv] if self._wandb is None else [self._csv, self._wandb]
 
     def rewind(self, steps: int) -> None:
-        """Forget the rows logged after the first ``steps`` optimizer steps.
+        """Remove the CSV rows after the first ``steps`` optimizer steps.
 
-        To be called before a training is resumed from a checkpoint whose ``global_step`` is
-        ``steps``, so that its CSV becomes the one of an unbroken training.
+        Call it before resuming from a checkpoint with ``global_step == steps``, so that the CSV
+        equals that of an uninterrupted training.
         """
         self._csv.rewind(steps)
 
     def log_captions(
         self, table: str, rows: Sequence[CaptionRow], *, step: int, epoch: int
     ) -> None:
-        """Show small photographs with their captions and references as a W&B table.
+        """Log a W&B table of small images with captions and references.
 
         ``table`` is `EPOCH_CAPTIONS` or `BEST_CAPTIONS`; ``step`` and ``epoch`` count from 0.
         """
@@ -138,20 +137,20 @@ class Tracker:
             self._wandb.log_captions(table, rows, {"step": step, "epoch": epoch})
 
     def log_captioner(self, files: Mapping[str, Path]) -> None:
-        """Keep name -> file as the W&B artifact ``captioner-<run id>`` of type ``model``.
+        """Log ``files`` (name -> file) as the W&B artifact ``captioner-<run id>``, type ``model``.
 
-        The files are copied: some of them change when the run ends or goes on.
+        The files are copied, because some change when the run ends or continues.
         """
         if self._wandb is not None:
             self._wandb.log_captioner(files)
 
     def summarize(self, results: Mapping[str, float | str]) -> None:
-        """Set figures of the run as a whole, such as the score of its best checkpoint."""
+        """Set summary values of the run, such as the score of its best checkpoint."""
         if self._wandb is not None:
             self._wandb.summarize(results)
 
     def finish(self, exit_code: int) -> None:
-        """Close the run, marked failed unless ``exit_code`` is 0; calling it again does nothing."""
+        """Close the run, as failed unless ``exit_code`` is 0; further calls do nothing."""
         if self._wandb is not None:
             self._wandb.finish(exit_code)
 
@@ -168,23 +167,23 @@ class Tracker:
 
 
 class CsvCurves(Logger):
-    """Curves in a CSV file: a row per step; ``epoch``, ``step``, then metrics as they came up.
+    """Curves in a CSV file, a row per step, with columns ``epoch``, ``step`` and the metrics.
 
-    The file is complete after every call, so that a kill loses nothing that was logged, and at
-    most leaves half a line at the end, which is not read again. Steps count from 0, as Lightning's
-    do: the row of the ``n``-th optimizer step is ``n - 1``.
+    The file is complete after every call, so that a kill loses nothing that was logged and leaves
+    at most an incomplete last line, which is ignored when the file is read. Steps count from 0, as
+    in Lightning: the ``n``-th optimizer step has the row ``n - 1``.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._rows = _read_rows(path) if path.exists() else {}
-        # Columns of the file as this process wrote it: empty, so that the first write is a whole.
+        # Columns of the file as this process wrote it; empty at first, to force a full rewrite.
         self._columns: list[str] = []
 
     @property
     def name(self) -> str:
-        """What Lightning calls this logger."""
+        """The name that Lightning uses for this logger."""
         return "csv"
 
     @property
@@ -215,11 +214,11 @@ class CsvCurves(Logger):
             self._rewrite()
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds the configuration."""
+        """Do nothing: the run folder contains the configuration."""
 
     @rank_zero_only
     def rewind(self, steps: int) -> None:
-        """Drop the rows beyond the first ``steps`` optimizer steps."""
+        """Remove the rows after the first ``steps`` optimizer steps."""
         self._rows = {step: row for step, row in self._rows.items() if step < steps}
         self._rewrite()
 
@@ -274,7 +273,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 class _WandbCurves(Logger):
-    """A W&B run that switches itself off, with one warning, when anything about it fails."""
+    """A W&B run that switches itself off, with one warning, when anything fails."""
 
     def __init__(self, run: wandb.Run, folder: Path) -> None:
         super().__init__()
@@ -285,7 +284,7 @@ class _WandbCurves(Logger):
 
     @property
     def name(self) -> str:
-        """What Lightning calls this logger."""
+        """The name that Lightning uses for this logger."""
         return "wandb"
 
     @property
@@ -299,23 +298,23 @@ class _WandbCurves(Logger):
         self._send(lambda run: run.log({**metrics, "step": step}))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run has its configuration from the start."""
+        """Do nothing: the run has its configuration from the start."""
 
     def log_captions(self, table: str, rows: Sequence[CaptionRow], axes: Mapping[str, int]) -> None:
-        """Log a table with a column for each score that any row has; without network, none."""
+        """Log a table with a column for each score of any row; skipped if the server is down."""
         self._send_data(
             f"the captions of step {axes['step']}",
             lambda run: run.log({table: _caption_table(rows), **axes}),
         )
 
     def log_captioner(self, files: Mapping[str, Path]) -> None:
-        """Log files as one artifact, marked ``best``, and wait for what is worth waiting for."""
+        """Log files as an artifact with the alias ``best``; wait for its upload, within limits."""
         self._send_data("the captioner", lambda run: _await(run, _log_artifact(run, files)))
 
     def _send_data(self, what: str, action: Callable[[wandb.Run], object]) -> None:
-        """Send what W&B stages in files; unlike curves, it needs the server at once.
+        """Send data that W&B stages in files; unlike curves, they need the server immediately.
 
-        W&B would wait twenty seconds for one that is gone, each time anew.
+        Checked first, because W&B would wait twenty seconds each time for a missing server.
         """
 
         def send(run: wandb.Run) -> None:
@@ -324,7 +323,7 @@ class _WandbCurves(Logger):
                     raise TimeoutError("its server does not answer")
                 with _staged_in(self._folder / "data"):
                     action(run)
-            except ConnectionError:  # to W&B's helper process, without which nothing works
+            except ConnectionError:  # to W&B's service process, without which nothing works
                 raise
             except Exception as error:
                 if not self._lacks_data:
@@ -338,11 +337,11 @@ class _WandbCurves(Logger):
         self._send(send)
 
     def summarize(self, results: Mapping[str, float | str]) -> None:
-        """Set entries of the run's summary."""
+        """Set entries of the W&B summary."""
         self._send(lambda run: run.summary.update(dict(results)))
 
     def finish(self, exit_code: int) -> None:
-        """Close the run and wait, not for ever, until what it holds is sent."""
+        """Close the run and wait, for a limited time, until its data are sent."""
         self._send(lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
@@ -352,11 +351,11 @@ class _WandbCurves(Logger):
         try:
             _check_room(self._folder)
             action(self._run)
-        except Exception as error:  # whatever it is, a training of hours must not die of it
+        except Exception as error:  # of any type: it must not end a training of hours
             self._run = None
             _abandon_service()
             if self._lacks_data and isinstance(error, TimeoutError):
-                return  # of the last upload, after what to do was told
+                return  # the final upload; the user was already told what to do
             rank_zero_warn(
                 f"W&B failed ({_reason(error)}) and is switched off; nothing else is lost, all "
                 f"curves are in {METRICS_FILE}; send what W&B had by then with "
@@ -366,7 +365,7 @@ class _WandbCurves(Logger):
 
 @rank_zero_only
 def _open_wandb(mode: Mode, folder: Path, **described: Any) -> _WandbCurves | None:
-    """Start or continue the W&B run of ``folder``; offline where online fails, else None."""
+    """Start or continue the W&B run of ``folder``: online, else offline, else None."""
     if mode == "disabled":
         return None
     try:
@@ -377,11 +376,11 @@ def _open_wandb(mode: Mode, folder: Path, **described: Any) -> _WandbCurves | No
             f"W&B cannot start ({error}); the curves of this run are in {METRICS_FILE} alone"
         )
         return None
-    # W&B reads these when its service starts, and complains when they differ for a later run.
+    # W&B reads these when its service starts, and warns if they differ for a later run.
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
-    # Otherwise W&B reports on itself over the network even when it is offline.
+    # Otherwise W&B sends error reports over the network even when offline.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # Where a dashboard is, we say ourselves; warnings and errors stay.
+    # We print the dashboard's URL ourselves; warnings and errors are still shown.
     os.environ.setdefault("WANDB_SHOW_INFO", "false")
     attempts = _attempts(mode)
     for attempt in attempts:
@@ -404,19 +403,19 @@ def _open_wandb(mode: Mode, folder: Path, **described: Any) -> _WandbCurves | No
 
 
 def _attempts(mode: Mode) -> Sequence[Literal["online", "offline"]]:
-    """The modes to try, in this order, for what the user wants and W&B knows."""
+    """The modes to try, in order, given the user's choice and W&B's settings and credentials."""
     import wandb
     from wandb.sdk.lib import wbauth
 
     try:
         settings = wandb.setup().settings
-        # `WANDB_MODE` and `wandb offline` arrive here.
+        # Includes `WANDB_MODE` and `wandb offline`.
         wanted = settings.mode if mode == "auto" else mode
-        # Unlike `wandb.login`, this asks no network and writes no file.
+        # Unlike `wandb.login`, this uses no network and writes no file.
         credentials = wbauth.authenticate_session(
             host=settings.base_url, source="showtell", prompt=False, update_session=False
         )
-    except Exception:  # a malformed key, say: going online will tell what is wrong
+    except Exception:  # such as a malformed key: going online reports what is wrong
         return ("online", "offline")
     if wanted == "disabled":
         return ()
@@ -448,8 +447,8 @@ def _init(mode: Literal["online", "offline"], folder: Path, **described: Any) ->
             finish_timeout_raises=True,
             x_transaction_log_flush_interval=_FLUSH_SECONDS,
             git_commit=described["config"]["origin"]["commit"],
-            disable_git=True,  # the commit is that of our source, not of the working folder
-            console="off",  # progress bars would fill the log with their every state
+            disable_git=True,  # the commit is our source's, not the working folder's
+            console="off",  # every update of a progress bar would be logged
             quiet=True,
         ),
         **{"id": run_id, **described, **fixed_by_sweep},
@@ -457,18 +456,18 @@ def _init(mode: Literal["online", "offline"], folder: Path, **described: Any) ->
 
 
 def _run_id(folder: Path) -> tuple[str, bool]:
-    """The W&B id of a run folder, and whether an earlier process used it."""
+    """The W&B run id of a run folder, and whether an earlier process has used it."""
     path = folder / "run-id"
     if path.exists():
         return path.read_text(encoding="utf-8"), True
-    # The agent of a W&B sweep has named the run already.
+    # The agent of a W&B sweep has already chosen the id.
     run_id = os.environ["WANDB_RUN_ID"] if _SWEEP_AGENT in os.environ else secrets.token_hex(8)
     write_atomically(path, run_id.encode())
     return run_id, False
 
 
 def _check_room(folder: Path) -> None:
-    """Raise an OSError while W&B can still close its file."""
+    """Raise OSError if the disk is nearly full, while W&B can still close its file."""
     if shutil.disk_usage(folder).free < _LEAST_ROOM_BYTES:
         raise OSError(f"no room is left in {folder}")
 
@@ -487,7 +486,7 @@ def _caption_table(rows: Sequence[CaptionRow]) -> wandb.Table:
 
 
 def _small_picture(file: Path) -> Image.Image | None:
-    """A photograph as people hold it; None for one that is gone, as features are cached."""
+    """An upright thumbnail; None if the file is gone, which stored features allow."""
     try:
         with Image.open(file) as photograph:
             photograph.draft("RGB", (2 * _PICTURE_SIDE, 2 * _PICTURE_SIDE))
@@ -499,7 +498,7 @@ def _small_picture(file: Path) -> Image.Image | None:
 
 
 def _define_axes(run: wandb.Run) -> None:
-    """Draw curves over the training's own steps or epochs, not over the number of calls."""
+    """Plot curves over training steps or epochs instead of the number of log calls."""
     run.define_metric("step")
     run.define_metric("epoch")
     run.define_metric("*", step_metric="step", step_sync=True)
@@ -517,7 +516,7 @@ def _log_artifact(run: wandb.Run, files: Mapping[str, Path]) -> wandb.Artifact:
 
 
 def _await(run: wandb.Run, artifact: wandb.Artifact) -> None:
-    """Wait until an artifact is sent, while there is a server that takes it."""
+    """Wait until an artifact is uploaded, as long as the server responds."""
     from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
     deadline = monotonic() + _UPLOAD_SECONDS
@@ -528,26 +527,26 @@ def _await(run: wandb.Run, artifact: wandb.Artifact) -> None:
 
 
 def _answers(url: str) -> bool:
-    """Whether a server says anything at all."""
+    """Whether a server responds at all, with any HTTP status or an unverified certificate."""
     try:
         with urllib.request.urlopen(url, timeout=_ANSWER_SECONDS):
             return True
     except urllib.error.HTTPError:
         return True
-    except urllib.error.URLError as error:  # a certificate that W&B may know how to check
+    except urllib.error.URLError as error:  # W&B may be able to verify the certificate
         return isinstance(error.reason, ssl.SSLError)
     except (OSError, ValueError):
         return False
 
 
 def _sync_command(folder: Path) -> str:
-    """What sends the runs in ``folder`` later; those that began online are left out by default."""
+    """The command that sends the runs in ``folder`` later, also those that began online."""
     return f"wandb sync --include-online {shlex.quote(str(folder))}/*run-*"
 
 
 @contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
-    """Have W&B keep the pictures it is about to log in ``folder``, not in the user's home."""
+    """Make W&B stage pictures and artifacts in ``folder`` instead of the user's home."""
     before = os.environ.get("WANDB_DATA_DIR")
     os.environ["WANDB_DATA_DIR"] = str(folder)
     try:
@@ -560,14 +559,14 @@ def _staged_in(folder: Path) -> Iterator[None]:
 
 
 def _abandon_service() -> None:
-    """Leave W&B's helper process behind; it may be dead, and would complain at exit."""
+    """Tear down W&B's service; it may be dead, and would complain at exit."""
     import wandb
 
-    # It hands on the exit status of a process that crashed, by leaving Python.
+    # If the service crashed, teardown exits Python with its status.
     with suppress(Exception, SystemExit):
         wandb.teardown()
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what W&B says, which is otherwise a page."""
+    """The first line of an error: W&B's messages may be a page long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The nouns every floor shares: a captioned image, a data set of them, a rejected item."""
+"""Types shared by all layers: a captioned image, a data set, a rejected item."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Literal, get_args
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-# What an encoder gives of an image: one vector (D,), or one per region of the picture (R, D).
+# The features of an image: one vector (D,), or one per region (R, D).
 FeatureKind = Literal["pooled", "grid"]
 
-# The pictures that are read, by Pillow's names of their formats; others are refused by name.
+# The supported picture formats, by Pillow's names; files of other formats are rejected.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """One photograph with the captions people wrote for it.
+    """One image with its human captions.
 
     ``image_id`` is the file name (or the path relative to the image folder, with ``/``), the key
     under which features, captions and scores of this image are stored everywhere.
-    ``captions`` are the raw sentences, never cleaned. ``split`` is None for an image that belongs
-    to no split: it is kept, counted and never trained or scored on.
+    ``captions`` are the raw sentences, never cleaned. ``split`` is None for an image in no split:
+    it is kept and counted, but not used for training or scoring.
     """
 
     image_id: str
@@ -34,11 +34,11 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One input item that was not used: what it was, where it stood and why.
+    """An input item that was not used: what, where and why.
 
-    ``reason`` is a kind of fault, then, after a colon, what is particular to this item.
-    ``harmless`` marks an item whose loss costs nothing, such as captions of an image that is in
-    no split and has no file; every other rejection stops the reading unless the user allows it.
+    ``reason`` is the kind of fault, optionally followed by a colon and details of this item.
+    ``harmless`` marks an item that is no loss, such as a caption of an image that is in no split
+    and has no file; any other rejection is an error unless the user allows it.
     """
 
     item: str
@@ -49,22 +49,22 @@ class Rejection:
 
     @property
     def kind(self) -> str:
-        """The reason without its particulars, the same for all items with the same fault."""
+        """The reason without details, the same for all items with the same fault."""
         return self.reason.partition(":")[0]
 
     @property
     def where(self) -> str:
-        """``file:line``, or the file alone."""
+        """``file:line``, or just the file."""
         return str(self.source) if self.line is None else f"{self.source}:{self.line}"
 
 
 @dataclass(frozen=True)
 class CaptionData:
-    """A data set as read from disk: what was accepted, what was rejected, and from which files.
+    """A data set as read from disk: accepted images, rejected items, and source files.
 
     ``origin`` maps each text file that was read (path relative to the root) to its SHA-256, so
-    that a run can say exactly which captions and splits it was trained on. ``notes`` are things
-    the user should be told aloud, such as a split we drew ourselves.
+    that a run records exactly which captions and splits it was trained on. ``notes`` are messages
+    for the user, for example that the splits were drawn at random.
     """
 
     name: str
@@ -74,7 +74,7 @@ class CaptionData:
     notes: tuple[str, ...] = ()
 
     def split(self, name: Split) -> tuple[CaptionedImage, ...]:
-        """The images of one split, in file order; empty when the data set lacks that split."""
+        """The images of one split, in file order; empty if the data set lacks that split."""
         return tuple(image for image in self.images if image.split == name)
 
     @property

@@ -1,7 +1,7 @@
-"""Batches of images with all their captions, in an order that can be continued anywhere.
+"""Mini-batches of images with all their captions, resumable in the middle of an epoch.
 
-Dimension key: B images, N captions (rows), T positions, P real positions, D feature size,
-R regions.
+Dimension key: B images, N captions (rows), T positions, P real (unpadded) positions, D feature
+size, R regions, S input side in pixels.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import BEGIN, END, PAD, Vocabulary
 from showtell.types import CaptionedImage
 
-# Images are shuffled, then sorted by caption length within pools of this many batches: rows of
-# one batch get like lengths, and the pool is large enough that batches stay random.
+# Images are shuffled, then sorted by caption length within pools of this many batches: that bounds
+# the padding, and a pool is large enough to keep batches random.
 POOL_BATCHES = 32
 
 
 class FeatureSource(Protocol):
-    """Where batches take image features from: the feature store, or an array in a test.
+    """Where batches get image features from: the feature store, or an array in a test.
 
-    Where the encoder learns too it gives pictures, as pixels (n, S, S, 3).
+    While the encoder is fine-tuned, sources give pixels (n, S, S, 3) instead.
     """
 
     def index(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The position of each image."""
+        """The position of each image: int64, one row for each."""
         ...
 
     def gather(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -42,24 +42,24 @@ class FeatureSource(Protocol):
         ...
 
 
-# Epoch -> what is seen of the images in it, where that is another thing each time.
+# Epoch -> source, where each epoch has its own views or crops.
 SourceOfEpoch = Callable[[int], FeatureSource]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some images, each once, and all their captions for teacher forcing."""
+    """A mini-batch: some images, each once, and all their captions for teacher forcing."""
 
     image_ids: tuple[str, ...]
-    # (B, D) or (B, R, D), or pixels (B, S, S, 3), in float32; on their way to a GPU of the type
-    # they came in, see `to`.
+    # (B, D) or (B, R, D), or pixels (B, S, S, 3), in float32; pinned ones, for a GPU, have the type
+    # of their source until `to`.
     features: Tensor
-    tokens: Tensor  # (N, T) BEGIN and the words, padded with PAD: what the decoder reads
-    targets: Tensor  # (P,) the words and END, row by row: what it should say
-    lengths: Tensor  # (N,) real positions of each row; stays on the CPU, where packing needs it
-    image_of_row: Tensor  # (N,) in 0..B-1
-    # It counts nothing: an image that others have, for a process that got none of a short batch and
-    # must take the step with them.
+    tokens: Tensor  # (N, T) decoder input: BEGIN and the words, padded with PAD
+    targets: Tensor  # (P,) the words and END, row by row, without padding
+    lengths: Tensor  # (N,) real positions of each row; on the CPU, where positions are computed
+    image_of_row: Tensor  # (N,) the image of each caption, in 0..B-1
+    # A process for which a short batch has no image gets one of another process, because all must
+    # take the step together; it has weight 0.
     is_filler: bool = False
 
     def to(self, device: torch.device) -> Batch:
@@ -74,7 +74,7 @@ class Batch:
 
 
 class EncodedCaptions:
-    """All captions of a split as one array of token ids: 4 bytes a token, however many images."""
+    """All captions of a split as one int32 array of token ids, 4 bytes per token."""
 
     def __init__(self, images: Sequence[CaptionedImage], vocabulary: Vocabulary) -> None:
         self.image_ids = tuple(image.image_id for image in images)
@@ -87,35 +87,36 @@ class EncodedCaptions:
         self._row_starts = np.array(row_ends, dtype=np.int64)
         self._image_starts = np.cumsum([0, *(len(image.captions) for image in images)])
         longest = np.maximum.reduceat(np.diff(self._row_starts), self._image_starts[:-1])
-        self.longest: npt.NDArray[np.int64] = longest  # per image, END counted
+        self.longest: npt.NDArray[np.int64] = longest  # per image, with END
 
     def rows(self, image: int) -> list[npt.NDArray[np.int32]]:
-        """The captions of one image: word ids and END."""
+        """The captions of one image, each as word ids and END."""
         first, last = self._image_starts[image : image + 2]
         bounds = self._row_starts[first : last + 1]
         return [self._tokens[a:b] for a, b in pairwise(bounds)]
 
 
 class CaptionBatches:
-    """An iterable over the batches of a split: one pass is one epoch, and it can be continued.
+    """An iterable over the batches of a split; one pass is one epoch.
 
-    Shuffled with ``seed`` and the epoch, so every epoch has its own order and a run that resumes
-    in the middle of one sees exactly the batches that were left. Lightning saves and restores
-    ``state_dict`` with the checkpoint.
+    The order depends on ``shuffle_seed`` and the epoch, so every epoch has its own, and a run
+    resumed in the middle of an epoch sees exactly the remaining batches. Lightning saves and
+    restores ``state_dict`` with the checkpoint.
 
-    Where several processes train together each has its share of every batch, and all shares
-    together are the batch of one process alone.
+    In distributed training each process gets a share of every batch; the shares add up to the batch
+    of a single process.
 
     Args:
-        captions: those of the split.
-        features: where the features of its images are, or where they are in each epoch.
-        batch_size: images a batch, over all processes.
+        captions: the captions of the split.
+        features: the source of its images' features, or a function from an epoch to its source.
+        batch_size: images per batch, over all processes.
         shuffle_seed: None keeps the order of the split.
-        limit_batches: only the first so many batches of an epoch; None for all.
-        rank: the number of this process, from 0.
-        world_size: how many processes share a batch.
-        pinned: for a GPU: features stay as they came, half as much to copy or less, and memory is
-            pinned, so that the host need not wait for it; `Batch.to` makes them float32 there.
+        limit_batches: use only the first so many batches of each epoch; None for all.
+        rank: the index of this process, from 0.
+        world_size: the number of processes.
+        pinned: for a GPU: tensors are in pinned memory, so that copies are asynchronous, and
+            features keep their stored type, half as much to copy or less; `Batch.to` converts them
+            to float32 on the device.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class CaptionBatches:
     ) -> None:
         self._captions = captions
         self._source_of: SourceOfEpoch = features if callable(features) else lambda epoch: features
-        self._source_of(0).index(captions.image_ids)  # what is missing is told before the training
+        self._source_of(0).index(captions.image_ids)  # reports missing images before the training
         self._batch_size = batch_size
         self._shuffle_seed = shuffle_seed
         self._limit_batches = limit_batches
@@ -140,7 +141,7 @@ class CaptionBatches:
         self._world_size = world_size
         self._pinned = pinned
         self._epoch = 0
-        self._next = 0  # the batch of this epoch that comes next
+        self._next = 0  # index of the next batch in this epoch
 
     def __len__(self) -> int:
         batches = -(-len(self._captions.image_ids) // self._batch_size)
@@ -156,33 +157,33 @@ class CaptionBatches:
         def gather(batch: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
             return source.gather(positions[self._share(batch)])
 
-        # The next batch is read while this one is computed with: a disk answers late, and a GPU is
-        # done before the file system is.
+        # The next batch is read while this one is in use: disks have latency, and a GPU is faster
+        # than the file system.
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(gather, order[self._next])
             while self._next < len(order):
                 batch, features = order[self._next], ahead.result()
-                self._next += 1  # before it leaves: a checkpoint taken during it counts it done
+                self._next += 1  # first: a checkpoint taken while it is used counts it as done
                 if self._next < len(order):
                     ahead = reader.submit(gather, order[self._next])
                 yield self._collate(batch, features)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: epoch, and how many of its batches were handed out."""
+        """The position: the epoch and how many of its batches were handed out."""
         return {"epoch": self._epoch, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a position that ``state_dict`` gave.
+        """Continue at a position from ``state_dict``.
 
         Raises:
-            ValueError: when an epoch here has not so many batches.
+            ValueError: epochs here have fewer batches than that.
         """
         if state["next"] > len(self):
             raise ValueError(f"batch {state['next']} of an epoch of {len(self)}")
         self._epoch, self._next = state["epoch"], state["next"]
 
     def _order(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """The images of each batch of an epoch."""
+        """The image indices of each batch of an epoch."""
         images = np.arange(len(self._captions.image_ids))
         if self._shuffle_seed is None:
             return [images[i : i + self._batch_size] for i in self._starts(images)]
@@ -197,9 +198,10 @@ class CaptionBatches:
         return [batches[i] for i in random.permutation(len(batches))]
 
     def _share(self, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The images of a batch that this process has, or the first where none is left for it.
+        """This process's images of a batch, or the batch's first if it has none.
 
-        Not neighbours, which have captions of like length: the shares are the same work for all.
+        Every ``world_size``-th image, because neighbours have captions of similar length: so all
+        processes get the same amount of work.
         """
         share = batch[self._rank :: self._world_size]
         return share if len(share) else batch[:1]
@@ -220,7 +222,7 @@ class CaptionBatches:
         stored = torch.from_numpy(features)
         return Batch(
             image_ids=tuple(self._captions.image_ids[i] for i in images),
-            # NumPy's own way to float32 takes 20 times as long.
+            # NumPy's conversion to float32 takes 20 times as long.
             features=stored.pin_memory() if self._pinned else stored.float(),
             tokens=self._placed(torch.from_numpy(tokens)),
             targets=self._placed(torch.from_numpy(np.concatenate(rows).astype(np.int64))),

@@ -1,11 +1,11 @@
-"""The four formats captions come in, each read into the same lines: token, CSV, JSON Lines, JSON.
+"""Readers of the four caption formats: token file, CSV, JSON Lines, Karpathy's JSON.
 
 Every input item becomes exactly one `CaptionLine` or one `Rejection`; nothing is repaired, nothing
 is dropped. The formats:
 
-- token: ``name.jpg#0<TAB>caption``, one a line (Flickr8k's and Flickr30k's original release);
-- CSV: a header with the columns ``image`` and ``caption``, perhaps ``split``;
-- JSON Lines: one object a line with the same keys;
+- token: ``name.jpg#0<TAB>caption``, one per line (Flickr8k's and Flickr30k's original release);
+- CSV: a header with the columns ``image`` and ``caption``, optionally ``split``;
+- JSON Lines: one object per line with the same keys;
 - Karpathy's JSON: ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}``.
 """
 
@@ -29,13 +29,13 @@ from showtell.types import Rejection, Split
 
 TOKEN_LINE = re.compile(r"(?P<image>[^\t]*)#(?P<number>\d{1,9})\t(?P<caption>.*)", re.DOTALL)
 _KARPATHY_KEYS = ("images", "filename", "filepath", "split", "sentences", "raw")
-# A stray quote must not swallow the rest of the file; no caption is longer than this.
+# Bounds what a stray quote can swallow; no real caption has more lines.
 _MAX_LINES_PER_CSV_ROW = 20
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionLine:
-    """One caption as it stood in the input: `item` names it, `line` is 1-based (None in JSON)."""
+    """One caption as in the input; `item` names it, `line` is 1-based (None in Karpathy's JSON)."""
 
     image: str
     caption: str
@@ -46,7 +46,7 @@ class CaptionLine:
 
 @dataclass(frozen=True, slots=True)
 class CaptionFile:
-    """A caption file as read: its sound lines, its rejected ones, its SHA-256."""
+    """A caption file as read: accepted lines, rejected lines, SHA-256 and notes for the user."""
 
     path: Path
     lines: tuple[CaptionLine, ...]
@@ -64,7 +64,7 @@ def read_token_file(path: Path) -> CaptionFile:
 
 
 def read_csv_file(path: Path) -> CaptionFile:
-    """Read a CSV with quotes and a header; columns beyond image, caption and split are noted."""
+    """Read a CSV with a header; a note lists columns other than image, caption and split."""
     text = _text_with_content(path)
     header = csv_header(text.lines[0])
     if not header.count("image") == header.count("caption") == 1:
@@ -79,7 +79,7 @@ def read_csv_file(path: Path) -> CaptionFile:
 
 
 def read_json_lines_file(path: Path) -> CaptionFile:
-    """Read one JSON object a line with ``image``, ``caption`` and perhaps ``split``."""
+    """Read one JSON object per line, with ``image``, ``caption`` and optionally ``split``."""
     text = _text_with_content(path)
     entries = [_json_entry(path, number, line) for number, line in enumerate(text.lines, 1)]
     return _caption_file(text, entries, text.notes)
@@ -89,21 +89,21 @@ def read_karpathy_file(path: Path) -> CaptionFile:
     """Read Karpathy's ``dataset_*.json`` of Flickr8k, Flickr30k or COCO.
 
     Raises:
-        UserError: the file is not UTF-8, not JSON, or holds no list ``images``.
+        UserError: the file is not UTF-8, not JSON, or has no list ``images``.
     """
     text = _text_with_content(path)
     for number, line in enumerate(text.lines, 1):
         if fault := encoding_fault(line):
             raise UserError(f"{path}:{number} is {fault}: get a fresh copy of the file")
     images = _karpathy_images(text)
-    # COCO's document takes 140 MB, and what was read from it again as much.
+    # Frees the text: COCO's takes 140 MB, and what was parsed from it as much again.
     text = replace(text, lines=())
     entries = [entry for image in images for entry in _karpathy(path, image)]
-    return _caption_file(text, entries, ())  # line endings mean nothing in JSON
+    return _caption_file(text, entries, ())  # line endings do not matter in JSON
 
 
 def _karpathy_images(text: TextFile) -> list[Any]:
-    """The list ``images`` of the document, each entry without what is never read."""
+    """The list ``images`` of the document, without the fields that are never used."""
     path = text.path
     try:
         document = json.loads("\n".join(text.lines), object_hook=_needed)
@@ -119,12 +119,12 @@ def _karpathy_images(text: TextFile) -> list[Any]:
 
 
 def _needed(fields: dict[str, Any]) -> dict[str, Any]:
-    """An object without what is never read: COCO's list of every word alone takes 500 MB."""
+    """Drop fields that are never used: COCO's lists of words alone take 500 MB."""
     return {key: fields[key] for key in _KARPATHY_KEYS if key in fields}
 
 
 def csv_header(line: str) -> list[str]:
-    """The column names of a header line, trimmed and in lower case; none where it is no CSV."""
+    """The column names in a header line, stripped and lower-case; empty if it is not CSV."""
     try:
         return [name.strip().lower() for name in next(csv.reader([line]), [])]
     except csv.Error:
@@ -161,7 +161,7 @@ def _blank_or_undecodable(path: Path, number: int, line: str) -> Rejection | Non
 def _entry(
     path: Path, number: int | None, item: str, image: str, caption: str, split: str
 ) -> CaptionLine | Rejection:
-    """The checks all formats share: the name, the caption, the split."""
+    """Check the image name, caption and split, as for all formats."""
     reason = name_fault(image)
     if reason is None and not caption.strip():
         reason = "empty caption"
@@ -175,7 +175,7 @@ def _entry(
     return CaptionLine(_normal(image), caption, known_split, item, number)
 
 
-@lru_cache(maxsize=16)  # the captions of one image follow each other, and so share its name
+@lru_cache(maxsize=16)  # captions of an image come in a row and repeat its name
 def _normal(image: str) -> str:
     return posixpath.normpath(image)
 
@@ -196,7 +196,7 @@ def _token_entry(path: Path, number: int, line: str, seen: set[str]) -> CaptionL
 
 @dataclass(frozen=True, slots=True)
 class _CsvRow:
-    """A row: its first line (1-based), its raw text, its fields or what is wrong with them."""
+    """A row: number of its first line (1-based), raw text, and fields or what is wrong."""
 
     line: int
     raw: str
@@ -204,7 +204,7 @@ class _CsvRow:
 
 
 def _csv_rows(lines: tuple[str, ...]) -> Iterator[_CsvRow]:
-    """The rows after the header. An unclosed quote costs its own line, never the rest."""
+    """The rows after the header. An unclosed quote loses its own line, never the rest."""
     index = 1
     while index < len(lines):
         length, fields = _csv_fields(lines[index : index + _MAX_LINES_PER_CSV_ROW])
@@ -213,12 +213,12 @@ def _csv_rows(lines: tuple[str, ...]) -> Iterator[_CsvRow]:
 
 
 def _csv_fields(lines: tuple[str, ...]) -> tuple[int, list[str] | str]:
-    """Parse the row that begins in the first line: (how many lines it takes, fields or fault)."""
+    """Parse the row that begins in the first line: (number of lines it takes, fields or fault)."""
     for length in range(1, len(lines) + 1):
         try:
             return length, next(csv.reader(["\n".join(lines[:length])], strict=True), [])
         except csv.Error as error:
-            # A later line can close an open quote, and nothing else.
+            # Further lines can only help if a quote is still open.
             if "unexpected end of data" not in str(error):
                 return 1, str(error) if length == 1 else "a quote is never closed"
     return 1, "a quote is never closed"
@@ -252,7 +252,7 @@ def _json_entry(path: Path, number: int, line: str) -> CaptionLine | Rejection:
 
 
 def _karpathy(path: Path, image: Any) -> Iterator[CaptionLine | Rejection]:
-    """The sentences of one entry of ``images``; an entry without any is one rejection."""
+    """The captions of one entry of ``images``; an entry without any is one rejection."""
     if not isinstance(image, dict) or not isinstance(image.get("filename"), str):
         yield Rejection(excerpt(json.dumps(image)), path, None, "malformed entry: no filename")
         return
@@ -275,5 +275,5 @@ def _are_strings(get: Callable[[str], object], *keys: str) -> bool:
 
 
 def _is_text(caption: str) -> bool:
-    r"""Whether a caption can be written as UTF-8; JSON can smuggle in a lone ``\ud800``."""
+    r"""Whether a caption can be encoded as UTF-8: JSON may contain a lone ``\ud800``."""
     return caption.isascii() or not any("\ud800" <= c <= "\udfff" for c in caption)

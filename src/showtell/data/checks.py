@@ -1,4 +1,4 @@
-"""What `showtell doctor` says of a data set: counts, checksums, faulty lines and faulty images."""
+"""The checks of `showtell doctor`: counts, checksums, faulty lines, faulty and duplicate images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,10 @@ DIFFERENT = "differs from the original release"
 _UNKNOWN = "no known checksum"
 _NO_SPLIT = "none"
 
-"""Called with (images examined, images in all)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Corrupt:
-    """An image file that cannot be decoded, and what the decoder said."""
+    """An image file that cannot be decoded, and the reason."""
 
     path: Path
     reason: str
@@ -44,14 +42,14 @@ class Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Images whose files are byte for byte the same; across splits they leak what is measured."""
+    """Images with identical files; in different splits, they leak test data into training."""
 
     image_ids: tuple[str, ...]
     splits: tuple[str, ...]
 
     @property
     def leak(self) -> bool:
-        """Whether the same picture stands in more than one split."""
+        """Whether the picture is in more than one split."""
         return len(set(self.splits) - {_NO_SPLIT}) > 1
 
     def __str__(self) -> str:
@@ -62,7 +60,7 @@ class Duplicates:
 
 @dataclass(frozen=True, slots=True)
 class CaptionWords:
-    """Words of a caption, as white space parts them."""
+    """The number of words per caption, separated by white space."""
 
     least: int
     mean: float
@@ -71,7 +69,7 @@ class CaptionWords:
 
 @dataclass(frozen=True, slots=True)
 class SplitCount:
-    """How much one split holds."""
+    """The size of a split."""
 
     images: int
     captions: int
@@ -79,7 +77,7 @@ class SplitCount:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything found out about one data set."""
+    """Everything found out about a data set."""
 
     name: str
     splits: dict[str, SplitCount]
@@ -93,12 +91,12 @@ class Examination:
 
     @property
     def faults(self) -> tuple[Rejection, ...]:
-        """The rejected items that are a loss."""
+        """The rejected items that are not harmless."""
         return tuple(rejection for rejection in self.rejected if not rejection.harmless)
 
     @property
     def healthy(self) -> bool:
-        """Whether training can start as it is and its measurements will hold."""
+        """Whether the data can be used as it is: no faults, corrupt images or leaks."""
         leaks = any(group.leak for group in self.duplicates)
         return not (self.faults or self.corrupt or leaks)
 
@@ -165,20 +163,20 @@ class Examination:
 
 
 def examine_config(node: Mapping[str, Any]) -> Examination:
-    """Read what a node of ``conf/data`` names, past its faulty items, and examine it all.
+    """Read the data set of a node of ``conf/data``, skipping faulty items, and examine it.
 
     Raises:
-        UserError: there is nothing to read at all.
+        UserError: nothing can be read at all.
     """
     data: CaptionData = build("data", {**node, "skip_rejected": True})
     return examine(data)
 
 
 def examine(data: CaptionData) -> Examination:
-    """Decode every image fully, compare contents, count and verify.
+    """Decode every image, find duplicates, count, and compare checksums.
 
     Args:
-        data: read with its faulty items skipped, so that the whole list is in ``data.rejected``.
+        data: read with ``skip_rejected``, so that ``data.rejected`` is complete.
     """
     corrupt, digests = _look_at_images(data.images)
     return Examination(
@@ -195,13 +193,13 @@ def examine(data: CaptionData) -> Examination:
 
 
 def decode_fault(content: bytes) -> str | None:
-    """Why a picture cannot be decoded to its last pixel, None when it can."""
+    """Why a picture cannot be decoded completely, or None if it can."""
     try:
         with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
             image.load()
     except UnidentifiedImageError:
         return "no JPEG, PNG or WebP picture" if content else "an empty file"
-    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
         return str(error) or type(error).__name__
     return None
 
@@ -209,10 +207,10 @@ def decode_fault(content: bytes) -> str | None:
 def _look_at_images(
     images: Sequence[CaptionedImage],
 ) -> tuple[tuple[Corrupt, ...], list[str | None]]:
-    """The files that cannot be decoded, and each image's SHA-256 (None where unreadable)."""
+    """The files that cannot be decoded, and each file's SHA-256 (None if it cannot be read)."""
     corrupt = []
     digests = []
-    # Pillow lets go of the interpreter lock while it decodes.
+    # Threads suffice: Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(available_cores()) as pool:
         looks = pool.map(_look_at, (image.path for image in images))
         console = Console(stderr=True)
@@ -232,7 +230,7 @@ def _look_at_images(
 
 
 def _look_at(path: Path) -> tuple[str | None, str | None]:
-    """(SHA-256 of the file, why it cannot be decoded)."""
+    """(SHA-256 of the file, why it cannot be decoded), each None if there is none."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -279,7 +277,7 @@ def _verdict(file: str, sha256: str) -> str:
 
 
 def _foreign(data: CaptionData) -> tuple[Path, ...]:
-    """Image files beside the data set's own that no caption names, not even a rejected one."""
+    """Image files in the data set's folders that no caption names, not even a rejected one."""
     named = {rejection.item.rpartition("#")[0] or rejection.item for rejection in data.rejected}
     named_files = {PurePosixPath(name).name for name in named}
     own = {image.path for image in data.images}

@@ -1,4 +1,4 @@
-"""The LightningDataModule: captioned images and their stored features, as batches."""
+"""The LightningDataModule: batches of captioned images and their features."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from showtell.data.batches import (
 from showtell.text.vocabulary import Vocabulary
 from showtell.types import CaptionedImage, Split
 
-# Images decoded at a time in validation: with three beams one full group of the search on a CPU,
-# and not one and a rest.
+# Images captioned at a time in validation. With three beams that is exactly one full group of the
+# search on a CPU, without a remainder.
 VALIDATION_BATCH = 256
 
 
 class CaptionDataModule(LightningDataModule):
-    """Batches of training and validation.
+    """Training and validation batches.
 
-    Needs no worker process: a batch of stored features takes well under a millisecond to gather,
-    and pictures are decoded in threads.
+    No worker processes are needed: gathering stored features takes well under a millisecond per
+    batch, and pictures are decoded in threads.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class CaptionDataModule(LightningDataModule):
         world_size: int = 1,
         pinned: bool = False,
     ) -> None:
-        """Make batches of ``images``.
+        """Make batches of ``images``; see `CaptionBatches` for the other arguments.
 
-        ``features`` are those of all images; ``training`` is what is seen of the training images
-        in each epoch, and ``validation`` of the validation images, where it is not ``features``.
+        ``features`` is the source for all images. ``training`` replaces it for the training images,
+        with a source for each epoch, and ``validation`` for the validation images.
         """
         super().__init__()
         self._images = images
@@ -66,7 +66,7 @@ class CaptionDataModule(LightningDataModule):
 
     @cached_property
     def train_batches(self) -> CaptionBatches:
-        """The training split, shuffled anew every epoch."""
+        """The training split, reshuffled every epoch."""
         return self._batches(
             self._images["train"],
             self._training,
@@ -75,14 +75,14 @@ class CaptionDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> CaptionBatches:
-        """The same object at every call: it carries the position in the epoch."""
+        """`train_batches`: the same object at every call, because it holds the position."""
         return self.train_batches
 
     def val_dataloader(self) -> CaptionBatches:
-        """The validation split in file order, each image with the first of its captions.
+        """The validation split in file order, each image with only its first caption.
 
-        They are there for the loss alone. That of all five references would cost more than to
-        write captions for the images, and tells little more: they speak of the same images.
+        The captions serve the loss alone. Using all five would cost more than generating captions
+        for the images and tell little more, since they describe the same images.
         """
         images = [replace(image, captions=image.captions[:1]) for image in self._images["val"]]
         return self._batches(
@@ -92,19 +92,19 @@ class CaptionDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move what the device computes with; row lengths stay on the CPU."""
+        """Move a batch to ``device``, except for the row lengths."""
         return batch.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the order of the training images.
+        """The position in the training batches.
 
-        Lightning restores the loader's own state only when it resumes inside an epoch; this one
-        it restores always.
+        Kept here because Lightning restores a loader's own state only when it resumes within an
+        epoch, but a data module's always.
         """
         return self.train_batches.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at a saved position."""
+        """Continue training batches at a saved position."""
         self.train_batches.load_state_dict(state_dict)
 
     def _batches(

@@ -1,14 +1,14 @@
-"""Recognises the layouts Flickr8k is found in by what is there, whatever the folders are called.
+"""Reads Flickr8k in any common layout, recognised by content, not by folder names.
 
-Below a root there may be, in any mixture: the original release (a token file and split lists),
-Kaggle's two copies (the same in other folders; a CSV without lists), Karpathy's JSON. Where
-several caption files are there, one is read, by this precedence:
+Below a root there may be, in any combination: the original release (a token file and split lists),
+Kaggle's two copies (the same in other folders; a CSV without lists), Karpathy's JSON. Of several
+caption files one is read, by this precedence:
 
 1. with split lists: token file, CSV, Karpathy's JSON (whose own splits then count);
 2. without: Karpathy's JSON (it has splits), token file, CSV (splits are drawn).
 
-Among equals the shallowest path comes first, then the alphabet; a split list beside the caption
-file beats one elsewhere. What is not read is said in the notes.
+Ties go to the shallowest path, then to the alphabetically first. A split list next to the caption
+file takes precedence over one elsewhere. The notes list what was not read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SNIFFED_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a root holds: the caption file to read, the split lists, folders, files left unread."""
+    """What a root contains: the caption file and split lists to read, folders, unread files."""
 
     captions: Path
     format: Format
@@ -62,10 +62,10 @@ class Layout:
 
 
 def read_flickr8k(root: Path, *, split_seed: int) -> CaptionData:
-    """Read whatever layout stands below ``root``; every faulty item is in ``rejected``.
+    """Read the layout found below ``root``; every faulty item goes to ``rejected``.
 
     Raises:
-        UserError: the folder is absent or holds no captions or none of the named images.
+        UserError: the folder is missing, or has no usable captions or none of their images.
     """
     layout = find_layout(root)
     captions = _READERS[layout.format](layout.captions)
@@ -81,10 +81,10 @@ def read_flickr8k(root: Path, *, split_seed: int) -> CaptionData:
 
 
 def find_layout(root: Path) -> Layout:
-    """Look through the folders below ``root`` and choose what to read.
+    """Search the folders below ``root`` and choose what to read.
 
     Raises:
-        UserError: the folder is absent, or holds no caption file or no image.
+        UserError: the folder is missing, or has no caption file or no image.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: set data.root to the folder of the data set")
@@ -115,7 +115,7 @@ def find_layout(root: Path) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """One folder: its text files, and whether an image stands in it."""
+    """One folder: its text files, and whether it contains an image."""
 
     folder: Path
     texts: tuple[Path, ...]
@@ -123,7 +123,7 @@ class _Visit:
 
 
 def _walk(folder: Path, *, depth: int, seen: set[Path]) -> Iterator[_Visit]:
-    """Visit a folder and those below it; links are followed, each real folder once."""
+    """Visit a folder and its subfolders; links are followed, each real folder only once."""
     real = folder.resolve()
     if real in seen or depth > _MAX_DEPTH:
         return
@@ -132,7 +132,7 @@ def _walk(folder: Path, *, depth: int, seen: set[Path]) -> Iterator[_Visit]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except PermissionError:
         raise UserError(f"{folder} cannot be listed: check its permissions") from None
-    # Hidden entries and __MACOSX are what archivers leave behind, under the names of the originals.
+    # Archivers leave hidden entries and __MACOSX, which repeat the names of the originals.
     entries = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
     names = [entry.name for entry in entries if entry.is_file()]
     texts = tuple(folder / name for name in names if Path(name).suffix.lower() in _TEXT_SUFFIXES)
@@ -147,8 +147,8 @@ def _shallowest_first(path: Path) -> tuple[int, str]:
 
 
 def _caption_format(path: Path) -> Format | None:
-    """Which caption format a text file is in, judged by its beginning; None for any other file."""
-    # The lemmatised captions have the token format, but are not what people wrote.
+    """The caption format of a text file, judged by its beginning; None for any other file."""
+    # Flickr8k's lemmatised captions have the token format but are not what people wrote.
     if "lemma" in path.name.lower():
         return None
     head = _head(path)
@@ -157,7 +157,7 @@ def _caption_format(path: Path) -> Format | None:
     lines = head.splitlines()
     if lines and {"image", "caption"} <= set(csv_header(lines[0])):
         return "csv"
-    # A file that calls itself the token file stays one when every line of it is damaged.
+    # A token file by name counts as one even if every line is damaged.
     named_so = ".token" in path.name.lower() and bool(head.strip())
     return "token" if named_so or any(TOKEN_LINE.fullmatch(line) for line in lines) else None
 
@@ -171,7 +171,7 @@ def _head(path: Path) -> str:
             f"{path} cannot be read ({error.strerror}): check its permissions"
         ) from None
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return head.decode("utf-16", "replace")  # recognised here, refused with a reason on reading
+        return head.decode("utf-16", "replace")  # recognised here, refused by `read_text`
     return head.decode("utf-8-sig", "replace")
 
 
@@ -181,7 +181,7 @@ def _listed_split(path: Path) -> Split | None:
 
 
 def _nearest_lists(lists: dict[Path, Split], captions: Path) -> dict[Split, Path]:
-    """One list for each split: the one beside the caption file, else the shallowest."""
+    """One list for each split: the one next to the caption file, else the shallowest."""
     chosen: dict[Split, Path] = {}
     for path in sorted(lists, key=lambda path: (path.parent != captions.parent, len(path.parts))):
         chosen.setdefault(lists[path], path)

@@ -1,4 +1,4 @@
-"""Finds the photographs that captions name, in the folders below a root."""
+"""Finds the image files that captions name."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 
 
 class ImageFolders:
-    """Looks names up in one or several base folders, each folder listed once.
+    """Looks up image names in one or more base folders; lists each folder only once.
 
     Base folders come from the user and may be links to anywhere; names come from data and must
-    have passed `name_fault`. Where the exact name is absent, a file that differs only in the case
-    of its extension (``x.JPG``) is taken if there is just one.
+    have passed `name_fault`. If the exact name is absent, a file that differs only in the case of
+    its extension (``x.JPG``) is taken, provided there is just one.
     """
 
     def __init__(self, bases: Iterable[Path]) -> None:
         self.bases = tuple(bases)
         self._listings: dict[Path, _Listing] = {}
-        self._folders: dict[tuple[Path, str], Path] = {}  # a Path is dear to make for every name
+        self._folders: dict[tuple[Path, str], Path] = {}  # Paths are slow to make
 
     def find(self, name: str) -> Path | None:
-        """The file of an image, None where no base folder holds it."""
+        """The file of an image, or None if it is in no base folder."""
         parent, _, file_name = name.rpartition("/")
         for base in self.bases:
             folder = self._folder(base, parent)
@@ -41,7 +41,7 @@ class ImageFolders:
         return self._folders[base, parent]
 
     def foreign(self) -> list[Path]:
-        """The image files, in the folders looked into so far, that no name asked for."""
+        """The image files, in the folders listed so far, that were never looked up."""
         return sorted(
             folder / name
             for folder, listing in self._listings.items()
@@ -56,11 +56,11 @@ class ImageFolders:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has the extension of an image (and is no hidden file)."""
+    """Whether a file name has an image extension and is not hidden."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
-@lru_cache(maxsize=16)  # the captions of one image follow each other
+@lru_cache(maxsize=16)  # captions of an image come in a row
 def name_fault(name: str) -> str | None:
     """Why a name taken from data may not be used as a path below the image folder, or None."""
     if not name.strip():
@@ -74,9 +74,9 @@ def name_fault(name: str) -> str | None:
 
 
 def rank_by_content(candidates: Iterable[Path], names: Iterable[str]) -> list[Path]:
-    """The folders that hold any of the named images, those that hold most first.
+    """The folders that contain any of the named images, those with most of them first.
 
-    Equal folders stand in the order shallowest, then alphabetical.
+    Ties are ordered by depth, then alphabetically.
     """
     wanted: dict[str, set[str]] = {}  # parent within the name -> file names
     for name in names:
@@ -104,7 +104,7 @@ class _Listing:
         if name in self.names:
             self.found.add(name)
             return name
-        # Built at the first miss only: most data sets never need it.
+        # Built at the first miss, because most data sets never need it.
         if self._by_lower_suffix is None:
             self._by_lower_suffix = {}
             for present in self.names:

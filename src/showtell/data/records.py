@@ -1,4 +1,4 @@
-"""Brings captions, splits and image files together into one `CaptionData`."""
+"""Combines captions, splits and image files into a `CaptionData`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from showtell.data.splits import ListedImage, SplitList, absent_splits, draw_spl
 from showtell.errors import UserError
 from showtell.types import SPLITS, CaptionData, CaptionedImage, Rejection, Split
 
-# The original Flickr8k has five captions of this name, which is no file and in no split.
+# The original Flickr8k has five captions for this name, which has no file and is in no split.
 FLICKR8K_ORPHAN = "2258277193_586949ec62.jpg.1"
 
 MISSING = "the image file is missing"
@@ -24,7 +24,7 @@ _NO_CAPTION = "listed in a split but without a usable caption"
 
 @dataclass(frozen=True, slots=True)
 class _Placing:
-    """Where each image belongs: its split, its file, and the splits that are absent altogether."""
+    """The split and the file of each image, and the splits whose images are all absent."""
 
     split: dict[str, Split]
     absent: frozenset[Split]
@@ -41,12 +41,12 @@ def assemble(
 ) -> CaptionData:
     """Group the captions by image, give each image its file and its split, reject the rest.
 
-    Split lists decide where there are any, else the splits in the caption file; where neither
-    says anything, splits are drawn by image. Nothing is dropped: each line of the caption file
-    becomes a caption or a rejection, each line of a list a membership or a rejection.
+    Splits come from the split lists if there are any, else from the caption file; if neither has
+    any, they are drawn at random by image. Nothing is dropped silently: each line of the caption
+    file becomes a caption or a rejection, each line of a list a membership or a rejection.
 
     Raises:
-        UserError: not one image can be used.
+        UserError: no image can be used.
     """
     listed = [entry for split_list in lists for entry in split_list.images]
     placing = _placing(captions, listed, folders)
@@ -92,7 +92,7 @@ def _placing(
 def _list_fault(
     entry: ListedImage, placing: _Placing, captioned: Collection[str]
 ) -> Rejection | None:
-    """Why a line of a split list is not used, None when it is."""
+    """Why a line of a split list is not used, or None if it is."""
     split = placing.split[entry.image]
     harmless = False
     if split != entry.split:
@@ -109,7 +109,7 @@ def _list_fault(
 
 
 def _caption_fault(line: CaptionLine, placing: _Placing, source: Path) -> Rejection | None:
-    """Why a sound caption is not used, None when it is."""
+    """Why a well-formed caption is not used, or None if it is."""
     split = placing.split.get(line.image)
     harmless = False
     if line.image in placing.path:
@@ -118,7 +118,7 @@ def _caption_fault(line: CaptionLine, placing: _Placing, source: Path) -> Reject
         reason = f"{IN_TWO_SPLITS}: it stays in {split}"
     elif split in placing.absent:
         reason, harmless = _ABSENT_SPLIT, True
-    # Where no image has a split one is drawn for each, so that a missing file is a loss.
+    # If no image has a split, splits are drawn, and a missing file is then a real loss.
     elif split is None and (placing.split or line.image == FLICKR8K_ORPHAN):
         reason, harmless = _IN_NO_SPLIT, True
     else:
@@ -170,6 +170,6 @@ def _draw_note(images: tuple[CaptionedImage, ...], seed: int) -> str:
 
 
 def evenly_spaced(images: Sequence[CaptionedImage], count: int) -> list[CaptionedImage]:
-    """``count`` of the images, or all where there are fewer, at equal distances from the first."""
+    """``count`` images, or all if there are fewer, evenly spaced from the first."""
     count = min(count, len(images))
     return [images[place * len(images) // count] for place in range(count)]

@@ -1,4 +1,4 @@
-"""The data sources ``conf/data/*.yaml`` names, each returning `CaptionData` or one clear error."""
+"""The data sources named in ``conf/data/*.yaml``; each returns `CaptionData`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ def flickr8k(*, root: str, split_seed: int, skip_rejected: bool) -> CaptionData:
     """Read Flickr8k in any of its layouts (also Karpathy's JSON of Flickr30k and COCO).
 
     Args:
-        root: the folder everything stands below, in whatever subfolders.
-        split_seed: draws the splits by image where the data set has no split lists.
-        skip_rejected: go on without faulty items instead of stopping at them.
+        root: the folder of the data set; subfolders are searched.
+        split_seed: seed for drawing the splits by image if the data set has none.
+        skip_rejected: skip faulty items instead of raising an error.
 
     Raises:
-        UserError: nothing to read, or faulty items that are not to be skipped.
+        UserError: nothing to read, or faulty items without ``skip_rejected``.
     """
     data = read_flickr8k(Path(root).expanduser(), split_seed=split_seed)
     return _checked(data, skip_rejected, doctor=f"showtell doctor data.root={root}")
 
 
 def table(*, file: str, images: str | None, split_seed: int, skip_rejected: bool) -> CaptionData:
-    """Read any captioned folder through one CSV or JSON Lines file ``image,caption[,split]``.
+    """Read a folder of images captioned by a CSV or JSON Lines file ``image,caption[,split]``.
 
     Args:
         file: the table.
-        images: the folder the image paths are relative to; empty for the folder of the table.
-        split_seed: draws the splits by image where the table has no splits.
-        skip_rejected: go on without faulty items instead of stopping at them.
+        images: the folder that image paths are relative to; None or empty for the table's.
+        split_seed: seed for drawing the splits by image if the table has none.
+        skip_rejected: skip faulty items instead of raising an error.
 
     Raises:
-        UserError: nothing to read, or faulty items that are not to be skipped.
+        UserError: nothing to read, or faulty items without ``skip_rejected``.
     """
     path = Path(file).expanduser()
     folder = Path(images).expanduser() if images else path.parent
@@ -45,7 +45,7 @@ def table(*, file: str, images: str | None, split_seed: int, skip_rejected: bool
 
 
 def _checked(data: CaptionData, skip_rejected: bool, *, doctor: str) -> CaptionData:
-    """Refuse faulty items, or say how many are skipped; harmless ones never stop anything."""
+    """Raise an error for faulty items or note how many are skipped; harmless ones are ignored."""
     faults = [rejection for rejection in data.rejected if not rejection.harmless]
     if not faults:
         return data

@@ -1,4 +1,4 @@
-"""Which image is in which split: the lists of a release, or a draw where there are none."""
+"""Which image is in which split: from split lists, or drawn at random without them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from showtell.types import Rejection, Split
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "training": "train",
-    "restval": "train",  # COCO's validation images that Karpathy's split gives to training
+    "restval": "train",  # COCO validation images that Karpathy's split adds to training
     "val": "val",
     "valid": "val",
     "validation": "val",
     "dev": "val",
     "test": "test",
 }
-# An image listed twice stays where it is measured: a test set must be whole to be comparable.
+# An image in two splits stays in the one for evaluation: test sets must be complete to compare.
 _STRONGEST_FIRST: tuple[Split, ...] = ("test", "val", "train")
-# The shares of the official Flickr8k split, which a draw from its 8,091 images gives exactly.
+# Sizes of the official Flickr8k split, which a draw from its 8,091 images reproduces exactly.
 _FLICKR8K_IMAGES, _FLICKR8K_TRAIN, _FLICKR8K_VAL = 8091, 6000, 1000
 
 
@@ -41,7 +41,7 @@ class ListedImage:
 
 @dataclass(frozen=True, slots=True)
 class SplitList:
-    """A split list as read: its images, its rejected lines, its SHA-256."""
+    """A split list as read: images, rejected lines, SHA-256 and notes for the user."""
 
     path: Path
     images: tuple[ListedImage, ...]
@@ -51,7 +51,7 @@ class SplitList:
 
 
 def read_split_list(path: Path, split: Split) -> SplitList:
-    """Read a list of image names, one a line.
+    """Read a list of image names, one per line.
 
     Raises:
         UserError: the file cannot be read or names no image.
@@ -76,12 +76,12 @@ def read_split_list(path: Path, split: Split) -> SplitList:
 
 
 def split_named(word: str) -> Split | None:
-    """The split a word stands for (``dev`` is val, ``restval`` is train), None if it is none."""
+    """The split that a word stands for (``dev`` is val, ``restval`` is train), or None."""
     return _SPLIT_NAMES.get(word.strip().lower())
 
 
 def settle(claims: Iterable[tuple[str, Split]]) -> dict[str, Split]:
-    """One split for each image; where several claim it, test wins over val and val over train."""
+    """One split for each image: if several claim it, test wins over val, and val over train."""
     membership: dict[str, Split] = {}
     for image, split in claims:
         held = membership.setdefault(image, split)
@@ -92,11 +92,11 @@ def settle(claims: Iterable[tuple[str, Split]]) -> dict[str, Split]:
 def draw_splits(images: Collection[str], *, seed: int) -> dict[str, Split]:
     """Draw train, val and test by image, in the proportions of Flickr8k (6000 : 1000 : 1091).
 
-    Each image's place in the draw is a hash of the seed and its name, so the order of the input
-    does not matter and adding or losing one image moves hardly any other.
+    Images are ordered by a hash of the seed and their name, so that the order of the input does
+    not matter, and adding or removing an image moves hardly any other.
 
     Raises:
-        UserError: fewer than three images, one for each split.
+        UserError: fewer than three images; each split needs one.
     """
     total = len(images)
     if total < len(_STRONGEST_FIRST):
@@ -114,9 +114,9 @@ def draw_splits(images: Collection[str], *, seed: int) -> dict[str, Split]:
 
 
 def absent_splits(membership: Mapping[str, Split], present: Collection[str]) -> frozenset[Split]:
-    """The splits of which this copy holds no image at all, such as a test set held back.
+    """The splits of which no image is present, such as a test set held back.
 
-    One single image that is absent is a loss, not an absent split.
+    A split of a single image never counts: that image is missing, not its split.
     """
     found = {membership[image] for image in present if image in membership}
     sizes: dict[Split, int] = {}

@@ -1,4 +1,4 @@
-"""Reads any folder of captioned images that comes with one CSV or JSON Lines table."""
+"""Reads a folder of images captioned by one CSV or JSON Lines table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from showtell.types import CaptionData
 
 
 def read_table(file: Path, images: Path, *, split_seed: int) -> CaptionData:
-    """Read the table ``file``, its image paths relative to ``images``; faults are in ``rejected``.
+    """Read the table ``file``, with image paths relative to ``images``; faults go to ``rejected``.
 
     A file whose first character is ``{`` is JSON Lines, any other is a CSV with a header.
 
     Raises:
-        UserError: file or folder is absent, the table is empty, has no such columns, or names
-            no image that is there.
+        UserError: the file or folder is missing, or the table is empty, lacks the columns, or
+            names no existing image.
     """
     if not file.is_file():
         raise UserError(f"{file} is not a file: set data.file to the table of images and captions")

@@ -1,4 +1,4 @@
-"""Reads the text files of a data set line by line, without losing or inventing a byte."""
+"""Reads the text files of a data set as lines, without losing or changing a byte within them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from showtell.errors import UserError
 
-# With `surrogateescape` a byte that is not UTF-8 arrives as U+DC00 plus the byte.
+# `surrogateescape` decodes a byte that is not UTF-8 as U+DC00 plus the byte.
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _EXCERPT_LENGTH = 60
 
 
 @dataclass(frozen=True, slots=True)
 class TextFile:
-    """The lines of a file without their endings, its SHA-256, and its peculiarities in words.
+    """The lines of a file without line endings, its SHA-256, and notes on its peculiarities.
 
     Bytes that are not UTF-8 stay in the lines in escaped form: see `encoding_fault`.
     """
@@ -52,7 +52,7 @@ def _split_lines(content: bytes) -> tuple[tuple[str, ...], list[str]]:
     if content.startswith(codecs.BOM_UTF8):
         content = content.removeprefix(codecs.BOM_UTF8)
         notes.append("starts with a byte order mark")
-    # Only "\n" ends a line: str.splitlines would also cut captions at U+2028 or a form feed.
+    # Only "\n" ends a line: str.splitlines would also split captions at U+2028 or a form feed.
     lines = content.decode("utf-8", "surrogateescape").split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -64,7 +64,7 @@ def _split_lines(content: bytes) -> tuple[tuple[str, ...], list[str]]:
 
 
 def encoding_fault(line: str) -> str | None:
-    """Which byte of a line is not UTF-8 and where (1-based), or None for a sound line."""
+    """The first byte of a line that is not UTF-8 and its place (1-based), or None."""
     if line.isascii():
         return None
     found = _ESCAPED_BYTE.search(line)

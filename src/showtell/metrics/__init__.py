@@ -1,4 +1,4 @@
-"""Numbers people can trust: one front end to every score, and what stands beside a score."""
+"""Caption metrics behind one front end, and statistics to judge them by."""
 
 from showtell.metrics.scores import CaptionScores, score_captions
 

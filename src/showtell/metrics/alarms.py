@@ -1,7 +1,7 @@
-"""Warnings that a training has collapsed or that a score is too good, each with cause and remedy.
+"""Alarms for collapsed trainings and scores that are too good, each with cause and remedy.
 
-Thresholds are far from what healthy runs show (on Flickr8k and on the built-in scenes, beside each
-constant) and far from what a collapse shows: an alarm is meant to be rare and right.
+Thresholds are far from the values of healthy runs (given at each constant, for Flickr8k and the
+built-in scenes) and far from those of a collapse, so that alarms are rare and right.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from numpy.typing import NDArray
 
 from showtell.metrics.language import WordStatistics, letters_of
 
-# Shares over fewer images than this are accidents.
+# Over fewer images than this, fractions are dominated by chance.
 LEAST_IMAGES = 30
 
-# The most frequent caption goes to 1.5 % of the pictures on Flickr8k, to 2 % on the scenes, and to
-# all of them in a collapse; halfway, most pictures get the same.
+# The most frequent caption goes to 1.5 % of the images on Flickr8k, to 2 % on the scenes, and to
+# all in a collapse; above one half, most images get the same.
 MOST_USED = 0.5
-# Captions that were given to the wrong pictures keep 14 % of their CIDEr on Flickr8k and 10 % on
-# the scenes; a model that does not look at the picture keeps all.
+# Captions assigned to the wrong images keep 14 % of their CIDEr on Flickr8k and 10 % on the scenes;
+# those of a model that ignores the image keep all of it.
 SHUFFLED_CIDER = 0.5
-# Captions of the longest length without an end: 0.5 % on Flickr8k, none on the scenes.
+# Captions cut off at the maximum length, without END: 0.5 % on Flickr8k, none on the scenes.
 UNFINISHED = 0.1
-# GloVe 6B knows 99.9 % of the running words of English captions; in another language, or spelt with
-# capitals, it knows a part of them.
+# GloVe 6B covers 99.9 % of the tokens of English captions, and only a part of them in another
+# language or with capitals.
 COVERED_TOKENS = 0.9
-# Captions equal to one of their references, beyond what people's agreement or a stock of formulas
-# explains: 0.4 % on Flickr8k, 1 % on the scenes. A model that has seen the references repeats most.
+# Captions equal to one of their references, beyond what agreement among people or stock phrases
+# explain: 0.4 % on Flickr8k, 1 % on the scenes. A model that has seen the references repeats most.
 AGREEING = 0.25
-# From what people reach (0) to what copies of a reference reach (1). The best captioners of COCO
-# stand at 0.26 in BLEU-4 and 0.33 in CIDEr, models on the scenes below 0.
+# On a scale from human scores (0) to those of copied references (1). The best COCO captioners reach
+# 0.26 in BLEU-4 and 0.33 in CIDEr, models on the scenes less than 0.
 ABOVE_PEOPLE = 0.5
-# Pictures of a validation split that are found in the training, by file or by all their captions:
-# none on Flickr8k and the scenes. A few duplicates move no score.
+# Images of a validation split that are also in the training set, by file or by all their captions:
+# none on Flickr8k and the scenes. A few duplicates do not change a score.
 SHARED_IMAGES = 0.01
 
-# Dimensions of a feature vector whose deviation over images is less than 0.3 of their magnitude:
-# at most 2 % with trained encoders, 59-82 % with untrained ones, 100 % where all images are equal.
+# Feature dimensions whose standard deviation over images is at most 0.3 of their RMS: at most 2 %
+# with trained encoders, 59-82 % with untrained ones, 100 % if all images are equal.
 STILL_DEVIATION = 0.3
 STILL_DIMENSIONS = 0.5
 # Root mean square of pooled features: 0.37-0.50 with trained encoders. Untrained ones gave 3e-8
-# to 10, and 2,000 where pixels came as 0..255.
+# to 10, and 2,000 when pixels were 0..255.
 FEATURE_SCALE = (0.01, 100.0)
-# Images that share their features with another one: none on Flickr8k and the scenes.
+# Images with the same features as another one: none on Flickr8k and the scenes.
 EQUAL_FEATURES = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something is probably wrong: what was seen, why that likely is, what to do about it.
+    """Something is probably wrong: the finding, its likely cause and a remedy.
 
-    ``name`` is the kind of alarm, one word for files and for saying each once.
+    ``name`` is the kind of alarm, used as a key in files and to report each kind once.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Alarm:
         return f"{self.finding}; likely cause: {self.cause}; remedy: {self.remedy}"
 
     def to_json(self) -> dict[str, Any]:
-        """As ``run.json`` keeps it."""
+        """The entry in ``run.json``."""
         return asdict(self)
 
 
@@ -79,21 +79,21 @@ def caption_alarms(
     cider: float | None,
     shuffled_cider: float | None,
 ) -> Iterator[Alarm]:
-    """What is wrong with generated captions of a split, most telling first.
+    """Alarms about generated captions of a split, most significant first.
 
     Args:
         written: the generated captions, with ``agreeing`` and ``unfinished``.
         people: the references of the same images, with ``agreeing``.
-        max_length: the longest caption in words that the search allows.
-        cider: CIDEr of the captions.
-        shuffled_cider: CIDEr when each picture gets the caption of another.
+        max_length: maximum caption length of the search, in words.
+        cider: CIDEr of the captions; None if unknown.
+        shuffled_cider: CIDEr when each image gets the caption of another; None if unknown.
     """
     if written.captions < LEAST_IMAGES:
         return
     if written.most_used > MOST_USED > 2 * people.most_used:
         yield _one_caption(written)
     elif cider is not None and shuffled_cider is not None:
-        # With one caption for all, shuffling changes nothing and this would say it again.
+        # After `_one_caption` this would be redundant: shuffling equal captions changes nothing.
         yield from _picture_ignored(cider, shuffled_cider)
     if (written.unfinished or 0.0) > UNFINISHED:
         yield _unfinished(written, people, max_length)
@@ -106,17 +106,17 @@ def leak_alarms(
     scores: Mapping[str, float],
     ceiling: Mapping[str, float],
 ) -> Iterator[Alarm]:
-    """Whether the captions are so good that the model must have seen the references.
+    """An alarm if the captions are so good that the model must have seen the references.
 
     Args:
         written: the generated captions, with ``agreeing``.
-        people: the references, with ``agreeing`` and, where a training set is at hand, ``copied``.
+        people: the references, with ``agreeing`` and, if a training set is available, ``copied``.
         scores: the scores of the captions.
-        ceiling: the same of people against one another; empty where there is one reference.
+        ceiling: scores of people against each other; empty with only one reference per image.
     """
     if written.captions < LEAST_IMAGES:
         return
-    # Where people use formulas, they agree among themselves or with the training.
+    # People who use stock phrases agree with each other or with the training set.
     usual = max(people.agreeing or 0.0, people.copied or 0.0)
     agreeing = written.agreeing or 0.0
     above = _above_people(scores, ceiling, references=people.captions / written.captions)
@@ -141,14 +141,14 @@ def leak_alarms(
 def _above_people(
     scores: Mapping[str, float], ceiling: Mapping[str, float], *, references: float
 ) -> tuple[float, float]:
-    """Where BLEU-4 and CIDEr stand between people (0) and copied references (1).
+    """BLEU-4 and CIDEr on a scale from people (0) to copied references (1).
 
-    A copy is as like to itself as can be, 10, and to the other references as people are.
+    A copied reference has CIDEr 10 against itself, and people's CIDEr against the others.
     """
     if not all(name in known for name in ("BLEU-4", "CIDEr") for known in (scores, ceiling)):
         return 0.0, 0.0
     copied = {"BLEU-4": 1.0, "CIDEr": (10 + (references - 1) * ceiling["CIDEr"]) / references}
-    # People who all say the same leave no room above them.
+    # If people all say the same, nothing can score higher.
     room = {name: max(best - ceiling[name], 1e-9) for name, best in copied.items()}
     bleu, cider = ((scores[name] - ceiling[name]) / left for name, left in room.items())
     return bleu, cider
@@ -160,15 +160,15 @@ def shared_images_alarms(
     *,
     contents: Mapping[str, str] | None = None,
 ) -> Iterator[Alarm]:
-    """Whether pictures of a split are in the training, known by their captions or their files.
+    """An alarm if images of a split are in the training set too, by captions or by files.
 
-    A picture counts whose captions, two different ones at least, all belong to a single training
-    picture.
+    An image counts by its captions if they all belong to a single training image and at least two
+    of them differ.
 
     Args:
         training: image id -> captions.
         scored: image id -> captions.
-        contents: image id -> checksum of the file, of both as far as it is known.
+        contents: image id -> checksum of the file, for images of either set as far as known.
     """
     shared = set(_same_captions(training, scored))
     if contents is not None:
@@ -186,11 +186,11 @@ def shared_images_alarms(
 
 
 def coverage_alarms(tokens: float, missing: Sequence[str]) -> Iterator[Alarm]:
-    """Whether the word vectors fit the captions.
+    """An alarm if the word vectors do not fit the captions.
 
     Args:
-        tokens: share of the running words that have a vector.
-        missing: words without, the most frequent first.
+        tokens: fraction of the captions' tokens that have a vector.
+        missing: words without a vector, most frequent first.
     """
     if tokens >= COVERED_TOKENS:
         return
@@ -204,7 +204,7 @@ def coverage_alarms(tokens: float, missing: Sequence[str]) -> Iterator[Alarm]:
 
 
 def feature_alarms(sample: NDArray[np.floating[Any]]) -> Iterator[Alarm]:
-    """What is wrong with the features (n, D) or (n, R, D) of ``n`` different images."""
+    """An alarm if features (n, D) or (n, R, D) of ``n`` different images look wrong."""
     regions = sample[:, None] if sample.ndim == 2 else sample
     pooled = regions.mean(axis=1, dtype=np.float64)
     if len(pooled) < LEAST_IMAGES:
@@ -220,7 +220,7 @@ def feature_alarms(sample: NDArray[np.floating[Any]]) -> Iterator[Alarm]:
 
 
 def _feature_fault(pooled: NDArray[np.float64]) -> str | None:
-    """What is unusual about pooled features (n, D), if anything is."""
+    """What is unusual about pooled features (n, D), or None."""
     if not np.isfinite(pooled).all():
         return "image features hold values that are not finite"
     scale = float(np.sqrt(np.mean(pooled**2)))
@@ -281,7 +281,7 @@ def _unfinished(written: WordStatistics, people: WordStatistics, max_length: int
 def _same_captions(
     training: Mapping[str, Sequence[str]], scored: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """The scored images all of whose captions belong to one training image."""
+    """The scored images whose captions all belong to one training image; two must differ."""
     wanted = {image_id: set(map(letters_of, captions)) for image_id, captions in scored.items()}
     of_interest = set().union(*wanted.values())
     images_of: defaultdict[str, set[str]] = defaultdict(set)

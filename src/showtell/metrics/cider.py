@@ -1,7 +1,7 @@
-"""CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726) with document frequencies fixed in advance.
+"""CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726) with precomputed references.
 
-Equal to pycocoevalcap's scorer to 1e-9, but the references are weighed once and a caption costs
-microseconds: what validation after every epoch and self-critical training need.
+Equal to pycocoevalcap's scorer to 1e-9, but tf-idf vectors of references are computed only once, so
+that a caption takes microseconds, as validation in every epoch and self-critical training need.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Ngram = tuple[str, ...]
 _Token = TypeVar("_Token")
 
 LONGEST = 4  # n-grams of 1 to 4 words
-_SIGMA = 6.0  # of the Gaussian penalty on a difference in length, in words
+_SIGMA = 6.0  # of the Gaussian penalty on the difference in length, in words
 SCALE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentFrequencies:
-    """In how many of ``images`` images some reference holds an n-gram.
+    """n-gram -> number of images, of ``images`` in all, with a reference that contains it.
 
-    Those of one image have no entry: they weigh as much as an n-gram that no reference holds, and
-    they are nine of ten.
+    N-grams of a single image, nine of ten, have no entry: their idf equals that of an n-gram
+    without any image.
     """
 
     counts: Mapping[Ngram, int]
@@ -33,7 +33,7 @@ class DocumentFrequencies:
 
     @classmethod
     def of(cls, references: Iterable[Sequence[Sequence[str]]]) -> DocumentFrequencies:
-        """Counted over the tokenized references of each image."""
+        """Count over the tokenized references of each image."""
         counts: Counter[Ngram] = Counter()
         images = 0
         for sentences in references:
@@ -42,30 +42,30 @@ class DocumentFrequencies:
         return cls({gram: count for gram, count in counts.items() if count > 1}, images)
 
     def count(self, gram: Ngram) -> int:
-        """How many images hold ``gram``; 1 also for one that none holds."""
+        """The number of images with ``gram``, at least 1."""
         return self.counts.get(gram, 1)
 
     def idf(self, documents: int) -> float:
-        """Inverse document frequency: log(images / documents), an unseen n-gram counting as 1."""
+        """Inverse document frequency log(images / documents), with ``documents`` at least 1."""
         return math.log(max(1, self.images)) - math.log(max(1, documents))
 
 
 @dataclass(frozen=True, slots=True)
 class _References:
-    """The references of one image as weighed vectors, n-gram by n-gram."""
+    """The tf-idf vectors of an image's references, as an inverted index."""
 
-    weights: Mapping[Ngram, tuple[tuple[int, float], ...]]  # gram -> (reference, tf-idf), ...
-    norms: tuple[tuple[float, ...], ...]  # reference -> norm for each n
+    weights: Mapping[Ngram, tuple[tuple[int, float], ...]]  # n-gram -> (reference, tf-idf), ...
+    norms: tuple[tuple[float, ...], ...]  # for each reference the norm for each n
     lengths: tuple[int, ...]
 
 
 class CiderD:
-    """Scores captions of known images; higher is better, 0 to 10.
+    """CIDEr-D of captions for images with given references, 0 to 10, higher is better.
 
     Args:
         references: image id -> its tokenized references.
-        frequencies: document frequencies; those of ``references`` where none are given, which is
-            what the COCO evaluation does. Self-critical training gives those of the training set.
+        frequencies: document frequencies; by default those of ``references``, as in the COCO
+            evaluation. Self-critical training passes those of the training set.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CiderD:
     ) -> None:
         self.frequencies = frequencies or DocumentFrequencies.of(references.values())
         most = max(self.frequencies.counts.values(), default=1)
-        # Inverse document frequencies by count: a caption asks for dozens.
+        # A table of idf by count, because each caption needs dozens.
         self._idf = [self.frequencies.idf(count) for count in range(most + 1)]
         self._references = {i: self._weigh(sentences) for i, sentences in references.items()}
 
@@ -97,7 +97,7 @@ class CiderD:
         return SCALE * total / (LONGEST * len(references.lengths))
 
     def _vector(self, tokens: Sequence[str]) -> dict[Ngram, float]:
-        """The tf-idf of each n-gram."""
+        """n-gram -> tf-idf."""
         documents, idf = self.frequencies.counts, self._idf
         return {gram: count * idf[documents.get(gram, 1)] for gram, count in ngrams(tokens).items()}
 
@@ -117,7 +117,7 @@ class CiderD:
 
 
 def ngrams(tokens: Sequence[_Token]) -> Counter[tuple[_Token, ...]]:
-    """How often each n-gram of 1 to 4 words occurs, whatever stands for a word."""
+    """Counts of all n-grams of 1 to 4 tokens, which may be of any hashable type."""
     return Counter(
         tuple(tokens[start : start + n])
         for n in range(1, LONGEST + 1)
@@ -126,7 +126,7 @@ def ngrams(tokens: Sequence[_Token]) -> Counter[tuple[_Token, ...]]:
 
 
 def _length(tokens: Sequence[str]) -> int:
-    # The published code counts a caption's bigrams for its length.
+    # The published code takes the number of bigrams as a caption's length.
     return max(0, len(tokens) - 1)
 
 
@@ -140,7 +140,7 @@ def _norms(vector: Mapping[Ngram, float]) -> tuple[float, ...]:
 def _similarity(
     dots: Sequence[float], norms: Sequence[float], others: Sequence[float], difference: int
 ) -> float:
-    """Cosines summed over n, with the penalty for a different length."""
+    """The sum over n of the cosine similarities, times the length penalty."""
     cosines = sum(
         dot / (norm * other) if norm and other else dot
         for dot, norm, other in zip(dots, norms, others, strict=True)

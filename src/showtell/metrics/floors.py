@@ -1,4 +1,4 @@
-"""What a score must be read against: two floors that need no picture, and what people reach."""
+"""Baselines to read a score against: two floors that ignore the image, and a human ceiling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from showtell.metrics.inputs import ScoringError
 from showtell.metrics.scores import score_captions
 from showtell.text.tokenizer import tokenize
 
-PEOPLE = "people"  # what the ceiling is called
+PEOPLE = "people"  # name of the ceiling
 
 Tokens = tuple[str, ...]
 
@@ -24,7 +24,7 @@ _ORDERS = range(1, 5)
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
-    """Scores to stand beside a run's, and the rule that gave them."""
+    """Scores to compare a run with, and the rule they come from."""
 
     name: str
     rule: str
@@ -36,16 +36,19 @@ def constant_caption(
     references: Mapping[str, Sequence[str]],
     metrics: Sequence[str],
 ) -> Yardstick:
-    """The best scores of one and the same caption for every image.
+    """The best scores of using the same caption for every image.
 
-    Two captions are chosen: of those of `consensus_captions`, the one that scores best on
-    ``references`` by BLEU-4 and the one that does by CIDEr. Both are scored, and for each metric
-    the better counts. The choice looks at the references, so the floor is, if anything, too high.
+    Of `consensus_captions`, those with the best BLEU-4 and the best CIDEr on ``references`` are
+    chosen; for each metric the better of the two counts. The choice uses the references, so the
+    floor is, if anything, too high.
 
     Args:
         training: image id -> captions of the training set.
-        references: image id -> references of the split that is scored.
+        references: image id -> references of the scored split.
         metrics: names as for `showtell.metrics.scores.score_captions`.
+
+    Raises:
+        ScoringError: no training caption has four words, or the references cannot be scored.
     """
 
     def score(caption: str, names: Sequence[str]) -> dict[str, float]:
@@ -62,13 +65,16 @@ def constant_caption(
 
 
 def consensus_captions(training: Mapping[str, Sequence[str]], *, count: int) -> list[str]:
-    """The captions that agree most with all the others, as lower-case words.
+    """The training captions, of four words or more, that agree most with all others, lower-cased.
 
-    The first ``count`` agree by BLEU-4, as each would score when given to every training image:
-    the mean share of images that hold its n-grams, for n = 1 to 4, with the brevity penalty of
-    that image's closest reference. An n-gram that a caption repeats counts once. Up to ``count``
-    further ones agree by CIDEr, without the clipping and the length penalty of CIDEr-D: the mean
-    cosine of their tf-idf vectors with those of all the captions.
+    The first ``count`` agree by BLEU-4, as each would score if given to every training image: the
+    geometric mean, over n = 1 to 4, of the mean fraction of images whose captions contain its
+    n-grams, times the brevity penalty for the mean closest reference length. A repeated n-gram
+    counts once. Up to ``count`` more agree by CIDEr without the clipping and the length penalty of
+    CIDEr-D: the mean cosine of their tf-idf vectors with those of all captions.
+
+    Raises:
+        ScoringError: no training caption has four words.
     """
     tokenized = [[tuple(tokenize(caption)) for caption in each] for each in training.values()]
     frequencies = DocumentFrequencies.of(tokenized)
@@ -81,7 +87,7 @@ def consensus_captions(training: Mapping[str, Sequence[str]], *, count: int) -> 
         {tokens: _expected_bleu(tokens, frequencies, lengths) for tokens in captions},
         {tokens: _expected_cider(tokens, frequencies, mean) for tokens in captions},
     ]
-    # Words break ties, so that the order of the training set does not matter.
+    # Ties are broken alphabetically, so that the order of the training set does not matter.
     best = (sorted(captions, key=lambda t: (-each[t], t))[:count] for each in agreements)
     return list(dict.fromkeys(" ".join(tokens) for tokens in chain.from_iterable(best)))
 
@@ -89,7 +95,7 @@ def consensus_captions(training: Mapping[str, Sequence[str]], *, count: int) -> 
 def _mean_vector(
     tokenized: Sequence[Sequence[Tokens]], frequencies: DocumentFrequencies
 ) -> dict[Tokens, float]:
-    """The mean over images of the mean unit vector of their captions."""
+    """The mean over images of the mean over their captions of `_unit_vector`."""
     mean: dict[Tokens, float] = defaultdict(float)
     for sentences in tokenized:
         for tokens in sentences:
@@ -101,20 +107,20 @@ def _mean_vector(
 def _expected_cider(
     tokens: Tokens, frequencies: DocumentFrequencies, mean: Mapping[Tokens, float]
 ) -> float:
-    # The mean of cosines is the cosine with the mean: no pair of captions need be looked at.
+    # The mean of the cosines is the product with the mean vector, so no pairs are needed.
     vector = _unit_vector(tokens, frequencies)
     return sum(weight * mean.get(gram, 0.0) for gram, weight in vector.items()) / len(_ORDERS)
 
 
 def _unit_vector(tokens: Tokens, frequencies: DocumentFrequencies) -> dict[Tokens, float]:
-    """The tf-idf of each n-gram, those of one n at length 1."""
+    """n-gram -> tf-idf, normalised to unit length separately for each n."""
     vector = {
         gram: n * frequencies.idf(frequencies.count(gram)) for gram, n in ngrams(tokens).items()
     }
     squares = dict.fromkeys(_ORDERS, 0.0)
     for gram, weight in vector.items():
         squares[len(gram)] += weight * weight
-    # An n-gram that every image has weighs nothing.
+    # An n-gram that every image contains has weight 0.
     return {
         gram: weight / math.sqrt(squares[len(gram)]) for gram, weight in vector.items() if weight
     }
@@ -133,7 +139,7 @@ def _expected_bleu(
 
 
 def _expected_closest_lengths(tokenized: Sequence[Sequence[Sequence[str]]]) -> dict[int, float]:
-    """Caption length -> mean over images of the reference length closest to it."""
+    """Caption length -> mean over images of the closest reference length."""
     lengths = [sorted({len(tokens) for tokens in each}) for each in tokenized if each]
     wanted = {length for each in lengths for length in each}
     return {
@@ -143,7 +149,7 @@ def _expected_closest_lengths(tokenized: Sequence[Sequence[Sequence[str]]]) -> d
 
 
 def shuffled(captions: Mapping[str, str], *, seed: int) -> dict[str, str]:
-    """Every image gets the caption of another one, and every caption is used once.
+    """Give every image the caption of another one; every caption is used once.
 
     Raises:
         ScoringError: fewer than two images.
@@ -152,7 +158,7 @@ def shuffled(captions: Mapping[str, str], *, seed: int) -> dict[str, str]:
         raise ScoringError("captions of a single image cannot be shuffled: give two or more")
     order = list(captions)
     random.Random(seed).shuffle(order)
-    # Around one circle in random order: nobody keeps its own.
+    # A cyclic shift in random order, so that no image keeps its own.
     given = dict(zip(order, order[1:] + order[:1], strict=True))
     return {image_id: captions[given[image_id]] for image_id in captions}
 
@@ -164,7 +170,7 @@ def shuffled_captions(
     *,
     seed: int,
 ) -> Yardstick:
-    """The scores of captions given to the wrong images: what their style alone is worth."""
+    """The scores of captions given to the wrong images: what their style alone achieves."""
     scores = score_captions(shuffled(captions, seed=seed), references, metrics)
     return Yardstick(
         "shuffled images", f"each image's caption given to another, seed {seed}", scores.scores
@@ -174,17 +180,17 @@ def shuffled_captions(
 def shuffled_cider(
     captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> float | None:
-    """CIDEr of captions given to the wrong images; None for one image, which has no wrong one."""
+    """CIDEr of captions given to the wrong images; None with fewer than two images."""
     if len(captions) < 2:
         return None
     return shuffled_captions(captions, references, ["CIDEr"], seed=0).scores["CIDEr"]
 
 
 def human_ceiling(references: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> Yardstick:
-    """How people score against one another: each reference against all the others of its image.
+    """How people score against each other: each reference against the others of its image.
 
-    The mean over rounds; round k scores the k-th reference of every image. There are as many
-    rounds as the image with the fewest references has; images with one reference are left out.
+    The mean over rounds, of which round k scores the k-th reference of every image. Images with one
+    reference are left out; of the rest, the fewest references give the number of rounds.
 
     Raises:
         ScoringError: no image has two references.

@@ -1,4 +1,4 @@
-"""What may be scored: captions and references checked before any metric sees them."""
+"""Validation of captions and references, before any metric uses them."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ class NotTextError(ScoringError):
 
 
 class UnknownMetricError(ScoringError):
-    """A metric nobody here knows."""
+    """The name of a metric is unknown."""
 
 
 def check_captions(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
-    """Refuse anything that would score a caption wrongly or against the wrong image.
+    """Raise an error for anything that would be scored wrongly or against the wrong image.
 
-    An image id is a file name; the numbers COCO gives its images pass too. Ids are the same when
-    their text is: a results file may give as text what the references give as numbers.
+    Image ids are file names, or integers as in COCO. They are compared as text: captions may have
+    as text what the references have as numbers.
 
     Raises:
         NotTextError: a caption or reference is not a string, or the references of an image are
             one string instead of a sequence of them.
-        DuplicateCaptionError: two ids are the same but for their type.
-        MissingCaptionError, MissingReferencesError: the ids differ, or an image has no references.
+        DuplicateCaptionError: two ids differ only in type.
+        MissingCaptionError: an image with references has no caption.
+        MissingReferencesError: an image with a caption has no reference.
         ScoringError: there is nothing to score.
     """
     _check_captions_text(captions)
@@ -70,10 +71,10 @@ def check_captions(captions: Mapping[str, str], references: Mapping[str, Sequenc
 
 
 def check_references(references: Mapping[str, Sequence[str]]) -> None:
-    """Refuse references that are not strings in sequences, under ids.
+    """Check that references map image ids to sequences of strings.
 
     Raises:
-        NotTextError: one of them is something else.
+        NotTextError: an id, a sequence or a reference has another type.
     """
     _check_ids(references)
     for image_id, sentences in references.items():
@@ -97,7 +98,7 @@ def _check_captions_text(captions: Mapping[str, str]) -> None:
 
 def _check_ids(image_ids: Iterable[object]) -> None:
     for image_id in image_ids:
-        # NumPy's integers are Integral too, and so is bool, which is never meant.
+        # Integral includes NumPy's integers, but also bool, which can only be a mistake.
         if not isinstance(image_id, str | Integral) or isinstance(image_id, bool):
             raise NotTextError(f"the image id {image_id!r} is no id: use the name of the file")
 
@@ -106,8 +107,8 @@ def read_captions(path: Path) -> dict[str, str]:
     """The captions of a COCO results file: a list of ``{"image_id": ..., "caption": ...}``.
 
     Raises:
-        ScoringError: no such file, or not of that form.
-        DuplicateCaptionError: an image stands in it twice.
+        ScoringError: the file is missing or has another format.
+        DuplicateCaptionError: an image occurs in it twice.
     """
     try:
         rows = json.loads(path.read_text("utf-8"))
@@ -119,7 +120,13 @@ def read_captions(path: Path) -> dict[str, str]:
 
 
 def captions_of(rows: Any, *, source: str) -> dict[str, str]:
-    """COCO results (already parsed) as image id -> caption; ids that are numbers become text."""
+    """Parsed COCO results as image id -> caption; numeric ids become text.
+
+    Raises:
+        ScoringError: ``rows`` has another format.
+        NotTextError: an image id is neither text nor an integer.
+        DuplicateCaptionError: an image occurs twice.
+    """
     if not isinstance(rows, list) or not all(_is_result(row) for row in rows):
         raise ScoringError(
             f'{source} is not a list of {{"image_id": ..., "caption": ...}}: use the COCO '
@@ -143,7 +150,7 @@ def _repeated(image_ids: Iterable[str]) -> list[str]:
 
 
 def _named(image_ids: Iterable[str]) -> str:
-    """``3 images (a.jpg, b.jpg, c.jpg)``, at most three by name."""
+    """``3 images (a.jpg, b.jpg, c.jpg)``; at most three are named."""
     listed = [str(image_id) for image_id in image_ids]
     names = ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
     return f"{len(listed)} image{'s' if len(listed) > 1 else ''} ({names})"

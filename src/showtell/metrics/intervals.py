@@ -1,6 +1,6 @@
-"""How sure a score is: bootstrap intervals over images, and the paired test of two captioners.
+"""Bootstrap intervals over images, and the paired bootstrap test of two captioners.
 
-Images are drawn with replacement and the corpus score of each draw is computed exactly from
+Images are drawn with replacement, and the corpus score of each draw is computed exactly from
 summed statistics (Koehn 2004, "Statistical significance tests for machine translation
 evaluation"). CIDEr keeps the document frequencies of the whole set in every draw.
 """
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from showtell.metrics.inputs import ScoringError
 from showtell.metrics.statistics import Array, CaptionStatistics
 
-_DRAWS_AT_ONCE = 100  # bounds memory: 100 x 40,504 counts of COCO's validation images are 32 MB
+_DRAWS_AT_ONCE = 100  # bounds memory: 100 x 40,504 counts, for COCO's validation images, are 32 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The central 95 % (or ``level``) of the scores of resampled sets."""
+    """The central 95 % (or ``level``) of the scores of bootstrap samples."""
 
     low: float
     high: float
@@ -30,10 +30,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Second minus first, its interval, and how easily chance alone would bring as much.
+    """The difference second minus first, its interval and its p-value.
 
-    ``p_value`` is two-sided: twice the share of draws in which the difference has the other sign,
-    never below 2 / (samples + 1).
+    ``p_value`` is two-sided: twice the fraction of draws in which the difference has the other
+    sign, at least 2 / (samples + 1).
     """
 
     difference: float
@@ -44,7 +44,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Resampled:
-    """The corpus scores of one training, and on each resampled set: name -> [samples]."""
+    """A training's corpus scores, and those of each bootstrap sample: name -> [samples]."""
 
     scores: dict[str, float]
     draws: dict[str, Array]
@@ -53,7 +53,7 @@ class _Resampled:
 def bootstrap(
     statistics: CaptionStatistics, *, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """The interval of each corpus score under resampling of the images."""
+    """The bootstrap interval of each corpus score, over images."""
     (resampled,) = _resampled([statistics], samples=samples, seed=seed)
     return {name: Interval(*_central(values, level)) for name, values in resampled.draws.items()}
 
@@ -68,15 +68,15 @@ def compare(
 ) -> dict[str, Comparison]:
     """The paired bootstrap test of two captioners on the same images, for each common score.
 
-    A captioner is given by the captions of its trainings, which differ by their seeds only; its
-    score is their mean. Every draw scores all of them on the same resampled images. With n and m
-    trainings and n + m > 2, it also moves the difference by what other seeds might: s t
-    sqrt(1/n + 1/m), with s the standard deviation of the scores within both, pooled, and t from
-    Student's distribution of n + m - 2 degrees of freedom. (Resampling two or three seeds like
-    the images finds differences between equals far too often.)
+    A captioner is given by its trainings, which differ only by seed; its score is their mean. Each
+    draw scores all trainings on the same resampled images. With n and m trainings and n + m > 2, a
+    draw also adds seed noise to the difference: s t sqrt(1/n + 1/m), with s the pooled standard
+    deviation of the scores within each captioner, and t drawn from Student's distribution with
+    n + m - 2 degrees of freedom. (Resampling two or three seeds like images would find differences
+    between equal captioners far too often.)
 
     Raises:
-        ScoringError: they were not scored on the same images against the same references.
+        ScoringError: not all were scored on the same images against the same references.
     """
     (comparisons,) = compare_each(first, [second], samples=samples, seed=seed, level=level)
     return comparisons
@@ -90,9 +90,9 @@ def compare_each(
     seed: int = 0,
     level: float = 0.95,
 ) -> list[dict[str, Comparison]]:
-    """``compare`` of the first captioner with each of the others, on the same draws of images.
+    """``compare`` the first captioner with each of the others, on the same draws of images.
 
-    Every training is resampled once, however many it is compared with.
+    Every training is resampled only once, whatever the number of comparisons.
     """
     resampled = _resampled(
         _aligned([*first, *chain.from_iterable(others)]), samples=samples, seed=seed
@@ -113,7 +113,7 @@ def _compare(
     level: float,
 ) -> dict[str, Comparison]:
     n, freedom = len(first), len(first) + len(second) - 2
-    # Not the stream that draws the images.
+    # A stream independent of the one that draws the images.
     generator = np.random.default_rng([seed, 1])
     luck = generator.standard_t(freedom, size=samples) if freedom else np.zeros(samples)
     trainings = [*first, *second]
@@ -131,7 +131,7 @@ def _common_names(trainings: Sequence[_Resampled]) -> list[str]:
 
 
 def _aligned(trainings: Sequence[CaptionStatistics]) -> list[CaptionStatistics]:
-    """All with the rows in the order of the first."""
+    """All statistics with their rows in the order of the first."""
     first = trainings[0]
     if not all(training.is_comparable(first) for training in trainings):
         raise ScoringError(
@@ -141,13 +141,13 @@ def _aligned(trainings: Sequence[CaptionStatistics]) -> list[CaptionStatistics]:
 
 
 def _difference(scores: Array, n: int) -> Array:
-    """[..., n + m] -> [...]: the mean of the last m less the mean of the first n."""
+    """[..., n + m] -> [...]: the mean of the last m minus the mean of the first n."""
     difference: Array = scores[..., n:].mean(axis=-1) - scores[..., :n].mean(axis=-1)
     return difference
 
 
 def _seed_error(first: Array, second: Array) -> float:
-    """The standard error of the difference of two means, [n] and [m], of one spread."""
+    """The standard error of the difference of the means of [n] and [m], of equal variance."""
     n, m = len(first), len(second)
     squares = n * np.var(first) + m * np.var(second)
     return float(np.sqrt(squares / max(n + m - 2, 1) * (1 / n + 1 / m)))
@@ -167,7 +167,7 @@ def _central(values: Array, level: float) -> tuple[float, float]:
 def _resampled(
     trainings: Sequence[CaptionStatistics], *, samples: int, seed: int
 ) -> list[_Resampled]:
-    """Each training scored as it is and on the same resampled sets."""
+    """Corpus scores of each training, and its scores on common bootstrap samples."""
     blocks: list[list[dict[str, Array]]] = [[] for _ in trainings]
     for counts in _draws(len(trainings[0].image_ids), samples=samples, seed=seed):
         for scored, training in zip(blocks, trainings, strict=True):
@@ -182,7 +182,7 @@ def _resampled(
 
 
 def _draws(images: int, *, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Blocks [draws, images] of how often each image was drawn; equal seeds give equal draws."""
+    """Blocks [draws, images] of counts of each image; equal seeds give equal draws."""
     generator = np.random.default_rng(seed)
     for start in range(0, samples, _DRAWS_AT_ONCE):
         draws = min(_DRAWS_AT_ONCE, samples - start)

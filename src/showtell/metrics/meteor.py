@@ -1,9 +1,9 @@
-"""METEOR 1.5 (Denkowski & Lavie 2014) in a Java process that is started once and kept.
+"""METEOR 1.5 (Denkowski & Lavie 2014) in a Java process that is started once and reused.
 
-The scorer and its protocol are pycocoevalcap's: one line per caption goes in, one line of
-statistics comes back; one line with all the statistics goes in, one score per caption and the
-corpus score come back. Loading its paraphrases takes seconds, so the process lives as long as
-this one. It is killed when it does not answer in time, and at exit.
+The scorer and its protocol are pycocoevalcap's: for each line with a caption it returns a line of
+statistics; for one line with all statistics it returns a score per caption and the corpus score.
+Loading its paraphrases takes seconds, so the process is kept. It is killed if it does not answer in
+time, and at exit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from showtell.errors import UserError
 from showtell.metrics.java import INSTALL_JAVA, LOCALE_OPTIONS, find_java
 from showtell.metrics.statistics import meteor_statistics
 
-_SECONDS_PER_CAPTION = 0.1  # some twenty times what it takes
+_SECONDS_PER_CAPTION = 0.1  # about twenty times the usual
 
 _JAR = Path(pycocoevalcap_meteor.__file__).with_name(pycocoevalcap_meteor.METEOR_JAR)
 
@@ -45,7 +45,7 @@ class MeteorTimeoutError(MeteorError):
 
 @dataclass(frozen=True, slots=True)
 class MeteorResult:
-    """METEOR of the whole set and of each caption, 0 to 1, and what to sum for a set, [I, 23]."""
+    """METEOR of the set and of each caption, 0 to 1, and per-image statistics to sum, [I, 23]."""
 
     corpus: float
     each: list[float]
@@ -53,12 +53,12 @@ class MeteorResult:
 
 
 class Meteor:
-    """One scorer process; calls of several threads take turns.
+    """A scorer process; thread-safe, one call at a time.
 
     Args:
-        java: the Java program.
-        limit_seconds: how long a call of `score` may take, the start of the process included;
-            each caption adds 0.1 s.
+        java: the Java executable.
+        limit_seconds: time limit of a call of `score`, including the start of the process; each
+            caption adds 0.1 s.
     """
 
     def __init__(self, java: Path, *, limit_seconds: float) -> None:
@@ -72,7 +72,7 @@ class Meteor:
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> MeteorResult:
         """Score captions against their references, both as words separated by spaces.
 
-        A process that was killed since the last call, or dies now, is replaced once.
+        A process that died since the last call is replaced; one that dies now is replaced once.
 
         Raises:
             MeteorTimeoutError: no answer in time.
@@ -91,7 +91,7 @@ class Meteor:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            with contextlib.suppress(OSError):  # what was not yet read is lost with the process
+            with contextlib.suppress(OSError):  # unread input is lost with the process
                 self._process.stdin.close()  # type: ignore[union-attr]
             self._process = None
 
@@ -118,7 +118,7 @@ class Meteor:
 
     def _start(self) -> None:
         self.close()
-        # Fresh ones: nothing of a process that died may reach its successor.
+        # New ones, so that output of a dead process cannot reach its successor.
         self._answers = queue.SimpleQueue()
         self._complaints = deque(maxlen=1)
         command = [str(self._java), *LOCALE_OPTIONS, "-Xmx2G", "-jar", str(_JAR)]
@@ -135,7 +135,7 @@ class Meteor:
             )
         except OSError as error:
             raise MeteorError(f"METEOR did not start ({error}): {INSTALL_JAVA}") from error
-        # Both are read all the time: a full pipe would stop the process.
+        # Both are read continuously: a full pipe would block the process.
         for read, source in (
             (partial(_collect, self._answers), self._process.stdout),
             (self._complaints.extend, self._process.stderr),
@@ -146,7 +146,7 @@ class Meteor:
         self, process: subprocess.Popen[str], lines: Sequence[str], answers: int, deadline: float
     ) -> list[str]:
         assert process.stdin is not None
-        # A process that hangs stops reading, and writing to it would then block for ever.
+        # A hung process stops reading, and writing to it would then block forever.
         alarm = threading.Timer(max(0.0, deadline - time.monotonic()), process.kill)
         alarm.start()
         try:
@@ -187,7 +187,7 @@ def _score_line(caption: str, references: Sequence[str]) -> str:
 
 
 def _plain(sentence: str) -> str:
-    # The protocol's separator can only stand inside a token such as <!a|||b>.
+    # The protocol's separator can only occur inside a token such as <!a|||b>.
     return sentence.replace("|||", "")
 
 
@@ -202,12 +202,12 @@ _owner = 0
 
 
 def shared_meteor(*, limit_seconds: float = 300.0) -> Meteor | None:
-    """This process's scorer, started on first use; None where there is no Java."""
+    """This process's scorer, started on first use; None without Java."""
     global _shared, _owner
     java = find_java()
     if java is None:
         return None
-    if _shared is None or _owner != os.getpid():  # a fork must not write into its parent's pipe
+    if _shared is None or _owner != os.getpid():  # a fork must not write to its parent's pipe
         _shared, _owner = Meteor(java, limit_seconds=limit_seconds), os.getpid()
         atexit.register(_close_shared, _shared, _owner)
     return _shared

@@ -1,8 +1,8 @@
-"""The one front end to all scores: validation, evaluation, comparison and training use it.
+"""The front end to all metrics, for validation, evaluation, comparison and training.
 
-Raw captions and references go in. Their words are those of `showtell.text.tokenizer`, equal to
-the COCO evaluation's; BLEU, ROUGE-L, METEOR and SPICE are pycocoevalcap's own scorers, CIDEr-D is
-`showtell.metrics.cider`, equal to pycocoevalcap's to 1e-9.
+It takes raw captions and references and tokenizes them with `showtell.text.tokenizer`, which equals
+the COCO evaluation's tokenizer. BLEU, ROUGE-L, METEOR and SPICE are pycocoevalcap's own scorers;
+CIDEr-D is `showtell.metrics.cider`, equal to pycocoevalcap's to 1e-9.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DEFAULT_METRICS = METRICS[:4]  # SPICE needs a large download
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """One metric's results: name -> corpus score, name -> score of each image, and [I, K]."""
+    """A metric's results: name -> corpus score, name -> score of each image, statistics [I, K]."""
 
     corpus: Mapping[str, float]
     each: Mapping[str, Sequence[float]]
@@ -55,13 +55,13 @@ class _Scored:
 class CaptionScores:
     """Scores of a set of captions.
 
-    ``scores`` maps BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr and SPICE, as far as they were asked
-    for and could run, to the score of the whole set: fractions, but CIDEr on its own scale of 0
-    to 10. ``per_image`` has the same names for each image, under the id its references have; BLEU
-    is smoothed there as the COCO evaluation does. ``skipped`` names each metric that could not
-    run with the remedy, ``notes`` what a reader must know about those that did. ``signature``
-    says how the numbers came about. ``statistics`` are what the corpus scores are computed from,
-    one row for each image; `showtell.metrics.intervals` resamples them.
+    ``scores`` maps those of BLEU-1 to BLEU-4, METEOR, ROUGE-L, CIDEr and SPICE that were requested
+    and could run to the corpus score: in 0..1, but CIDEr in 0..10. ``per_image`` maps the image ids
+    of the references to the same names for single images; BLEU is smoothed there as in the COCO
+    evaluation. ``skipped`` maps each metric that could not run to the remedy, ``notes`` say what a
+    reader must know about the others. ``signature`` describes how the scores were computed.
+    ``statistics`` has one row per image, from which corpus scores are computed;
+    `showtell.metrics.intervals` resamples them.
     """
 
     scores: dict[str, float]
@@ -74,7 +74,7 @@ class CaptionScores:
     statistics: CaptionStatistics = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The flat form of ``scores-*.json``."""
+        """A flat dictionary, as in ``scores-*.json``."""
         counts = {"images": self.images, "references": self.references}
         skipped = {f"skipped/{name}": remedy for name, remedy in self.skipped.items()}
         notes = {"notes": "; ".join(self.notes)} if self.notes else {}
@@ -91,22 +91,21 @@ def score_captions(
 ) -> CaptionScores:
     """Score one raw caption per image against its raw references.
 
-    The references are tokenized and weighed once: calling this again with the same ones, as
-    validation does after every epoch, costs only the captions.
+    Work on the references is cached: another call with the same ones, as in validation after every
+    epoch, costs only the captions.
 
     Args:
         captions: image id -> caption, or the rows of a COCO results file.
-        references: image id -> its references, as many as there are.
+        references: image id -> its references, at least one.
         metrics: names out of BLEU, METEOR, ROUGE-L, CIDEr and SPICE.
-        document_references: image id -> references of the images whose words CIDEr's document
-            frequencies count; those of ``references`` where none are given, which is what the
-            COCO evaluation does. The same here for every part of a set makes the parts' CIDEr
-            that of the whole.
-        context: what else the signature should say, such as the split or the beam size.
+        document_references: image id -> references for CIDEr's document frequencies; by default
+            ``references``, as in the COCO evaluation. To score a set in parts consistently, pass
+            those of the whole set with each part.
+        context: further entries of the signature, such as the split or the beam size.
 
     Raises:
         ScoringError: ids or texts that cannot be scored; see `showtell.metrics.inputs`.
-        UnknownMetricError: a name that is none of the five.
+        UnknownMetricError: a name is not one of the five.
     """
     if not isinstance(captions, Mapping):
         captions = captions_of(captions, source="the captions")
@@ -142,9 +141,9 @@ def score_captions(
 
 
 def final_metrics() -> Sequence[str]:
-    """What the end of a training scores: SPICE only where it can run.
+    """The metrics for the end of a training: SPICE only if it can run.
 
-    `showtell evaluate` asks for all five, and tells what those need that could not run.
+    `showtell evaluate` requests all five and reports what those that cannot run need.
     """
     return DEFAULT_METRICS if spice_obstacle() else METRICS
 
@@ -166,7 +165,7 @@ def _documents_of(references: Mapping[str, Sequence[str]]) -> _Documents:
 def _score(
     metrics: Sequence[str], hypotheses: Sequence[str], references: _WeighedReferences
 ) -> tuple[dict[str, _Scored], dict[str, str]]:
-    """The results of the metrics that can run, and the remedies of those that cannot."""
+    """The results of the metrics that can run, and the remedies for those that cannot."""
     results: dict[str, _Scored] = {}
     skipped: dict[str, str] = {}
     for metric in metrics:
@@ -189,7 +188,7 @@ _Raw = tuple[tuple[str, tuple[str, ...]], ...]  # image id and its references, .
 
 
 class _Documents:
-    """The images whose words CIDEr counts."""
+    """CIDEr's document frequencies over some images, and a digest of these."""
 
     def __init__(self, references: _Raw) -> None:
         sentences = [_sentences(each) for _, each in references]
@@ -198,7 +197,7 @@ class _Documents:
 
 
 class _WeighedReferences:
-    """The references of some images, with everything a metric can compute from them alone."""
+    """The references of some images, with all that metrics compute from references alone."""
 
     def __init__(self, references: _Raw, documents: _Documents | None) -> None:
         self.documents = documents
@@ -208,39 +207,39 @@ class _WeighedReferences:
 
     @cached_property
     def bleu(self) -> list[Any]:
-        """What pycocoevalcap's BLEU needs to know of each image's references."""
+        """pycocoevalcap's precomputed n-gram counts of each image's references."""
         return [cook_refs(sentences) for sentences in self.sentences]
 
     @cached_property
     def cider(self) -> CiderD:
-        """CIDEr-D whose document frequencies come from the documents, or these references."""
+        """CIDEr-D with document frequencies of ``documents``, or else of these references."""
         tokens = map(_words, self.sentences)
         frequencies = self.documents.frequencies if self.documents else None
         return CiderD(dict(zip(self.image_ids, tokens, strict=True)), frequencies=frequencies)
 
     @cached_property
     def split_digest(self) -> str:
-        """The start of the SHA-256 of the ids: which images are scored, whatever their words."""
+        """A truncated SHA-256 of the image ids alone: which images are scored."""
         return _digest(sorted(self.image_ids))
 
     @cached_property
     def digest(self) -> str:
-        """The start of the SHA-256 of ids and words."""
+        """A truncated SHA-256 of image ids and tokenized references."""
         return _references_digest(self.image_ids, self.sentences)
 
     @property
     def comparable_digest(self) -> str:
-        """Of all that must agree before two CIDErs may be compared."""
+        """A digest of all references that must agree for CIDEr scores to be comparable."""
         return _digest([self.digest, self.documents.digest]) if self.documents else self.digest
 
 
 def _sentences(raw: Sequence[str]) -> list[str]:
-    """The words of each caption, a blank between two."""
+    """The words of each caption, joined by spaces."""
     return [" ".join(tokenize(caption)) for caption in raw]
 
 
 def _words(sentences: Sequence[str]) -> list[list[str]]:
-    # Like pycocoevalcap, split at any white space: a token may hold a non-breaking space.
+    # Split at any white space like pycocoevalcap: a token may contain a non-breaking space.
     return [sentence.split() for sentence in sentences]
 
 
@@ -254,26 +253,26 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:12]
 
 
-# Two sets: those of validation and of the split it is a part of. They stay in memory for the
-# life of the process, with all that was computed from them: the price of cheap validations.
+# Two sets: the validation images and the split they are part of. They stay in memory for the life
+# of the process, with all that was computed from them: the price of fast validation.
 _weigh = lru_cache(maxsize=2)(_WeighedReferences)
-_count = lru_cache(maxsize=1)(_Documents)  # a study scored in parts counts the same in each
+_count = lru_cache(maxsize=1)(_Documents)  # a set scored in parts passes the same for each
 
 
 class SampleScores:
-    """Scores of single captions against the references of one of many images: rewards of training.
+    """Scores of single captions, any number per image, for rewards in training.
 
-    CIDEr is what `score_captions` gives each image with all the images as ``document_references``,
-    BLEU-4 the same as there; here an image may have any number of captions, and only references
-    that are asked for are weighed, and forgotten: weighed, they are a hundred times larger.
+    CIDEr equals that of `score_captions` per image with all images as ``document_references``, and
+    BLEU-4 equals its per-image BLEU-4. Vectors of references are computed on demand and not kept,
+    because they are a hundred times larger than the words.
 
     Args:
         references: image id -> its raw references.
-        end: a token put behind every reference, so that stopping is scored too. A caption that
-            was finished must then carry it itself. `score_captions` knows none.
+        end: a token appended to every reference, so that stopping is scored too; finished captions
+            must then end with it. `score_captions` uses none.
 
     Raises:
-        NotTextError: a reference is no text.
+        NotTextError: a reference is not text.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], *, end: str | None = None) -> None:
@@ -286,12 +285,12 @@ class SampleScores:
         self._frequencies = DocumentFrequencies.of(map(_words, self._sentences.values()))
 
     def cider(self, sentences: Sequence[str], image_ids: Sequence[str]) -> list[float]:
-        """CIDEr-D, 0 to 10, of sentences, each a caption's words with blanks between them."""
+        """CIDEr-D, 0 to 10, of captions given as words joined by spaces."""
         references = {image_id: _words(self._sentences[image_id]) for image_id in set(image_ids)}
         return _cider_of(sentences, image_ids, CiderD(references, frequencies=self._frequencies))
 
     def bleu4(self, sentences: Sequence[str], image_ids: Sequence[str]) -> list[float]:
-        """Smoothed BLEU-4, 0 to 1, of the same."""
+        """Smoothed BLEU-4, 0 to 1, of captions given as words joined by spaces."""
         cooked = {image_id: cook_refs(self._sentences[image_id]) for image_id in set(image_ids)}
         _, each, _ = _bleu_of(sentences, [cooked[image_id] for image_id in image_ids])
         return list(each[BLEU_ORDER - 1])
@@ -308,7 +307,7 @@ def _bleu(hypotheses: Sequence[str], references: _WeighedReferences) -> _Scored:
 
 
 def _bleu_of(hypotheses: Sequence[str], references: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
-    """BLEU-1..4 of all, and of each caption beside its cooked references; and the comparisons."""
+    """BLEU-1..4 of the corpus and of each caption, and pycocoevalcap's counts for each caption."""
     scorer = BleuScorer(n=BLEU_ORDER)
     scorer.crefs = list(references)
     scorer.ctest = list(map(cook_test, hypotheses, references))
@@ -354,7 +353,7 @@ _SCORERS = {"BLEU": _bleu, "METEOR": _meteor, "ROUGE-L": _rouge, "CIDEr": _cider
 def _signature(
     results: Mapping[str, _Scored], references: _WeighedReferences, context: Mapping[str, object]
 ) -> str:
-    """``name:value`` pairs that must agree before two results may be compared."""
+    """``name:value`` pairs, joined by ``|``, that must agree for two results to be comparable."""
     per_image = [len(sentences) for sentences in references.sentences]
     documents = references.documents
     idf = f"idf-of-documents-{documents.digest}" if documents else "idf-of-references"

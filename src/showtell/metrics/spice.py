@@ -1,4 +1,4 @@
-"""SPICE (Anderson et al. 2016): the Java program of pycocoevalcap, where its models are there."""
+"""SPICE (Anderson et al. 2016), by pycocoevalcap's Java program if its models are installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from showtell.errors import UserError
 from showtell.metrics.java import INSTALL_JAVA, LOCALE_OPTIONS, find_java
 
 LIMIT_SECONDS = 300.0
-_SECONDS_PER_SENTENCE = 0.5  # a sentence is parsed, which takes some tenths of a second
+_SECONDS_PER_SENTENCE = 0.5  # parsing a sentence takes a few tenths of a second
 
 _FOLDER = Path(pycocoevalcap_spice.__file__).parent
 _LIBRARY = _FOLDER / get_stanford_models.SPICELIB
@@ -28,7 +28,7 @@ class SpiceError(UserError):
 
 
 def spice_obstacle() -> str | None:
-    """What SPICE lacks and the remedy, or None when it can run."""
+    """What SPICE lacks and the remedy, or None if it can run."""
     if find_java() is None:
         return f"SPICE needs a Java runtime: {INSTALL_JAVA}"
     if not all((_LIBRARY / name).exists() for name in _MODELS):
@@ -45,16 +45,15 @@ def spice(
     *,
     limit_seconds: float = LIMIT_SECONDS,
 ) -> list[float]:
-    """SPICE of each caption, 0 to 1; that of a set is their mean.
+    """SPICE of each caption, 0 to 1; the corpus score is their mean.
 
     Args:
         captions: words separated by spaces, like the references.
-        references: as many as there are of each image.
-        limit_seconds: how long the Java program may take before it is killed; each sentence adds
-            0.5 s.
+        references: any number for each caption.
+        limit_seconds: time limit of the Java program; each sentence adds 0.5 s.
 
     Raises:
-        SpiceError: its Java program failed, or did not end in time.
+        SpiceError: the Java program failed or exceeded the limit.
     """
     pairs = zip(captions, references, strict=True)
     rows = [
@@ -82,7 +81,7 @@ def spice(
 
 
 def _run(rows: Sequence[dict[str, Any]], limit_seconds: float) -> list[dict[str, Any]]:
-    """The program's answer to ``rows``, called as pycocoevalcap does, but not without end."""
+    """Run the Java program on ``rows`` as pycocoevalcap does, but with a time limit."""
     java = find_java()
     assert java is not None
     with tempfile.TemporaryDirectory() as folder:

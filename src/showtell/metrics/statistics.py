@@ -1,8 +1,7 @@
-"""From sums over images to the score of a set, for many sets at once.
+"""Corpus scores computed from sums of per-image statistics, for many resampled sets at once.
 
-A corpus score is a function of sums of per-image statistics: BLEU and METEOR of counts, the
-other metrics of the scores themselves (their corpus score is the mean). Resampling images then
-is a matrix product. Notation: I images, S sets, K statistics of a metric.
+BLEU and METEOR are functions of summed counts; the other metrics are means of per-image scores. So
+resampling images is a matrix product. Notation: I images, S sets, K statistics of a metric.
 """
 
 from __future__ import annotations
@@ -18,21 +17,22 @@ Array = NDArray[np.float64]
 
 BLEU_ORDER = 4
 
-METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE")  # what may be asked for
-SCORE_NAMES = (*(f"BLEU-{n + 1}" for n in range(BLEU_ORDER)), *METRICS[1:])  # what they give
+METRICS = ("BLEU", "METEOR", "ROUGE-L", "CIDEr", "SPICE")  # names of metrics to request
+SCORE_NAMES = (*(f"BLEU-{n + 1}" for n in range(BLEU_ORDER)), *METRICS[1:])  # names of their scores
 
 # METEOR 1.5 for English (Denkowski & Lavie 2014, section 3): weights of exact, stem, synonym and
-# paraphrase matches; balance of recall, strength and exponent of the penalty, weight of content.
+# paraphrase matches; weight of recall, exponent and strength of the fragmentation penalty, weight
+# of content words.
 _MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionStatistics:
-    """What the corpus scores of a set of captions are computed from; enough to resample them.
+    """Per-image statistics of a set of captions, sufficient for corpus scores of any resampling.
 
-    ``arrays`` maps a metric to [I, K], one row for each of ``image_ids``. The hash of the
-    references and the signature say what may be compared with it.
+    ``arrays`` maps a metric to [I, K], one row for each of ``image_ids``. ``references_sha256`` and
+    ``signature`` tell what it may be compared with.
     """
 
     image_ids: tuple[str, ...]
@@ -42,13 +42,13 @@ class CaptionStatistics:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Score name -> score of the whole set."""
+        """Score name -> corpus score."""
         whole = np.ones((1, len(self.image_ids)), dtype=np.int64)
         return {name: float(values[0]) for name, values in self.scores_of(whole).items()}
 
     def scores_of(self, counts: NDArray[np.int64]) -> dict[str, Array]:
-        """How often each image is in each set, [S, I] -> score name -> scores [S]."""
-        weights = counts.astype(np.float64)  # once, and not in each product
+        """Corpus scores [S] by name, for sets given as counts [S, I] of each image."""
+        weights = counts.astype(np.float64)  # converted once instead of in each product
         return {
             name: values
             for metric, rows in self.arrays.items()
@@ -56,12 +56,12 @@ class CaptionStatistics:
         }
 
     def is_comparable(self, other: CaptionStatistics) -> bool:
-        """Whether both are of captions of the same images, scored against the same references."""
+        """Whether both have the same images, scored against the same references."""
         same_images = set(self.image_ids) == set(other.image_ids)
         return same_images and self.references_sha256 == other.references_sha256
 
     def in_order_of(self, image_ids: Sequence[str]) -> CaptionStatistics:
-        """The same with the rows in another order of the same images."""
+        """A copy with the rows in the order of ``image_ids``, which are the same images."""
         row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
         rows = [row_of[image_id] for image_id in image_ids]
         arrays = {metric: array[rows] for metric, array in self.arrays.items()}
@@ -69,9 +69,9 @@ class CaptionStatistics:
 
 
 def bleu_statistics(cooked: Sequence[Mapping[str, Any]]) -> Array:
-    """[I, 10]: words, words of the closest reference, possible and matched n-grams for n = 1..4.
+    """[I, 10]: length, closest reference length, possible and matched n-grams for n = 1..4.
 
-    ``cooked`` are pycocoevalcap's comparisons of a caption with its references.
+    ``cooked`` has pycocoevalcap's counts for each caption.
     """
     return np.array(
         [
@@ -87,7 +87,7 @@ def _closest(lengths: Sequence[int], length: int) -> int:
 
 
 def bleu(totals: Array) -> dict[str, Array]:
-    """[S, 10] summed statistics -> BLEU-1..4, each [S]; exactly as pycocoevalcap computes them."""
+    """Summed `bleu_statistics` [S, 10] -> BLEU-1..4, each [S], exactly as in pycocoevalcap."""
     small, tiny = 1e-9, 1e-15
     words, closest, possible, matched = np.split(totals, [1, 2, 2 + BLEU_ORDER], axis=1)
     precisions = np.cumprod((matched + tiny) / (possible + small), axis=1)
@@ -98,10 +98,10 @@ def bleu(totals: Array) -> dict[str, Array]:
 
 
 def meteor_statistics(counts: Array) -> Array:
-    """[I, 23] of METEOR's SCORE command, made fit to be summed.
+    """[I, 23]: the output of METEOR's SCORE command, adjusted so that it can be summed.
 
-    A caption that is its reference, word for word, is one chunk and not fragmented at all: it
-    adds no chunk to a set either.
+    A caption equal to its reference is a single chunk, but not fragmented: it adds no chunk to a
+    set either.
     """
     words, reference_words = counts[:, :2].T
     chunks, matched, reference_matched = counts[:, 20:].T
@@ -112,9 +112,9 @@ def meteor_statistics(counts: Array) -> Array:
 
 
 def meteor(totals: Array) -> dict[str, Array]:
-    """[S, 23] summed ``meteor_statistics`` -> METEOR [S]."""
+    """Summed `meteor_statistics` [S, 23] -> METEOR [S]."""
     words, reference_words, function, reference_function = totals[:, :4].T
-    # Axes: set, kind of match, content or function word, caption or reference.
+    # Axes: set, match type, content or function word, caption or reference.
     matches = totals[:, 4:20].reshape(-1, 4, 2, 2)
     chunks, matched, reference_matched = totals[:, 20:].T
     weighed = np.einsum("skcr,k,c->sr", matches, _MATCH_WEIGHTS, np.array([_DELTA, 1 - _DELTA])).T
@@ -133,12 +133,12 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def mean_of(name: str) -> Callable[[Array], dict[str, Array]]:
-    """For a metric whose corpus score is the mean over images: statistics [I, 2] are score, 1."""
+    """The corpus score of a metric that is a mean over images, from summed `mean_statistics`."""
     return lambda totals: {name: totals[:, 0] / totals[:, 1]}
 
 
 def mean_statistics(scores: Sequence[float]) -> Array:
-    """[I, 2]: the score of each image and the count of one."""
+    """[I, 2]: the score of each image, and 1."""
     return np.column_stack([np.asarray(scores, dtype=np.float64), np.ones(len(scores))])
 
 

@@ -1,15 +1,16 @@
-"""``adaptive_glove``: at each word, attention over the regions or over what is already known.
+"""``adaptive_glove``: at each word, attention over the regions and a visual sentinel.
 
 Lu, Xiong, Parikh and Socher 2017, "Knowing When to Look: Adaptive Attention via a Visual Sentinel
-for Image Captioning". A word such as "of" needs no look at the picture. Beside the regions stands
-a sentinel, drawn from the LSTM's memory; the attention it gets is how little the picture counts.
-As in the paper the LSTM comes first and its output asks, so that teacher forcing computes all of
-it as large matrix products over all words at once. Two things differ, as in ``attention_glove``,
-which this model equals but for the sentinel and the output: the score is multiplicative (see
-``RegionAttention``), and the picture starts the LSTM instead of being read with every word.
+for Image Captioning". A word such as "of" needs no look at the picture, so attention also covers a
+sentinel computed from the LSTM's memory; the weight of the sentinel tells how little the picture
+counts. As in the paper the LSTM comes first and its output is the query, so that teacher forcing
+computes attention as large matrix products over all words at once. Two things differ from the
+paper, as in ``attention_glove``, from which this model differs only by the sentinel and the output:
+the attention score is multiplicative (see ``RegionAttention``), and the picture sets the LSTM's
+initial state instead of being read with every word.
 
 Dimension key: B images, N rows, G rows of one image, Q queries of one image, T positions, P real
-positions, V vocabulary, D feature size, R regions, E embedding, H hidden.
+positions, V vocabulary, D feature size, R regions, W word-vector width, E embedding, H hidden.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from showtell.types import FeatureKind
 
 
 class AdaptiveDecoder(nn.Module):
-    """An LSTM whose output looks at the regions and at a sentinel of its own memory.
+    """An LSTM whose output attends to the regions and to a sentinel of its memory.
 
-    The state is (hidden (H), cell (H)) of a row and the regions (R, H) of an image.
+    The state is (hidden (H), cell (H)) per row and the regions (R, H) per image.
     """
 
     feature_kind: FeatureKind = "grid"
@@ -70,11 +71,11 @@ class AdaptiveDecoder(nn.Module):
         self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
-        """Rows (hidden (B, H), cell (B, H)) and the regions (B, R, H), from grid (B, R, D)."""
+        """State: hidden (B, H), cell (B, H) and regions (B, R, H), from a grid (B, R, D)."""
         return self._begin(features)._replace(weights=fold_lstm(self.lstm, self.embedding))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         (regions_BRH,), (before_NH, cell_NH) = state.images, state.rows
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, before_NH, cell_NH, *state.weights)
@@ -89,7 +90,7 @@ class AdaptiveDecoder(nn.Module):
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
-        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         start, positions = self._begin(features), RealPositions.of(lengths, tokens.device)
         rows = start.select(image_of_row)
         hidden_PH, sentinel_PH = self._read(tokens, lengths, positions, rows)
@@ -101,9 +102,9 @@ class AdaptiveDecoder(nn.Module):
         return scores_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``.
+        """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``.
 
-        A row sums to 1 - beta: what is missing is the share beta of the sentinel (equation 12).
+        A row sums to 1 - beta, where beta is the sentinel's weight (equation 12).
         """
         start, lengths = self._begin(features.unsqueeze(0)), torch.tensor([len(token_ids)])
         positions = RealPositions.of(lengths, token_ids.device)
@@ -115,31 +116,31 @@ class AdaptiveDecoder(nn.Module):
     def _begin(self, features: Tensor) -> State:
         regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
         hidden_BH, cell_BH = self.initial(regions_BRH.mean(dim=1)).chunk(2, dim=1)
-        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        # In the features' dtype, because cells stay float32 where autocast computes in bfloat16.
         return State((torch.tanh(hidden_BH), cell_BH.to(features.dtype)), (regions_BRH,))
 
     def _read(
         self, tokens: Tensor, lengths: Tensor, positions: RealPositions, start: State
     ) -> tuple[Tensor, Tensor]:
-        """What the LSTM says and the sentinel, each (P, H), after each real one of ``tokens``."""
+        """LSTM outputs and sentinels, each (P, H), at the real positions of ``tokens`` (N, T)."""
         first_NH, cell_NH = start.rows
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
         hidden_PH, cell_PH = run_lstm_with_cells(self.lstm, words_PE, lengths, (first_NH, cell_NH))
-        # The output before a position is that of the position before it, or the row's first.
+        # h_{t-1} of a position: the output at the position before, or the row's initial state.
         before_P = torch.arange(len(words_PE), device=tokens.device) - 1 + len(first_NH)
         before_P = torch.where(positions.times == 0, positions.rows, before_P)
         before_PH = torch.cat([first_NH, hidden_PH]).index_select(0, before_P)
         return hidden_PH, self._sentinel(words_PE, before_PH, cell_PH)
 
     def _sentinel(self, words: Tensor, before: Tensor, cell: Tensor) -> Tensor:
-        """Equations 9 and 10: what a gate lets out of the cell (P, H); ``before`` is h_{t-1}."""
+        """The sentinel (P, H), the gated cell: equations 9 and 10; ``before`` is h_{t-1}."""
         gate = torch.sigmoid(self.word_gate(words) + self.hidden_gate(before))
         return gate * torch.tanh(cell)
 
     def _look(self, hidden: Tensor, sentinel: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Equations 11 and 12: contexts (B, Q, H), and weights (B, Q, R + 1), the sentinel's last.
+        """Contexts (B, Q, H) and weights (B, Q, R + 1), the sentinel's last: equations 11 and 12.
 
-        ``hidden`` asks and ``sentinel`` is what it knows without a look, both (B, Q, H).
+        ``hidden`` are the queries and ``sentinel`` their sentinels, both (B, Q, H).
         """
         return self.attention.with_own(hidden, regions, self.sentinel_key(sentinel), sentinel)

@@ -1,12 +1,12 @@
 """``attention_glove``: at each word, soft attention over the regions of the photograph.
 
-Xu et al. 2015, "Show, Attend and Tell", look before each word and feed what they see into the
-LSTM. Here the LSTM's output asks (Luong et al. 2015; Lu et al. 2017, "Knowing When to Look", place
-it after the LSTM too): the recurrence then waits for no attention, and in teacher forcing both run
-as large matrix products over all words at once. The LSTM sees the picture in its initial state.
+Xu et al. 2015, "Show, Attend and Tell", attend before each word and feed the context into the
+LSTM. Here the LSTM's output is the query (as in Luong et al. 2015 and Lu et al. 2017, "Knowing When
+to Look"). So the recurrence does not wait for attention, which in teacher forcing runs as large
+matrix products over all words at once. The LSTM sees the picture in its initial state.
 
 Dimension key: B images, N rows, G rows of one image, T positions, P real positions, V vocabulary,
-D feature size, R regions, W word-vector width, E embedding, H hidden, M dense.
+D feature size, R regions, W word-vector width, E embedding, H hidden, M dense layer, Q queries.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from showtell.types import FeatureKind
 
 
 class AttentionDecoder(nn.Module):
-    """An LSTM whose output looks at the regions, and a dense layer that reads both.
+    """An LSTM whose output attends to the regions, and a dense layer that reads both.
 
-    The state is (hidden (H), cell (H)) of a row and the regions (R, H) of an image.
+    The state is (hidden (H), cell (H)) per row and the regions (R, H) per image.
     """
 
     feature_kind: FeatureKind = "grid"
@@ -67,11 +67,11 @@ class AttentionDecoder(nn.Module):
         self.output = WordScores(dense_size, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
-        """Rows (hidden (B, H), cell (B, H)) and the regions (B, R, H), from grid (B, R, D)."""
+        """State: hidden (B, H), cell (B, H) and regions (B, R, H), from a grid (B, R, D)."""
         return self._begin(features)._replace(weights=fold_lstm(self.lstm, self.embedding))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         (regions_BRH,) = state.images
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, *state.rows, *state.weights)
@@ -84,7 +84,7 @@ class AttentionDecoder(nn.Module):
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
-        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         start, positions = self._begin(features), RealPositions.of(lengths, tokens.device)
         outputs_PH = self._read(tokens, lengths, positions, start.select(image_of_row))
         by_image = RowsByImage(image_of_row[positions.rows], len(features))
@@ -96,7 +96,7 @@ class AttentionDecoder(nn.Module):
         return scores_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
+        """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         start = self._begin(features.unsqueeze(0))
         lengths = torch.tensor([len(token_ids)])
         positions = RealPositions.of(lengths, token_ids.device)
@@ -108,13 +108,13 @@ class AttentionDecoder(nn.Module):
     def _begin(self, features: Tensor) -> State:
         regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
         hidden_BH, cell_BH = self.initial(regions_BRH.mean(dim=1)).chunk(2, dim=1)
-        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        # In the features' dtype, because cells stay float32 where autocast computes in bfloat16.
         return State((torch.tanh(hidden_BH), cell_BH.to(features.dtype)), (regions_BRH,))
 
     def _read(
         self, tokens: Tensor, lengths: Tensor, positions: RealPositions, start: State
     ) -> Tensor:
-        """What the LSTM says (P, H) after each real one of ``tokens`` (N, T)."""
+        """LSTM outputs (P, H) at the real positions of ``tokens`` (N, T)."""
         hidden_NH, cell_NH = start.rows
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)

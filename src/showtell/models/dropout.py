@@ -9,11 +9,11 @@ from showtell.models.positions import RealPositions
 
 
 class LockedDropout(nn.Module):
-    """Variational dropout: the same units of a row are dropped at every position.
+    """Variational dropout: a row drops the same units at every position.
 
     Gal and Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural
-    Networks". Besides regularizing a recurrence better than fresh masks, it draws T times fewer
-    random numbers, which on a CPU cost more than the matrix product behind them.
+    Networks". Besides regularizing a recurrence better than a new mask per position, it draws T
+    times fewer random numbers, which on a CPU cost more than the matrix product that follows.
     """
 
     def __init__(self, rate: float) -> None:
@@ -23,15 +23,19 @@ class LockedDropout(nn.Module):
         self.rate = rate
 
     def forward(self, inputs: Tensor, positions: RealPositions | None = None) -> Tensor:
-        """Inputs (P, H) at the ``positions`` of rows, one mask per row; without positions
-        (N, H) or (N, R, H), one mask per entry of the first axis.
+        """Drop units of ``inputs``.
+
+        Args:
+            inputs: (P, H) with ``positions``, one mask per row; otherwise (N, H) or (N, R, H), one
+                mask per entry of the first axis.
+            positions: where the P inputs stand.
         """
         if not self.training or self.rate == 0.0:
             return inputs
         rows = len(inputs) if positions is None else positions.row_count
         shape = (rows, *(1 for _ in inputs.shape[2:]), inputs.shape[-1])
-        # In float32 whatever the inputs are: bfloat16 has too few numbers below 1 to meet a rate.
+        # Always in float32: bfloat16 has too few values in [0, 1) to meet a rate exactly.
         kept = torch.rand(shape, device=inputs.device) >= self.rate
-        # Scaled while it is small: the mask of a row serves all its positions.
+        # Scaled before it is expanded from rows to positions.
         mask = kept.to(inputs.dtype) / (1.0 - self.rate)
         return inputs * (mask if positions is None else mask.index_select(0, positions.rows))

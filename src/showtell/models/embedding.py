@@ -1,4 +1,4 @@
-"""Word embedding: pre-trained vectors, brought to the width the model wants."""
+"""Word embedding: pretrained vectors, projected or extended to the model's width."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from showtell.text.vocabulary import PAD, SPECIALS
 class WordEmbedding(nn.Module):
     """Token ids (...) -> embeddings (..., E), through word vectors of width W.
 
-    A ``width`` E other than None is reached in one of two ways: a linear layer maps W to E, or,
-    ``extended``, the vectors are the first W numbers of an embedding whose other E - W are
-    learned; none is where W is E already, as with vectors that are all learned. The first way has
-    rank W: enough to read words, too little to tell them apart when the output is tied to it. The
-    vectors start as a seeded normal draw; ``load_vectors`` puts GloVe there.
+    With ``width`` None, E is W. Otherwise a linear layer projects W to E, or, if ``extended``, the
+    vectors are the first W components of an embedding whose other E - W (if any) are learned. A
+    projection has rank W: enough for reading words, too little for telling them apart in a tied
+    output layer. The vectors are initialized at random; ``load_vectors`` puts GloVe there.
 
     Raises:
-        ValueError: an extended embedding that is narrower than its vectors.
+        ValueError: ``extended`` with a width less than W.
     """
 
     def __init__(
@@ -42,16 +41,16 @@ class WordEmbedding(nn.Module):
             self.projection = nn.Linear(vector_width, width)
 
     def load_vectors(self, vectors: Tensor) -> None:
-        """Put ``vectors`` (words, W) behind the special tokens, which keep their random ones."""
+        """Copy ``vectors`` (words, W) after the special tokens, which keep their initial ones."""
         with torch.no_grad():
             self.vectors.weight[len(SPECIALS) :].copy_(vectors)
 
     def train_vectors(self, trained: bool) -> None:
-        """Let the optimizer change the word vectors, or freeze them; all else always learns."""
+        """Unfreeze or freeze the word vectors; an extension or projection is always trained."""
         self.vectors.weight.requires_grad_(trained)
 
     def table(self) -> Tensor:
-        """The embeddings (V, E) of all words."""
+        """The embeddings (V, E) of all tokens."""
         more = None if self.extension is None else self.extension.weight
         projected: Tensor = self.projection(_beside(self.vectors.weight, more))
         return projected
@@ -62,15 +61,16 @@ class WordEmbedding(nn.Module):
         return projected
 
     def look_up(self, token_ids: Tensor) -> Tensor:
-        """What is stored of each word, before a projection: (..., W), or (..., E) extended."""
+        """The stored vectors, before a projection: (..., W), or (..., E) if extended."""
         more = None if self.extension is None else self.extension(token_ids)
         return _beside(self.vectors(token_ids), more)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A linear layer over embeddings, weight (G, E) and bias (G,), as one over ``look_up``.
+        """Merge a linear layer over embeddings with the projection before it.
 
-        A projection and the layer after it are one linear map: six times fewer multiplications
-        for a layer that reads 50 numbers a word instead of the 300 they are projected to.
+        Takes weight (G, E) and bias (G,); returns those of an equal layer over ``look_up``: weight
+        (G, W), or unchanged without a projection. Reading 50 numbers per word instead of the 300
+        they are projected to takes six times fewer multiplications.
         """
         if not isinstance(self.projection, nn.Linear):
             return weight, bias
@@ -94,9 +94,9 @@ def _extension(vocabulary_size: int, width: int, vector_width: int) -> nn.Embedd
 
 
 def _start_small(embedding: nn.Embedding, width: int) -> None:
-    """So that scores tied to the embeddings (V, ``width``) start near even.
+    """Initialize with std ``width``**-0.5, so that tied logits are nearly uniform at first.
 
-    Small also beside GloVe's 0.6: what the vectors already know should speak first.
+    It is also small compared to GloVe's 0.6, so that pretrained components dominate at first.
     """
     nn.init.normal_(embedding.weight, std=width**-0.5)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Matrix products whose result is laid out as a CPU writes it fastest.
+"""Matrix products with cache-aligned output, which are faster on a CPU.
 
 Dimension key: P positions, M input, V output.
 """
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Numbers: 64 bytes of float32, a cache line. Where rows begin anywhere, as in a matrix of 2,543
-# columns, the CPU's matrix product takes a third longer.
+# In elements: 16 float32 are a cache line of 64 bytes. With unaligned rows, as in a matrix of 2,543
+# columns, the matrix product takes a third longer on a CPU.
 ALIGNMENT = 16
 
 
 def empty_aligned(like: Tensor, rows: int, columns: int) -> Tensor:
-    """An uninitialized matrix (rows, columns) each of whose rows begins at a cache line."""
+    """An uninitialized matrix (rows, columns) whose row stride is a multiple of a cache line."""
     width = -(-columns // ALIGNMENT) * ALIGNMENT
     return like.new_empty_strided((rows, columns), (width, 1))
 
 
 def aligned_product(left: Tensor, right: Tensor) -> Tensor:
-    """The matrix product of ``left`` (rows, k) and ``right`` (k, columns); no gradients."""
+    """``left`` (rows, k) @ ``right`` (k, columns) into aligned memory, without gradients."""
     return torch.mm(left, right, out=empty_aligned(left, len(left), right.shape[1]))
 
 
 class AlignedLinear(nn.Linear):
-    """``nn.Linear`` for inputs (P, M) and an output as wide as a vocabulary."""
+    """``nn.Linear`` for inputs (P, M) with aligned output, for outputs as wide as a vocabulary."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs (P, V)."""
@@ -36,7 +36,7 @@ class AlignedLinear(nn.Linear):
 
 
 def aligned_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear`` of inputs (P, M), weight (V, M) and bias (V,)."""
+    """``F.linear`` of inputs (P, M), weight (V, M) and bias (V,); aligned output on a CPU."""
     if inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return nn.functional.linear(inputs, weight, bias)
     outputs: Tensor = _AlignedLinear.apply(inputs, weight, bias)
@@ -44,7 +44,7 @@ def aligned_linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class _AlignedLinear(torch.autograd.Function):
-    """An affine map into aligned memory, which autograd cannot record by itself."""
+    """An affine map written to aligned memory: autograd does not support ``out=``."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""``lstm_glove``: the photograph starts the LSTM, and meets its output again before the softmax.
+"""``lstm_glove``: the image sets the LSTM's initial state and joins its output before the softmax.
 
-Vinyals et al. 2015, "Show and Tell", give the picture to the LSTM once, at the start; here it sets
-the initial state (Tanti et al. 2018 call this init-inject). Dense layers then read the LSTM's
-output beside the picture, so that late words need not remember what the picture showed.
+Vinyals et al. 2015, "Show and Tell", feed the image to the LSTM once, at the start; here it sets
+the initial state (init-inject in Tanti et al. 2018). A dense layer then combines the LSTM's output
+with the image, so that the LSTM need not remember the image for late words.
 
 Dimension key: B images, N rows, T positions, P real positions, V vocabulary, D feature size,
-W word-vector width, E embedding, H hidden, M dense.
+W word-vector width, E embedding, H hidden, M dense layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from showtell.types import FeatureKind
 class LSTMDecoder(nn.Module):
     """An LSTM over word embeddings whose initial state is a projection of the image.
 
-    The state of a row is (hidden (H), cell (H), image part of the dense layer (M)).
+    The state of a row is (hidden (H), cell (H), the image's term in the dense layer (M)).
     """
 
     feature_kind: FeatureKind = "pooled"
@@ -64,11 +64,11 @@ class LSTMDecoder(nn.Module):
         self.output = AlignedLinear(dense_size, vocabulary_size)
 
     def start(self, features: Tensor) -> State:
-        """State (hidden (B, H), cell (B, H), image (B, M)) from pooled features (B, D)."""
+        """State: hidden (B, H), cell (B, H), image term (B, M), from pooled features (B, D)."""
         return self._begin(features)._replace(weights=fold_lstm(self.lstm, self.embedding))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         hidden_NH, cell_NH, image_NM = state.rows
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
@@ -79,7 +79,7 @@ class LSTMDecoder(nn.Module):
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
-        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         hidden_NH, cell_NH, image_NM = self._begin(features).select(image_of_row).rows
         words_P, initial = tokens[positions.rows, positions.times], (hidden_NH, cell_NH)
@@ -96,6 +96,6 @@ class LSTMDecoder(nn.Module):
     def _begin(self, features: Tensor) -> State:
         image_BD = self.image_dropout(self.image_norm(features))
         hidden_BH, cell_BH = self.initial(image_BD).chunk(2, dim=1)
-        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        # In the features' dtype, because cells stay float32 where autocast computes in bfloat16.
         cell_BH = cell_BH.to(features.dtype)
         return State((torch.tanh(hidden_BH), cell_BH, self.image_dense(image_BD)))

@@ -1,8 +1,8 @@
 """``merge_glove``: an LSTM that reads only words, merged with the image before the softmax.
 
 The architecture of the classic Flickr8k notebooks and of Tanti et al. 2018, "Where to put the
-image in an image caption generator": the recurrence is a language model of the prefix, the image
-enters through a dense branch, the two are added, and one more dense layer predicts the next word.
+image in an image caption generator": the LSTM is a language model of the prefix, the image enters
+through a dense branch, the two are added, and another dense layer comes before the output layer.
 
 Dimension key: B images, N rows, T positions, P real positions, V vocabulary, D feature size,
 W word-vector width, E embedding, H hidden (the width of both branches and of the dense layer).
@@ -23,7 +23,7 @@ from showtell.types import FeatureKind
 
 
 class MergeDecoder(nn.Module):
-    """Text branch and image branch of one width, added and read by a dense layer.
+    """A text branch and an image branch of equal width, added and read by a dense layer.
 
     The state of a row is (hidden (H), cell (H), image branch (H)).
     """
@@ -56,11 +56,11 @@ class MergeDecoder(nn.Module):
         self.output = AlignedLinear(hidden_size, vocabulary_size)
 
     def start(self, features: Tensor) -> State:
-        """State (zeros (B, H), zeros (B, H), image branch (B, H)) from features (B, D)."""
+        """State: zeros (B, H), zeros (B, H), image branch (B, H), from pooled features (B, D)."""
         return self._begin(features)._replace(weights=fold_lstm(self.lstm, self.embedding))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         hidden_NH, cell_NH, image_NH = state.rows
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
@@ -71,7 +71,7 @@ class MergeDecoder(nn.Module):
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
-        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         _, _, image_NH = self._begin(features).select(image_of_row).rows
         words_PE = self.embedding(tokens[positions.rows, positions.times])
@@ -84,6 +84,6 @@ class MergeDecoder(nn.Module):
 
     def _begin(self, features: Tensor) -> State:
         image_BH = torch.relu(self.image(self.image_dropout(self.image_norm(features))))
-        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        # In the features' dtype, because cells stay float32 where autocast computes in bfloat16.
         zeros_BH = features.new_zeros(image_BH.shape)
         return State((zeros_BH, zeros_BH, image_BH))

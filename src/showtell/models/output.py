@@ -1,6 +1,6 @@
-"""The last layer: scores of every word of the vocabulary.
+"""The output layer: logits of all words of the vocabulary.
 
-Dimension key: P positions, V vocabulary, E embedding, M width of what is read.
+Dimension key: P positions, V vocabulary, E embedding, M input width.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from showtell.models.linear import AlignedLinear, aligned_linear
 
 
 class WordScores(nn.Module):
-    """Scores (P, V) from the last hidden layer (P, M), by a matrix of their own or a tied one.
+    """Logits (P, V) from the last hidden layer (P, M), with weights of their own or tied ones.
 
-    Tied, the word embeddings are read and written with: M is mapped to E, and a word's score is
-    the product with its embedding (Press and Wolf 2017, "Using the Output Embedding to Improve
-    Language Models"). That halves the weights, and rare words learn from both sides.
+    Tied weights are the word embeddings: M is projected to E, and a word's logit is the dot product
+    with its embedding plus a bias (Press and Wolf 2017, "Using the Output Embedding to Improve
+    Language Models"). That halves the weights per word, and embeddings of rare words are trained
+    both as input and as output.
     """
 
     def __init__(self, width: int, embedding: WordEmbedding, *, tied: bool) -> None:
@@ -31,9 +32,9 @@ class WordScores(nn.Module):
             self.projection = AlignedLinear(width, vocabulary_size)
 
     def forward(self, hidden: Tensor, embedding: WordEmbedding) -> Tensor:
-        """Scores (P, V); ``embedding`` is the one the layer was made for.
+        """Logits (P, V); ``embedding`` is the one that the layer was made for.
 
-        It is an argument and no part of this module: weights are saved under one name each.
+        It is passed in instead of being a submodule, so that its weights are saved only once.
         """
         projected: Tensor = self.projection(hidden)
         return aligned_linear(projected, embedding.table(), self.bias) if self.tied else projected

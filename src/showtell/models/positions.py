@@ -1,4 +1,4 @@
-"""The real positions of padded captions: nothing is computed for their padding.
+"""The real (unpadded) positions of captions, so that nothing is computed for padding.
 
 Dimension key: N rows, T positions, P real positions.
 """
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 class RealPositions(NamedTuple):
-    """Where the real positions of padded rows stand, row by row, each row from left to right.
+    """Indices of the real positions in padded rows, row by row, left to right.
 
-    ``padded[positions.rows, positions.times]`` takes them out of (N, T, ...) as (P, ...).
+    ``padded[positions.rows, positions.times]`` gathers them from (N, T, ...) to (P, ...).
     """
 
     row_count: int  # N
@@ -23,7 +23,7 @@ class RealPositions(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Tensor, device: torch.device) -> RealPositions:
-        """Those of rows of ``lengths`` (N,), which lie on the CPU: no device is waited for."""
+        """The positions of rows of ``lengths`` (N,), a CPU tensor, which avoids synchronization."""
         rows_P = torch.repeat_interleave(lengths)
         starts_N = lengths.cumsum(0) - lengths
         times_P = torch.arange(len(rows_P)) - starts_N[rows_P]
@@ -31,24 +31,27 @@ class RealPositions(NamedTuple):
 
 
 class TimeOrder(NamedTuple):
-    """The real positions time by time, longer rows first: what one step reads lies together."""
+    """The real positions in time order, longer rows first, so that each step's are contiguous.
 
-    sizes: list[int]  # (T,) rows that have a position at each time
-    longest_first: Tensor  # (N,) rows
-    from_rows: Tensor  # (P,) where, row by row, each position stands
+    It is the layout of ``torch.nn.utils.rnn.PackedSequence``.
+    """
+
+    sizes: list[int]  # (T,) number of rows with a position at each time
+    longest_first: Tensor  # (N,) rows by decreasing length
+    from_rows: Tensor  # (P,) indices that put positions in row order into time order
     to_rows: Tensor  # (P,) the inverse
-    before: Tensor  # (P,) the state each position continues, of N initial ones and then P
+    before: Tensor  # (P,) index of the previous state, in the N initial ones followed by the P
 
     @classmethod
     def of(cls, lengths: Tensor, device: torch.device) -> TimeOrder:
-        """The order for rows of ``lengths`` (N,), which lie on the CPU."""
+        """The order for rows of ``lengths`` (N,), a CPU tensor."""
         sorted_N, longest_first = torch.sort(lengths, descending=True, stable=True)
         present_TN = torch.arange(int(sorted_N[0])).unsqueeze(1) < sorted_N
         time_P, rank_P = present_TN.nonzero(as_tuple=True)
         sizes_T = present_TN.sum(1)
         starts_N = lengths.cumsum(0) - lengths
         from_rows = starts_N[longest_first[rank_P]] + time_P
-        # What time 0 continues begins at 0, what time 1 does behind the N initial states.
+        # Previous states of time 0 begin at index 0, those of time 1 after the N initial ones.
         begins = torch.cat([torch.tensor([0, len(lengths)]), len(lengths) + sizes_T.cumsum(0)])
         indices = longest_first, from_rows, from_rows.argsort(), begins[time_P] + rank_P
         return cls(sizes_T.tolist(), *(index.to(device) for index in indices))

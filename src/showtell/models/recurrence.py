@@ -1,11 +1,11 @@
-"""The LSTM over the words of many captions at once, without computing their padding.
+"""The LSTM over the words of many captions at once, without computing padding.
 
-In float32 on a CPU the recurrence is our own: PyTorch's, run backwards, does a product and an
-addition per step for the gradient of the weights, where one product over all steps is enough.
-Elsewhere it is PyTorch's.
+On a CPU without autocast the recurrence is our own: PyTorch's backward pass computes the weights'
+gradient with a product and an addition per step, where one product over all steps is enough.
+Elsewhere PyTorch's is used, or its operators step by step where cells are needed.
 
-Dimension key: N rows, T positions, P real positions, W word-vector width, E input, H hidden. Four
-gates in PyTorch's order: input, forget, cell, output.
+Dimension key: N rows, T positions, P real positions, W word-vector width, E input, H hidden, G
+gates (4H), in PyTorch's order: input, forget, cell, output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from showtell.models.linear import aligned_product
 from showtell.models.positions import TimeOrder
 
 HiddenAndCell = tuple[Tensor, Tensor]
-# What is known of each row (n, ...), and a step: what is read now (n, ...) and that -> the next.
+# The state of n rows, tensors (n, ...); and a step: (input (n, ...), state) -> next state.
 Rows = tuple[Tensor, ...]
 Advance = Callable[[Tensor, Rows], Rows]
 
@@ -32,12 +32,12 @@ Advance = Callable[[Tensor, Rows], Rows]
 def run_lstm(
     lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: HiddenAndCell | None
 ) -> Tensor:
-    """Outputs (P, H) of ``lstm`` over ``inputs`` (P, E): the real positions, row by row.
+    """Outputs (P, H) of ``lstm`` at the real positions, row by row.
 
     Args:
-        lstm: one layer, with biases.
-        inputs: (P, E), each row from left to right.
-        lengths: (N,) on the CPU, each at least 1, their sum P.
+        lstm: a single layer with biases.
+        inputs: (P, E), row by row, left to right.
+        lengths: (N,) on the CPU, each at least 1, with sum P.
         initial: hidden and cell state, each (N, H); None for zeros.
     """
     order = TimeOrder.of(lengths, inputs.device)
@@ -58,9 +58,10 @@ def run_lstm_on_words(
     lengths: Tensor,
     initial: HiddenAndCell,
 ) -> Tensor:
-    """Outputs (P, H) over the embeddings of ``token_ids`` (P,), without gradients or dropout.
+    """Outputs (P, H) over the embeddings of ``token_ids`` (P,), without dropout.
 
-    Word vectors are not projected one by one, as in `fold_lstm`: a sixth of a validation's loss.
+    Without gradients on a CPU the projection of word vectors is merged into the LSTM's input
+    weights, as in `fold_lstm`, which saves a sixth of the time for the validation loss.
     """
     if not (_is_ours(initial[0]) and _is_quick(initial[0])):
         return run_lstm(lstm, embedding(token_ids), lengths, initial)
@@ -76,7 +77,7 @@ def run_lstm_on_words(
 def run_lstm_with_cells(
     lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: HiddenAndCell
 ) -> HiddenAndCell:
-    """Outputs and cells, each (P, H), of ``run_lstm``."""
+    """Like ``run_lstm``, but returns outputs and cells, each (P, H)."""
     order = TimeOrder.of(lengths, inputs.device)
     if _is_ours(inputs):
         outputs, cells = _Recurrence.apply(inputs, *lstm.all_weights[0], *initial, order)
@@ -85,13 +86,13 @@ def run_lstm_with_cells(
 
 
 def run_steps(inputs: Tensor, order: TimeOrder, rows: Rows, advance: Advance) -> Rows:
-    """What ``advance`` makes of the rows at each position, row by row: tensors (P, ...).
+    """Apply a recurrence step by step; return the states at all positions, row by row (P, ...).
 
     Args:
-        inputs: (P, ...) what a step reads, each row from left to right.
-        order: of the rows that ``inputs`` belong to.
-        rows: (N, ...), the longest first.
-        advance: one step of the first n rows, those still going on.
+        inputs: (P, ...), row by row, left to right.
+        order: the time order of these positions.
+        rows: the initial state, tensors (N, ...), longest rows first.
+        advance: one step for the first n rows, those not yet finished.
     """
     history = []
     for now in torch.split(inputs.index_select(0, order.from_rows), order.sizes):
@@ -109,7 +110,7 @@ def _is_ours(inputs: Tensor) -> bool:
 def _run_by_steps(
     lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: HiddenAndCell
 ) -> HiddenAndCell:
-    """Outputs and cells step by step, in float32: PyTorch's LSTM keeps its cells to itself."""
+    """Outputs and cells step by step in float32, because PyTorch's LSTM does not return cells."""
     input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
 
     def advance(gates: Tensor, rows: Rows) -> Rows:
@@ -124,10 +125,9 @@ def _run_by_steps(
 
 
 def _run_packed(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: HiddenAndCell) -> Tensor:
-    """The same by PyTorch's LSTM, in float32.
+    """Outputs (P, H) by PyTorch's LSTM, in float32.
 
-    Autocast would run it in float16 whatever type it was asked for, and nothing here scales the
-    loss for that type.
+    Autocast would run it in float16 whatever its dtype, which needs loss scaling.
     """
     packed = PackedSequence(
         inputs.float().index_select(0, order.from_rows),
@@ -143,10 +143,10 @@ def _run_packed(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: Hidden
 
 
 class _Recurrence(torch.autograd.Function):
-    """An LSTM that reads and gives positions row by row, and computes in time order.
+    """An LSTM with inputs and outputs in row order that computes in time order.
 
-    Each step, in either direction, is one matrix product over the rows that are that long and a
-    few passes over its result; what does not wait for another step is done for all at once.
+    Each step, forward or backward, is one matrix product over the unfinished rows and a few
+    elementwise passes; everything that does not depend on another step is computed at once.
     """
 
     @staticmethod
@@ -163,8 +163,8 @@ class _Recurrence(torch.autograd.Function):
     ) -> HiddenAndCell:
         rows, width = hidden.shape
         inputs = inputs.index_select(0, order.from_rows)
-        # A CPU takes four times as long for tanh as for a sigmoid, and tanh(x) is
-        # 2 sigmoid(2x) - 1: with the cell gates doubled, one sigmoid serves all four gates.
+        # On a CPU tanh takes four times as long as a sigmoid, and tanh(x) = 2 sigmoid(2x) - 1:
+        # with the cell gate's inputs doubled, one sigmoid serves all four gates.
         doubled = inputs.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(width)
         bias = (input_bias + hidden_bias) * doubled
         gates = torch.addmm(bias, inputs, (input_weight * doubled.unsqueeze(1)).t())
@@ -172,7 +172,7 @@ class _Recurrence(torch.autograd.Function):
         hiddens = inputs.new_empty(rows + len(inputs), width)
         cells, tanh_cells = torch.empty_like(hiddens), torch.empty_like(hiddens)
         hiddens[:rows], cells[:rows] = hidden[order.longest_first], cell[order.longest_first]
-        last, now = 0, rows  # where the states of the last step begin, and those of this one
+        last, now = 0, rows  # where the states of the previous and of this step begin
         for size in order.sizes:
             before, after = slice(last, last + size), slice(now, now + size)
             gates_now = gates[now - rows : now - rows + size]
@@ -185,7 +185,7 @@ class _Recurrence(torch.autograd.Function):
             torch.mul(output_gate, tanh_cells[after], out=hiddens[after])
             last, now = now, now + size
         ctx.order = order
-        ctx.set_materialize_grads(False)  # most models read no cells
+        ctx.set_materialize_grads(False)  # most models do not use the cells
         ctx.save_for_backward(
             inputs, input_weight, hidden_weight, gates, hiddens, cells, tanh_cells
         )
@@ -239,14 +239,15 @@ def _in_time(gradient: Tensor | None, order: TimeOrder) -> Tensor | None:
 
 
 def _slopes(gates: Tensor, cells_before: Tensor, tanh_cells: Tensor) -> tuple[Tensor, Tensor]:
-    """How the gates and the output move the cell and the output, at all positions at once.
+    """The local derivatives of all steps.
 
     Returns:
-        (P, 4, H), the slope of the cell by the inputs of the input, forget and cell gates, and of
-        the output by that of the output gate; (P, H), the slope of the output by the cell.
+        (P, 4, H), the derivatives of the cell with respect to the preactivations of the input,
+        forget and cell gates, and of the output with respect to that of the output gate; and
+        (P, H), the derivative of the output with respect to the cell.
     """
     input_gate, _, cell_gate, output_gate = gates.unbind(1)
-    slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # of a sigmoid s: s - s^2
+    slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # sigmoid' = s - s^2
     slopes[:, 0].mul_(cell_gate)
     slopes[:, 1].mul_(cells_before)
     torch.addcmul(input_gate, input_gate, cell_gate.square(), value=-1.0, out=slopes[:, 2])
@@ -255,10 +256,10 @@ def _slopes(gates: Tensor, cells_before: Tensor, tanh_cells: Tensor) -> tuple[Te
 
 
 def fold_lstm(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor]:
-    """What ``step_lstm`` multiplies by: weight (W + H, 4H) and bias (4H,).
+    """Merged weights for ``step_lstm``: weight (W + H, 4H) and bias (4H,).
 
-    All products of a step in one: with the projection of the word vectors, with the weights of the
-    input and with those of the hidden state.
+    They combine all products of a step: the projection of the word vectors, the input weights and
+    the hidden weights. With an extended embedding W is E, the width of ``look_up``.
     """
     input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
     word_weight, bias = embedding.fold(input_weight, input_bias + hidden_bias)
@@ -268,18 +269,18 @@ def fold_lstm(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor]:
 def step_lstm(
     words: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step of the LSTM: words as looked up (N, W), state (N, H) twice -> the next state."""
+    """One LSTM step: words from ``look_up`` (N, W), hidden and cell (N, H) -> the next two."""
     gates = torch.addmm(bias, torch.cat([words, hidden], dim=1), weight)
     return update_cell(gates, cell)
 
 
 def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """The next hidden and cell state (N, H) from the summed gate inputs (N, 4H), as PyTorch's.
+    """The next hidden and cell state (N, H), from the gates' preactivations (N, 4H).
 
-    ``gates`` may be written over.
+    ``gates`` may be overwritten.
     """
     if _is_quick(gates):
-        # One sigmoid for all four: see `quick_tanh`.
+        # One sigmoid for all four gates: see `quick_tanh`.
         input_gate, forget_gate, cell_gate, output_gate = gates.chunk(4, dim=1)
         cell_gate.mul_(2.0)
         gates.sigmoid_()
@@ -292,9 +293,9 @@ def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quick_tanh(values: Tensor) -> Tensor:
-    """``torch.tanh``; on a CPU, where no gradients are wanted, by way of the sigmoid.
+    """``torch.tanh``; without gradients on a CPU, computed as 2 sigmoid(2x) - 1.
 
-    tanh(x) is 2 sigmoid(2x) - 1, and a sigmoid takes a tenth of the time.
+    A sigmoid takes a tenth of the time of ``torch.tanh``.
     """
     if not _is_quick(values):
         return torch.tanh(values)

@@ -1,6 +1,7 @@
-"""Attention over the regions of a picture, computed once per image for all that look at it.
+"""Attention over image regions, with all queries of an image batched together.
 
-Dimension key: B images, N rows, G rows of one image, Q queries of one image, R regions, H width.
+Dimension key: B images, N rows, G rows of one image, Q queries of one image, R regions, H width,
+A score size of additive attention.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from showtell.models.recurrence import quick_tanh
 
-# Queries (B, Q, ...) -> contexts (B, Q, H) and weights (B, Q, R), over regions that are given.
+# Queries (B, Q, ...) -> contexts (B, Q, H) and weights (B, Q, R), over fixed regions.
 Attention = Callable[[Tensor], tuple[Tensor, Tensor]]
-# What asks (n, ...) -> what is seen (n, H), each row in its own image.
+# Queries (n, ...) -> contexts (n, H), each row over the regions of its image.
 Look = Callable[[Tensor], Tensor]
 
 
@@ -23,9 +24,9 @@ class RegionAttention(nn.Module):
     """Soft attention with the multiplicative score: softmax over r of q W v_r / sqrt(H).
 
     Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine Translation", call
-    this score general; the root is of Vaswani et al. 2017. The additive score of Xu et al. 2015,
-    "Show, Attend and Tell", needs a tanh for each number of each pair of a word and a region,
-    which on a CPU costs more than all the rest of a decoder; this one is two matrix products.
+    this score "general"; the scale is from Vaswani et al. 2017. The additive score of Xu et al.
+    2015, "Show, Attend and Tell", needs a vector of tanh for each pair of a word and a region,
+    which on a CPU costs more than the rest of a decoder; this one is two matrix products.
     """
 
     def __init__(self, query_width: int, region_width: int) -> None:
@@ -37,7 +38,7 @@ class RegionAttention(nn.Module):
         """Contexts (B, Q, H) and weights (B, Q, R), each row of which sums to 1.
 
         Args:
-            queries: (B, Q, query_width), what asks: all words of all captions of an image.
+            queries: (B, Q, query_width): all words of all captions of an image.
             regions: (B, R, H).
         """
         scores_BQR = torch.bmm(self.query(queries) * self._scale, regions.transpose(1, 2))
@@ -47,14 +48,16 @@ class RegionAttention(nn.Module):
     def with_own(
         self, queries: Tensor, regions: Tensor, own_keys: Tensor, own: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same where each query may also choose something of its own beside the regions.
+        """Attention in which each query also has a candidate of its own beside the regions.
 
         Args:
-            own_keys: (B, Q, H), what a query's own thing answers it with, as a region with itself.
-            own: (B, Q, H), what is seen where it is chosen.
+            queries: (B, Q, query_width).
+            regions: (B, R, H).
+            own_keys: (B, Q, H), the key of each query's own candidate.
+            own: (B, Q, H), the value of each query's own candidate.
 
         Returns:
-            Contexts (B, Q, H) and weights (B, Q, R + 1), the last that of the own thing.
+            Contexts (B, Q, H) and weights (B, Q, R + 1), the last for the own candidate.
         """
         asked_BQH = self.query(queries) * self._scale
         scores_BQR = torch.bmm(asked_BQH, regions.transpose(1, 2))
@@ -67,13 +70,13 @@ class RegionAttention(nn.Module):
 class AdditiveAttention(nn.Module):
     """Soft attention with the additive score: softmax over r of w tanh(U q + W v_r + b).
 
-    Bahdanau et al. 2015; Xu et al. 2015, "Show, Attend and Tell", where it is f_att.
+    Bahdanau et al. 2015; f_att in Xu et al. 2015, "Show, Attend and Tell".
     """
 
     def __init__(self, query_width: int, region_width: int, score_size: int) -> None:
         super().__init__()
         self.query = nn.Linear(query_width, score_size, bias=False)
-        self.key = nn.Linear(region_width, score_size)  # once per image: the caller keeps it
+        self.key = nn.Linear(region_width, score_size)  # once per image; the caller keeps the keys
         self.score = nn.Linear(score_size, 1, bias=False)
 
     def forward(self, queries: Tensor, regions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +85,7 @@ class AdditiveAttention(nn.Module):
         Args:
             queries: (B, Q, query_width).
             regions: (B, R, H).
-            keys: (B, R, A), ``key`` of the regions.
+            keys: (B, R, A), ``self.key(regions)``.
         """
         heard_BQRA = quick_tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
         weights_BQR = torch.softmax(self.score(heard_BQRA).squeeze(-1), dim=-1)
@@ -90,13 +93,13 @@ class AdditiveAttention(nn.Module):
 
 
 class RowsByImage:
-    """Rows in any order, laid side by side for each image and put back.
+    """Groups rows, in any order, by image, and restores their order.
 
-    Images with fewer rows than the most are filled up with zeros, which come back nowhere.
+    Groups are padded with zeros to the size of the largest.
     """
 
     def __init__(self, image_of_row: Tensor, images: int) -> None:
-        """Args: ``image_of_row`` (N,) in 0..images-1."""
+        """Take ``image_of_row`` (N,), in 0..images-1."""
         counts_B = torch.bincount(image_of_row, minlength=images)
         self._images, self._most = images, int(counts_B.max())
         order_N = torch.argsort(image_of_row, stable=True)
@@ -107,7 +110,7 @@ class RowsByImage:
         self._slots[order_N] = sorted_N * self._most + place_N
 
     def group(self, rows: Tensor) -> Tensor:
-        """Rows (N, ...), or the first n of them, as (B, G, ...), G being an image's most rows."""
+        """Rows (N, ...), or the first n of them, as (B, G, ...), G being the largest group size."""
         slots = rows.new_zeros(self._images * self._most, *rows.shape[1:])
         filled = slots.index_copy(0, self._slots[: len(rows)], rows)
         return filled.view(self._images, self._most, *rows.shape[1:])
@@ -118,7 +121,7 @@ class RowsByImage:
 
 
 def look_of_beams(attention: Attention, images: int) -> Look:
-    """Rows of one image stand together, and all images have equally many."""
+    """Attention for a search: rows of an image are adjacent, and all have the same number."""
 
     def look(asking: Tensor) -> Tensor:
         return attention(asking.view(images, -1, asking.shape[1]))[0].flatten(0, 1)
@@ -127,7 +130,7 @@ def look_of_beams(attention: Attention, images: int) -> Look:
 
 
 def look_of_rows(attention: Attention, by_image: RowsByImage) -> Look:
-    """Rows of images in any order, or the first of them."""
+    """Attention for rows of images in any order, or for the first n of these rows."""
 
     def look(asking: Tensor) -> Tensor:
         return by_image.ungroup(attention(by_image.group(asking))[0], len(asking))
@@ -136,7 +139,7 @@ def look_of_rows(attention: Attention, by_image: RowsByImage) -> Look:
 
 
 def look_of_one(attention: Attention, weights: list[Tensor]) -> Look:
-    """One row of one image; each look adds its weights (1, R) to the list."""
+    """Attention for one row of one image; each call appends its weights (1, R) to ``weights``."""
 
     def look(asking: Tensor) -> Tensor:
         context_11H, weights_11R = attention(asking.unsqueeze(0))

@@ -1,13 +1,13 @@
-"""``show_attend_tell``: before each word a look at the regions, which the LSTM reads with the word.
+"""``show_attend_tell``: attention before each word, whose context the LSTM reads with the word.
 
-Xu et al. 2015, "Show, Attend and Tell: Neural Image Caption Generation with Visual Attention", its
-deterministic soft attention: the additive score, the gate that says how much the picture counts,
-and the deep output. Left out is the doubly stochastic regularizer, which is part of a loss and not
-of a model. The baseline of what followed: each word waits for the look before it, and the additive
-score is dear (see ``AdditiveAttention``).
+The deterministic soft attention of Xu et al. 2015, "Show, Attend and Tell: Neural Image Caption
+Generation with Visual Attention": the additive score, the gate beta on the context, and the deep
+output. The doubly stochastic regularizer is left out: it belongs to the loss, not to the model. A
+baseline, and slow: each word waits for the attention before it, and the additive score is expensive
+(see ``RegionAttention``).
 
 Dimension key: B images, N rows, T positions, P real positions, V vocabulary, D feature size,
-R regions, A width of the score, E embedding, H hidden.
+R regions, A score size of the attention, E embedding, H hidden, G gates (4H).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from showtell.types import FeatureKind
 
 
 class ShowAttendTellDecoder(nn.Module):
-    """An LSTM that reads each word beside what its last output looked at.
+    """An LSTM that reads each word with the context its previous output attended to.
 
-    The state is (hidden (H), cell (H), what was seen (H)) of a row, and of an image the regions
-    (R, H) and what they answer with (R, A).
+    The state is (hidden (H), cell (H), context (H)) per row, and the regions (R, H) and their
+    attention keys (R, A) per image.
     """
 
     feature_kind: FeatureKind = "grid"
@@ -73,7 +73,7 @@ class ShowAttendTellDecoder(nn.Module):
         self.word_dropout = LockedDropout(word_dropout)
         self.attention = AdditiveAttention(hidden_size, hidden_size, score_size)
         self.looking_gate = nn.Linear(hidden_size, 1)
-        # The gates of the LSTM, in two parts: from the word, and from the past and what is seen.
+        # The LSTM's gates, in two terms: of the word, and of the hidden state and the context.
         self.word_gates = nn.Linear(width, 4 * hidden_size)
         self.state_gates = nn.Linear(2 * hidden_size, 4 * hidden_size, bias=False)
         self.hidden_dense = nn.Linear(hidden_size, width)
@@ -82,16 +82,16 @@ class ShowAttendTellDecoder(nn.Module):
         self.output = WordScores(width, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
-        """Three rows (B, H); regions (B, R, H) and their keys (B, R, A), from grid (B, R, D)."""
+        """State: three (B, H), regions (B, R, H), their keys (B, R, A), from a grid (B, R, D)."""
         regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
         hidden_BH, cell_BH = self.initial(regions_BRH.mean(dim=1)).chunk(2, dim=1)
         hidden_BH = torch.tanh(hidden_BH)
-        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        # In the features' dtype, because cells stay float32 where autocast computes in bfloat16.
         rows = hidden_BH, cell_BH.to(features.dtype), torch.zeros_like(hidden_BH)
         return State(rows, (regions_BRH, self.attention.key(regions_BRH)))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         look = look_of_beams(self._attention(state), len(state.images[0]))
         words_NE = self.word_dropout(self.embedding(token_ids))
         rows = self._advance(look, self.word_gates(words_NE), state.rows)
@@ -100,7 +100,7 @@ class ShowAttendTellDecoder(nn.Module):
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
-        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
@@ -112,7 +112,7 @@ class ShowAttendTellDecoder(nn.Module):
         return self._score(words_PE, states, positions)
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
+        """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         state, weights = self.start(features.unsqueeze(0)), list[Tensor]()
         look, rows = look_of_one(self._attention(state), weights), state.rows
         for gates_1G in self.word_gates(self.embedding(token_ids)).split(1):
@@ -124,14 +124,14 @@ class ShowAttendTellDecoder(nn.Module):
         return partial(self.attention, regions=regions_BRH, keys=keys_BRA)
 
     def _advance(self, look: Look, gates: Tensor, rows: Rows) -> Rows:
-        """Equations 1 to 3, with the gate beta of section 4.2.1; ``gates`` (n, 4H) of the word."""
+        """Equations 1 to 3 with the gate beta of section 4.2.1; ``gates`` (n, 4H) of the word."""
         hidden, cell, _ = rows
         seen = torch.sigmoid(self.looking_gate(hidden)) * look(hidden)
         gates = gates + self.state_gates(torch.cat([hidden, seen], dim=1))
         return *update_cell(gates, cell), seen
 
     def _score(self, words: Tensor, rows: Rows, positions: RealPositions | None = None) -> Tensor:
-        """Scores (P, V) from words (P, E) and the states (P, H) after them: equation 7."""
+        """Logits (P, V) from words (P, E) and the states (P, H) after them: equation 7."""
         hidden, _, seen = rows
         dense = words + self.hidden_dense(hidden) + self.context_dense(seen)
         scores: Tensor = self.output(self.output_dropout(dense, positions), self.embedding)

@@ -1,14 +1,14 @@
-"""``transformer_glove``: words look at the words before them and at the regions of the photograph.
+"""``transformer_glove``: a Transformer decoder with cross-attention to the regions of the image.
 
-Vaswani et al. 2017, "Attention Is All You Need": the decoder half, with layer norms before each
-part as in Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture", because
-such layers train without a long warm-up. The regions of a CNN's grid stand where the encoder's
-output does. No word waits for another in teacher forcing: all layers run over all real positions
-of all captions at once, and only the attention among the words of a caption sees them padded.
+The decoder of Vaswani et al. 2017, "Attention Is All You Need", with pre-layer normalization (Xiong
+et al. 2020, "On Layer Normalization in the Transformer Architecture"), which trains without a long
+warm-up. Cross-attention reads the regions of the image encoder's grid. In teacher forcing all
+layers run over all real positions of all captions at once; only self-attention works on padded
+captions.
 
 Dimension key: B images, N rows, G rows of one image, T positions, P real positions, V vocabulary,
-D feature size, R regions, E embedding, H hidden, M memory (2H: keys and values), S what is
-remembered, Q queries.
+D feature size, R regions, E embedding, H hidden, M = 2H (keys and values, called memory), S memory
+length, Q queries, X = 3H (queries, keys and values).
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from showtell.models.positions import RealPositions
 from showtell.models.regions import RowsByImage
 from showtell.types import FeatureKind
 
-# Queries, keys and values (P, 3H) of words -> what each word finds (P, H) among those before it.
+# Self-attention: queries, keys and values (P, 3H) -> contexts (P, H) over the words so far.
 Recall = Callable[[Tensor], Tensor]
-# An image's memory (B, R, M) and queries (P, H) -> what is seen (P, H).
+# Cross-attention: memory (B, R, M) of the images and queries (P, H) -> contexts (P, H).
 Look = Callable[[Tensor, Tensor], Tensor]
 
 
 class TransformerDecoder(nn.Module):
-    """Layers of attention over the words so far, attention over the regions, and a dense part.
+    """Layers of self-attention, cross-attention to the regions, and a feed-forward network.
 
-    The state is, for each layer, the memory (words so far, M) of a row and that (R, M) of an image.
+    The state is a key-value cache: for each layer, keys and values of the words so far (S, M) per
+    row and of the regions (R, M) per image.
 
     Raises:
-        ValueError: a hidden size that the heads cannot share evenly.
+        ValueError: the hidden size is odd or not a multiple of the number of heads.
     """
 
     feature_kind: FeatureKind = "grid"
@@ -86,14 +87,14 @@ class TransformerDecoder(nn.Module):
         self.heads = heads
 
     def start(self, features: Tensor) -> State:
-        """Empty memories (B, 0, M) and those of the regions (B, R, M), from grid (B, R, D)."""
+        """State: empty memories (B, 0, M) and the regions' (B, R, M), from a grid (B, R, D)."""
         regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
         layers = cast(Iterable[TransformerLayer], self.layers)
         images = tuple(layer.image_memory(regions_BRH) for layer in layers)
         return State(tuple(image[:, :0] for image in images), images)
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         memories, time = [], state.rows[0].shape[1]
         times_N = torch.full_like(token_ids, time)
         words_NH = self._place(token_ids, times_N, longest=time + 1)
@@ -116,7 +117,7 @@ class TransformerDecoder(nn.Module):
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
-        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         by_image = RowsByImage(image_of_row[positions.rows], len(features))
 
@@ -129,7 +130,7 @@ class TransformerDecoder(nn.Module):
         return scores_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Attention (T, R) of one caption, the mean of the last layer's heads.
+        """Attention weights (T, R) of one caption: the mean over the last layer's heads.
 
         See ``AttentiveDecoder.attend``.
         """
@@ -147,11 +148,11 @@ class TransformerDecoder(nn.Module):
     def _read(
         self, tokens: Tensor, positions: RealPositions, images: tuple[Tensor, ...], look: Look
     ) -> Tensor:
-        """What the layers make (P, H) of each real one of ``tokens`` (N, T)."""
+        """Outputs (P, H) of the last layer at the real positions of ``tokens`` (N, T)."""
         by_row = RowsByImage(positions.rows, positions.row_count)
 
         def recall(words_PX: Tensor) -> Tensor:
-            # Padding stands behind the words, so that none of them looks at it.
+            # Padding follows the words, so the causal mask hides it from them.
             queries_NTH, memory_NTM = _split(by_row.group(words_PX))
             found_NTH = mix(queries_NTH, memory_NTM, self.heads, causal=True)
             return by_row.ungroup(found_NTH, len(words_PX))
@@ -165,7 +166,7 @@ class TransformerDecoder(nn.Module):
         return read_PH
 
     def _place(self, token_ids: Tensor, times: Tensor, *, longest: int) -> Tensor:
-        """Words and where they stand (P, H): Vaswani et al. 2017, sections 3.4 and 3.5."""
+        """Word plus positional embeddings (P, H): Vaswani et al. 2017, sections 3.4 and 3.5."""
         words_PH = self.word(self.embedding(token_ids))
         width = words_PH.shape[1]
         places_TH = sinusoids(longest, width, words_PH.device).to(words_PH.dtype)
@@ -174,7 +175,7 @@ class TransformerDecoder(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Three parts, each of which reads the normed sum of all before it and adds to that sum."""
+    """Self-attention, cross-attention and feed-forward, each pre-normalized and residual."""
 
     def __init__(self, width: int, dense_size: int, *, dropout: float) -> None:
         super().__init__()
@@ -197,7 +198,7 @@ class TransformerLayer(nn.Module):
         look: Callable[[Tensor], Tensor],
         positions: RealPositions | None = None,
     ) -> Tensor:
-        """Words (P, H) -> the same with what the layer adds; the memories are the caller's."""
+        """Words (P, H) -> (P, H); the caller provides both attentions and their memories."""
         found = self.word_found(recall(self.word_asks(self.word_norm(words))))
         words = words + self.dropout(found, positions)
         seen = self.image_found(look(self.image_asks(self.image_norm(words))))
@@ -208,9 +209,9 @@ class TransformerLayer(nn.Module):
 
 
 def mix(queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False) -> Tensor:
-    """What queries (B, Q, H) find (B, Q, H) in a memory (B, S, M), each head in its own part.
+    """Multi-head attention of queries (B, Q, H) over a memory (B, S, M): contexts (B, Q, H).
 
-    Causal, the first query sees the first thing remembered, the second two of them, and so on.
+    If ``causal``, query q sees the first q + 1 entries of the memory.
     """
     keys, values = _by_head(memory, 2 * heads).chunk(2, dim=1)
     found = F.scaled_dot_product_attention(_by_head(queries, heads), keys, values, is_causal=causal)
@@ -218,14 +219,14 @@ def mix(queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False) ->
 
 
 def shares(queries: Tensor, memory: Tensor, heads: int) -> Tensor:
-    """How ``mix`` spreads its attention: (B, heads, Q, S), rows summing to 1."""
+    """The attention weights of ``mix``, not causal: (B, heads, Q, S), rows sum to 1."""
     keys, _ = _by_head(memory, 2 * heads).chunk(2, dim=1)
     asked = _by_head(queries, heads)
     return torch.softmax(asked @ keys.transpose(2, 3) / math.sqrt(asked.shape[-1]), dim=-1)
 
 
 def _split(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries (N, T, H) and memory (N, T, M) of words (N, T, 3H)."""
+    """Split words (N, T, 3H) into queries (N, T, H) and memory (N, T, M)."""
     width = words.shape[-1] // 3
     return words[..., :width], words[..., width:]
 
@@ -237,9 +238,9 @@ def _by_head(tensor: Tensor, heads: int) -> Tensor:
 
 
 def sinusoids(count: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines (count, width) that tell the first ``count`` positions apart.
+    """Sinusoidal position embeddings (count, width): Vaswani et al. 2017, section 3.5.
 
-    Vaswani et al. 2017, section 3.5. Nothing is learned, so no caption is too long.
+    Nothing is learned, so captions may have any length. ``width`` must be even.
     """
     times_T1 = torch.arange(count, device=device).unsqueeze(1)
     steps = torch.arange(0, width, 2, device=device) / width

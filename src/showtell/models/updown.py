@@ -1,13 +1,13 @@
-"""``updown_glove``: one LSTM chooses where to look, a second one says what is there.
+"""``updown_glove``: an attention LSTM decides where to look, a language LSTM generates the words.
 
 Anderson et al. 2018, "Bottom-Up and Top-Down Attention for Image Captioning and Visual Question
-Answering", over the regions of a CNN's grid instead of detected objects. The first LSTM reads the
-mean region, the word and what the second one knows, and its output asks the regions; the second
-reads what was seen. Here each word waits for the one before it, so all that does not is taken out
-of the loop: the products with the words, the mean region and the regions. The score is the
-multiplicative one (see ``RegionAttention``), where the paper's is additive.
+Answering", over the regions of the image encoder's grid instead of detected objects. The attention
+LSTM reads the mean region, the word and the language LSTM's state, and its output is the query; the
+language LSTM reads the context. Each word waits for the one before it, so everything else is
+computed outside the loop: the products with the words, the mean region and the regions. The
+attention score is multiplicative (see ``RegionAttention``); the paper's is additive.
 
-Dimension key: B images, N rows, n rows whose captions are still going on, G rows of one image,
+Dimension key: B images, N rows, n rows whose captions are unfinished, G gates (4H),
 T positions, P real positions, V vocabulary, D feature size, R regions, E embedding, H hidden.
 """
 
@@ -38,8 +38,8 @@ from showtell.types import FeatureKind
 class UpDownDecoder(nn.Module):
     """An attention LSTM and a language LSTM, with attention over the regions between them.
 
-    The state is hidden and cell (H) of both LSTMs of a row, and of an image the regions (R, H)
-    and the part (4H) that their mean has in the gates of the first LSTM.
+    The state is hidden and cell (H) of both LSTMs per row, and the regions (R, H) and their mean's
+    term (4H) in the attention LSTM's gates per image.
     """
 
     feature_kind: FeatureKind = "grid"
@@ -69,7 +69,7 @@ class UpDownDecoder(nn.Module):
         self.image_dropout = LockedDropout(image_dropout)
         self.region = nn.Linear(feature_size, hidden_size)
         self.word_dropout = LockedDropout(word_dropout)
-        # The gates of the attention LSTM, in three parts: from the word, the image, the past.
+        # The attention LSTM's gates, in three terms: of the word, the image and the hidden states.
         self.word_gates = nn.Linear(self.embedding.width, 4 * hidden_size)
         self.image_gates = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.attention_gates = nn.Linear(2 * hidden_size, 4 * hidden_size, bias=False)
@@ -79,15 +79,15 @@ class UpDownDecoder(nn.Module):
         self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
-        """Rows of zeros, four (B, H); regions (B, R, H) and gates (B, 4H), from grid (B, R, D)."""
+        """State: four zeros (B, H), regions (B, R, H), gates (B, 4H), from a grid (B, R, D)."""
         regions_BRH = torch.relu(self.region(self.image_dropout(self.image_norm(features))))
         mean_BH = regions_BRH.mean(dim=1)
-        # Of the features' type: cells stay float32 where autocast computes in bfloat16.
+        # In the features' dtype, because cells stay float32 where autocast computes in bfloat16.
         zeros_BH = features.new_zeros(mean_BH.shape)
         return State((zeros_BH,) * 4, (regions_BRH, self.image_gates(mean_BH)))
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """Scores (N, V) of the next word after reading ``token_ids`` (N,)."""
+        """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         regions_BRH, image_gates_BG = state.images
         images = len(regions_BRH)
         look = look_of_beams(partial(self.attention, regions=regions_BRH), images)
@@ -100,7 +100,7 @@ class UpDownDecoder(nn.Module):
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
     ) -> Tensor:
-        """Scores (P, V) after every real position; see ``Decoder.__call__``."""
+        """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
@@ -109,7 +109,7 @@ class UpDownDecoder(nn.Module):
         return scores_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Attention (T, R) of one caption; see ``AttentiveDecoder.attend``."""
+        """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         state, weights = self.start(features.unsqueeze(0)), list[Tensor]()
         regions_1RH, image_gates_1G = state.images
         look = look_of_one(partial(self.attention, regions=regions_1RH), weights)
@@ -121,7 +121,7 @@ class UpDownDecoder(nn.Module):
     def _advance(
         self, gates: Tensor, rows: Rows, look: Look
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Both LSTMs by a word, from what it and the image put into the first's gates (n, 4H)."""
+        """Advance both LSTMs; ``gates`` (n, 4H): word and image terms of the attention LSTM."""
         asking, asking_cell, saying, saying_cell = rows
         gates = gates + self.attention_gates(torch.cat([asking, saying], dim=1))
         asking, asking_cell = update_cell(gates, asking_cell)
@@ -130,8 +130,8 @@ class UpDownDecoder(nn.Module):
         return asking, asking_cell, saying, saying_cell
 
     def _read(self, words: Tensor, lengths: Tensor, image_of_row: Tensor, start: State) -> Tensor:
-        """What the language LSTM says (P, H) after each of ``words`` (P, E), row by row."""
-        # Longest rows first: those still going on at a word are then the first n.
+        """Outputs (P, H) of the language LSTM after each of ``words`` (P, E), row by row."""
+        # Longest rows first, so that the unfinished ones are always the first n.
         order = TimeOrder.of(lengths, words.device)
         image_of_row = image_of_row[order.longest_first]
         regions_BRH, image_gates_BG = start.images

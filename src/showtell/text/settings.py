@@ -1,4 +1,4 @@
-"""What a run decides about words: which are known, and where their vectors come from."""
+"""Settings of the vocabulary and the word vectors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class TextSettings:
     """The ``text`` group of the configuration.
 
     Attributes:
-        min_count: how often a word must occur in the training captions to be in the vocabulary.
+        min_count: least occurrences in the training captions for a word to be in the vocabulary.
         vectors: ``kumo-6b-50d`` (GloVe 6B, 50-d, installed with the project), the path of a
             Stanford GloVe text file, or None for random vectors.
-        vector_width: width of the vectors in numbers; checked against the source.
-        train_vectors: ``freeze`` keeps the vectors as they are, ``train`` learns them from the
-            first step, ``thaw`` from the epoch ``thaw_epoch`` on.
-        thaw_epoch: 0-based epoch at which frozen vectors begin to learn; None without thaw.
+        vector_width: dimension of the vectors; checked against the source.
+        train_vectors: ``freeze`` keeps the vectors fixed, ``train`` trains them from the first
+            step, ``thaw`` from epoch ``thaw_epoch`` on.
+        thaw_epoch: 0-based epoch from which frozen vectors are trained; None without thaw.
     """
 
     min_count: int
@@ -34,7 +34,7 @@ class TextSettings:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     def learn_at(self, epoch: int) -> bool:
-        """Whether the vectors learn in the 0-based ``epoch``."""
+        """Whether the vectors are trained in the 0-based ``epoch``."""
         if self.train_vectors == "thaw":
             return self.thaw_epoch is not None and epoch >= self.thaw_epoch
         return self.train_vectors == "train"

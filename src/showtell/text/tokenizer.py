@@ -1,9 +1,9 @@
-"""Captions to words and back: the one tokenizer of training, decoding and scoring.
+"""The tokenizer and detokenizer used everywhere: in training, decoding and scoring.
 
-`tokenize` gives exactly the words on which the COCO caption evaluation computes its scores: the
-PTB tokenizer of pycocoevalcap (``-preserveLines -lowerCase``, then its list of punctuation
-removed), without the Java process, so that a vocabulary, a reference and a generated caption can
-never disagree about what a word is.
+`tokenize` gives exactly the words that the COCO caption evaluation scores, those of
+pycocoevalcap's PTB tokenizer (``-preserveLines -lowerCase``, then its list of punctuation
+removed), without the Java process. So vocabulary, references and generated captions always agree
+on what a word is.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from showtell.text.ptb import lex
 
-# The evaluation's own list. It also names -LRB- and its kin, but tokens are lower case by then,
-# so "-lrb-" stays a word: published scores count it.
+# The evaluation's own list. It also has -LRB- and the like, but tokens are lower-case by then, so
+# "-lrb-" stays a word, also in published scores.
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# One caption is one line. Java's tokenizer ends a line at each of these, which shifts every later
-# caption of a batch to the wrong image; here they are white space.
+# A caption is one line. The Java tokenizer ends a line at each of these, which shifts all later
+# captions of a batch to the wrong images; here they are white space.
 _LINE_ENDS = str.maketrans(dict.fromkeys("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
 
 _BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
@@ -27,20 +27,19 @@ _SPLIT_WORDS = re.compile(r"\b(can not|(?:gon|wan) na|got ta|(?:gim|lem) me)\b")
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of one caption as the COCO evaluation counts them, in lower case.
+    """The lower-case words of one caption, as the COCO evaluation counts them.
 
     Empty for a caption without words. A word may hold a non-breaking space (``1 1/2``).
     """
-    if not text.isprintable():  # which no line end is; translating costs as much as the words
+    if not text.isprintable():  # line ends are not; translating takes as long as tokenizing
         text = text.translate(_LINE_ENDS)
     return [token for token in lex(text) if token not in _PUNCTUATION]
 
 
 def detokenize(tokens: Sequence[str]) -> str:
-    """The words as a person would write them: ``a dog 's ball`` becomes ``a dog's ball``.
+    """Join words to natural text: ``a dog 's ball`` becomes ``a dog's ball``.
 
-    ``tokenize`` takes the text back to the same words; where joining some of them would not
-    survive that, they stay apart.
+    If ``tokenize`` would not restore the words from the joined text, they stay separated by spaces.
     """
     apart = " ".join(map(_keep_period, tokens))
     joined = _SPLIT_WORDS.sub(lambda words: words[0].replace(" ", ""), _SPLIT_OFF.sub("", apart))
@@ -51,5 +50,5 @@ def detokenize(tokens: Sequence[str]) -> str:
 
 
 def _keep_period(token: str) -> str:
-    # "bat." is a word only before a comma; an abbreviation is one anywhere.
+    # "bat." is a token only before a comma; an abbreviation is one anywhere.
     return token + "," if token.endswith(".") and tokenize(token) != [token] else token

@@ -1,4 +1,4 @@
-"""The words a captioner knows, and the four ids that are not words."""
+"""The vocabulary: the words a captioner knows and four special tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from showtell.errors import UserError
 from showtell.files import write_atomically
 
 # Four distinct ids: a model that pads with its end token learns to stop early, and one that begins
-# with it cannot tell a start from a stop.
+# with its end token cannot tell start from stop.
 PAD, BEGIN, END, UNKNOWN = range(4)
 SPECIALS = ("<pad>", "<begin>", "<end>", "<unknown>")
 
 
 class Vocabulary:
-    """A fixed list of words; position is id, and the four special ids come first.
+    """A fixed list of tokens; a token's id is its position, and the four special ones come first.
 
-    Built from training captions only, so that no word of the evaluation splits leaks into it.
+    To be built from training captions only, so that evaluation splits do not leak into it.
     """
 
     def __init__(self, words: Sequence[str], *, min_count: int, counts: Sequence[int]) -> None:
@@ -35,10 +35,11 @@ class Vocabulary:
     def from_captions(cls, captions: Iterable[Sequence[str]], *, min_count: int) -> Vocabulary:
         """The words that occur at least ``min_count`` times in tokenized ``captions``.
 
-        Ordered by count, then alphabetically: the ids do not depend on the order of the captions.
+        Ordered by decreasing count, then alphabetically, so that ids do not depend on the order of
+        the captions.
 
         Raises:
-            UserError: when no word is frequent enough.
+            UserError: no word is frequent enough.
         """
         counts = Counter(token for caption in captions for token in caption)
         frequent = sorted(
@@ -56,11 +57,11 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, tokens: Sequence[str]) -> list[int]:
-        """Ids of ``tokens``, without begin and end; a word not in the vocabulary is UNKNOWN."""
+        """Ids of ``tokens``, without BEGIN and END; a word not in the vocabulary is UNKNOWN."""
         return [self._ids.get(token, UNKNOWN) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Words up to the first END; BEGIN and PAD are left out, UNKNOWN stays visible."""
+        """Words up to the first END, without BEGIN and PAD; UNKNOWN stays as ``<unknown>``."""
         words = []
         for i in ids:
             if i == END:
@@ -85,7 +86,7 @@ class Vocabulary:
         """Read what ``save`` wrote.
 
         Raises:
-            UserError: when the file is missing, is not JSON or has other special tokens.
+            UserError: the file is missing, is not a vocabulary or has other special tokens.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
 """EfficientNet-Lite 0, 1 and 2: Tan and Le 2019 without squeeze-and-excite, with ReLU6.
 
-timm has these networks too, but importing timm takes longer than captioning a picture, and they
-are the encoders that come with the project. Their tensors have timm's names, which are part of an
-encoder's identity, and its outputs are theirs to the last bit (tested).
+These encoders come with the project. timm has them too, but importing timm takes longer than
+captioning a picture. Tensors have timm's names, because the names enter an encoder's identity, and
+outputs equal timm's bit for bit (tested).
 
-Shapes: ``B`` images, ``C`` channels, ``S`` side of a map.
+Shapes: ``B`` images, ``C`` channels, ``S`` side of an image or a feature map.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Size of the network -> what widths and depths are multiplied by (width, depth).
+# Network size -> multipliers of (width, depth).
 SCALES = {0: (1.0, 1.0), 1: (1.0, 1.1), 2: (1.1, 1.2)}
 STEM_WIDTH = 32
 HEAD_WIDTH = 1280
 CLASSES = 1000
-# The stages of EfficientNet-B0 (table 1): side of the kernel, stride, expansion, width, depth.
+# The stages of EfficientNet-B0 (table 1): kernel size, stride, expansion, width, depth.
 _STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -34,7 +34,9 @@ _STAGES = (
 
 
 class EfficientNetLite(nn.Module):
-    """The network up to its last feature map, with the classifier that its weights files hold.
+    """The network up to its last feature map.
+
+    The classifier is not used; it is there to match the tensors in the weights files.
 
     ``size`` is a key of ``SCALES``.
     """
@@ -59,16 +61,16 @@ class EfficientNetLite(nn.Module):
         return cast(Tensor, self.blocks[:stages](F.relu6(self.bn1(self.conv_stem(images)))))
 
     def upper(self, maps: Tensor, stages: int) -> Tensor:
-        """The last feature map of what ``lower`` gives."""
+        """The last feature map (B, 1280, S / 32, S / 32), from the output of ``lower``."""
         return F.relu6(self.bn2(self.conv_head(self.blocks[stages:](maps))))
 
     def upper_parts(self, stages: int) -> list[nn.Module]:
-        """What ``upper`` computes with."""
+        """The modules that ``upper`` applies."""
         return [*self.blocks[stages:], self.conv_head, self.bn2]
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow does: the odd row and column go below and to the right."""
+    """A convolution with TensorFlow's "SAME" padding: an odd pixel goes to the bottom or right."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1):
         # With stride 1 the padding is symmetric and the convolution can do it by itself.
@@ -86,13 +88,13 @@ class _SameConv(nn.Conv2d):
         return super().forward(input)
 
     def _lacking(self, side: int) -> int:
-        """Pixels to add to a side so that every stride has its kernel's worth."""
+        """Total padding along a side, so that the output has ceil(side / stride) pixels."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         return max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
 
 
 class _SeparableBlock(nn.Module):
-    """The first block: depthwise and pointwise convolution, without expansion or shortcut."""
+    """The first stage's block: depthwise and pointwise convolution, no expansion or shortcut."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int) -> None:
         super().__init__()
@@ -102,12 +104,15 @@ class _SeparableBlock(nn.Module):
         self.bn2 = _norm(outputs)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, S, S) to (B, outputs, S, S)."""
+        """(B, C, S, S) -> (B, outputs, S, S)."""
         return self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(maps)))))  # type: ignore[no-any-return]
 
 
 class _InvertedResidual(nn.Module):
-    """Sandler et al. 2018, figure 4: expand, convolve each channel, project; add if it fits."""
+    """Pointwise expansion, depthwise convolution, pointwise projection.
+
+    Sandler et al. 2018, figure 4. The input is added where its shape stays the same.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, *, kernel: int, stride: int, expansion: int
@@ -123,7 +128,7 @@ class _InvertedResidual(nn.Module):
         self._has_shortcut = stride == 1 and inputs == outputs
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, S, S) to (B, outputs, S / stride, S / stride)."""
+        """(B, C, S, S) -> (B, outputs, S / stride, S / stride)."""
         wide = F.relu6(self.bn1(self.conv_pw(maps)))
         wide = F.relu6(self.bn2(self.conv_dw(wide)))
         narrow: Tensor = self.bn3(self.conv_pwl(wide))

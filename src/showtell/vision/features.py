@@ -1,19 +1,20 @@
-"""The feature store: encoded pictures on disk, read row by row, never torn, never mixed up.
+"""The feature store: features on disk, written in shards atomically and read row by row.
 
 Layout, below the store's root::
 
-    <encoder identity key>/<kind>/identity.json        whose features these are, shape, type
+    <encoder identity key>/<kind>/identity.json        the encoder, and shape and dtype
                                   <stem>.npy            float16 (n, D) or (n, R, D), immutable
                                   <stem>.json           image ids, content hashes, size, checksum
 
-A shard exists once its ``.json`` does: it is written last, and each file is written beside its
-name, flushed to disk and moved into place. A process killed at any moment leaves at most files
-nobody refers to. The stem carries the array's checksum, so no two writers ever disagree about the
-bytes behind one name.
+A shard exists once its manifest (``.json``) does: it is written last, and every file is written
+under a temporary name, flushed to disk and renamed. A process killed at any moment leaves at most
+files that no manifest refers to. The stem contains the array's checksum, so two writers never
+disagree about the content behind a name.
 
-Rows are read, not mapped: the pages of a map count as the process's memory, so that an epoch over
-a large store would look like, and be killed as, a program that loads it whole; a map also holds a
-file descriptor for each shard, and a file cut short under it kills the process with SIGBUS.
+Rows are read instead of memory-mapped, because mapped pages count as the process's memory: an epoch
+over a large store would look like a program that loads all of it, and be killed as one. Mapping
+also keeps a file descriptor open for each shard, and a truncated file would kill the process with
+SIGBUS.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Features = NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """One committed shard: row ``i`` holds the features of ``image_ids[i]`` (``contents[i]``)."""
+    """A committed shard; row ``i`` is for ``image_ids[i]``, a file of hash ``contents[i]``."""
 
     array: Path
     image_ids: tuple[str, ...]
@@ -51,29 +52,29 @@ class _Shard:
 
 
 class FeatureStore:
-    """The features of one kind made by one encoder, addressed by image id and file content.
+    """Features of one kind from one encoder, addressed by image id and hash of the file.
 
-    A *position* is an image's row over all shards, valid for this object and its copies. No file
+    A *position* is a row number over all shards, valid for this object and its copies. No file
     stays open.
     """
 
     def __init__(self, folder: Path, kind: FeatureKind, shape: tuple[int, ...]) -> None:
         self.folder = folder
         self.kind = kind
-        self.shape = shape  # of one image: (D,) pooled, (R, D) grid
+        self.shape = shape  # of one image: pooled (D,), grid (R, D)
         self._shards: list[_Shard] = []
-        self._known: set[str] = set()  # names of the manifests of these shards
+        self._known: set[str] = set()  # names of their manifests
         self._starts = np.zeros(1, dtype=np.int64)  # first position of each shard, then the end
         self._positions: dict[tuple[str, str], int] = {}  # (image id, content) -> position
         self._selected: dict[str, int] | None = None
-        self._first_bytes: dict[int, int] = {}  # where row 0 begins in the shards read so far
-        # Image id -> SHA-256 of its file, by which a view was selected; and the hash of all of it.
+        self._first_bytes: dict[int, int] = {}  # shard -> offset of its row 0, once read
+        # In a view made by `select`: image id -> SHA-256 of its file, and a hash over them.
         self.contents: Mapping[str, str] = {}
         self.images_sha256: str | None = None
 
     @classmethod
     def open(cls, root: Path, identity: EncoderIdentity, kind: FeatureKind) -> Self:
-        """Open the store of this encoder and kind below ``root``, making an empty one if need be.
+        """Open the store of this encoder and kind below ``root``; create it if there is none.
 
         Raises:
             UserError: the folder holds another encoder's features, or a damaged shard.
@@ -85,7 +86,7 @@ class FeatureStore:
         return store
 
     def _claim(self, identity: EncoderIdentity) -> None:
-        """Write whose features these are, or compare with what is written."""
+        """Write ``identity.json``, or check the existing one."""
         ours = {
             "identity": identity.to_json(),
             "kind": self.kind,
@@ -104,8 +105,8 @@ class FeatureStore:
             )
 
     def refresh(self) -> None:
-        """Take in the shards committed since the store was opened."""
-        # A builder looks for each shard that it begins: names, not paths, a tenth of the time.
+        """Read the manifests of shards committed since the last call."""
+        # Called for every shard to build: names take a tenth of the time of Path objects.
         with os.scandir(self.folder) as entries:
             names = {entry.name for entry in entries if _is_manifest(entry.name)}
         for name in sorted(names - self._known):
@@ -124,15 +125,15 @@ class FeatureStore:
         return int(self._starts[-1])
 
     def missing(self, contents: Mapping[str, str]) -> list[str]:
-        """The ids of ``contents`` (image id -> SHA-256 of its file) that are not stored as such."""
+        """The ids in ``contents`` (image id -> SHA-256 of its file) not stored in that version."""
         return [
             image_id for image_id, sha in contents.items() if (image_id, sha) not in self._positions
         ]
 
     def select(self, contents: Mapping[str, str]) -> Self:
-        """A view of this store that knows each id by the given content.
+        """A view of this store limited to ``contents`` (image id -> SHA-256 of its file).
 
-        Needed where an image was changed, or two data sets use one file name: both are stored.
+        It tells versions of an image apart, or images of one name in two data sets: all are stored.
         """
         view = copy.copy(self)
         view._shards, view._positions = list(self._shards), dict(self._positions)
@@ -149,7 +150,7 @@ class FeatureStore:
         return view
 
     def stored_contents(self, image_ids: Iterable[str]) -> dict[str, str]:
-        """Image id -> SHA-256 of its file, of those that are selected or stored only once."""
+        """Image id -> SHA-256 of its file, for those selected or stored with a single content."""
         known: dict[str, set[str]] = {}
         for image_id, sha in self._positions:
             known.setdefault(image_id, set()).add(sha)
@@ -161,7 +162,7 @@ class FeatureStore:
         """The positions of these images, int64 (n,), for ``gather``.
 
         Raises:
-            UserError: an image without features, or with those of several contents.
+            UserError: an image without features, or, without ``select``, with several contents.
         """
         if self._selected is None:
             self._selected = self._unambiguous()
@@ -187,7 +188,7 @@ class FeatureStore:
 
         Raises:
             IndexError: a position outside the store.
-            UserError: a shard that is damaged or gone.
+            UserError: a shard that is damaged or missing.
         """
         if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"positions must lie in [0, {len(self)})")
@@ -219,7 +220,7 @@ class FeatureStore:
             raise _damaged(file, str(error)) from None
 
     def _check_header(self, number: int, stream: BinaryIO) -> int:
-        """Where the values begin; they must be as many and of the type the manifest says."""
+        """The offset of the values, after checking their shape and type against the manifest."""
         shard = self._shards[number]
         try:
             version = np.lib.format.read_magic(stream)
@@ -236,19 +237,19 @@ class FeatureStore:
     def write(
         self, image_ids: Sequence[str], contents: Sequence[str], features: Iterable[Features]
     ) -> None:
-        """Commit a shard: the features (D,) or (R, D) of each of these images, or nothing at all.
+        """Commit a shard with the features (D,) or (R, D) of each image, or nothing at all.
 
-        Any thread may write while others use the store, which knows the shard at ``refresh``.
+        A thread may write while others use the store, which sees the shard after ``refresh``.
 
         Raises:
-            UserError: values that float16 cannot hold, or a disk that cannot take them.
+            UserError: values that are not finite in float16, or a disk that cannot be written.
         """
         parts = self._npy(image_ids, features)
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
         checksum = digest.hexdigest()
-        # The ids are in the name too: equal arrays of different images must not share a manifest.
+        # The name also covers the ids: equal arrays of different images must not share a manifest.
         named = json.dumps([list(image_ids), list(contents)]).encode()
         stem = f"{hashlib.sha256(named).hexdigest()[:16]}-{checksum[:16]}"
         manifest = {
@@ -263,16 +264,16 @@ class FeatureStore:
         write_atomically(self.folder / f"{stem}.json", json.dumps(manifest).encode())
 
     def _npy(self, image_ids: Sequence[str], features: Iterable[Features]) -> list[memoryview]:
-        """The rows as a ``.npy`` file in parts: joined they would take a shard's memory again.
+        """A ``.npy`` file in parts, header and rows, which saves joining them in memory.
 
-        Memory that a program has not had before comes page by page, and on a virtual machine from
-        its host: to fill it may take longer than to compute its checksum and to write it.
+        Newly allocated memory is mapped page by page, on a virtual machine by its host too: filling
+        it can take longer than computing its checksum and writing it.
         """
         rows: list[memoryview] = []
         for image_id, row in zip(image_ids, features, strict=True):
             assert row.shape == self.shape and row.dtype == np.float16
             row = np.ascontiguousarray(row)
-            # All exponent bits set is infinity or nan.
+            # All exponent bits set: infinity or nan.
             if ((row.view(np.uint16) & 0x7FFF) >= 0x7C00).any():
                 raise UserError(
                     f"image {image_id}: the encoder gives values that are not finite in float16; "
@@ -289,7 +290,7 @@ class FeatureStore:
         """Read every shard and compare it with its checksum.
 
         Raises:
-            UserError: naming the first file that is not what was written.
+            UserError: names the first file that was altered.
         """
         for shard in self._shards:
             with shard.array.open("rb") as stream:
@@ -297,7 +298,7 @@ class FeatureStore:
                     raise _damaged(shard.array, "its checksum differs")
 
     def remove_leftovers(self) -> None:
-        """Delete what killed builders left behind; only while no process is building here."""
+        """Delete files of killed builders; call it only while no process is building here."""
         committed = {manifest.stem for manifest in self.folder.glob("*-*.json")}
         for file in self.folder.iterdir():
             if file.suffix == ".part" or (file.suffix == ".npy" and file.stem not in committed):
@@ -305,17 +306,16 @@ class FeatureStore:
 
 
 class SeenTogether:
-    """Features of images in several views, as one source: what is looked at all at once.
+    """A feature source that combines several views of each image.
 
-    Grids (R, D) lie behind each other as one grid of more regions; of pooled features (D,) the
-    mean is taken.
+    Grids (R, D) are concatenated to (views x R, D); pooled features (D,) are averaged.
     """
 
     def __init__(self, views: Sequence[FeatureStore]) -> None:
         self._views = views
 
     def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
-        """The positions (n, views) of each image."""
+        """The positions (n, views) of each image in each view."""
         return np.stack([view.index(image_ids) for view in self._views], axis=1)
 
     def gather(self, positions: NDArray[np.int64]) -> Features:
@@ -326,7 +326,7 @@ class SeenTogether:
 
 
 class DrawnViews:
-    """Features of images of which each is seen in one of several views, drawn for an epoch.
+    """A feature source that draws one of several views of each image, anew for every epoch.
 
     The same ``seed`` and ``epoch`` draw the same views for the same list of images.
     """
@@ -336,17 +336,17 @@ class DrawnViews:
         self._random = (seed, epoch, 1)
 
     def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
-        """The view (n, 0) of each image, and its position there (n, 1)."""
+        """(n, 2): the view drawn for each image (column 0) and its position there (column 1)."""
         random = np.random.default_rng(self._random)
         drawn = random.integers(len(self._views), size=len(image_ids))
         positions = np.stack([view.index(image_ids) for view in self._views])
         return np.stack([drawn, positions[drawn, np.arange(len(drawn))]], axis=1)
 
     def gather(self, positions: NDArray[np.int64]) -> Features:
-        """Features (n, D) or (n, R, D) at the given positions, each of its view."""
+        """Features (n, D) or (n, R, D) at the given positions, each from its view."""
         drawn, places = positions.T
         if len(self._views) == 1:
-            # To bring rows into an order that they have already takes longer than to read them.
+            # Reordering rows that are in order already takes longer than reading them.
             return self._views[0].gather(places)
         by_view = [view.gather(places[drawn == n]) for n, view in enumerate(self._views)]
         back = np.argsort(np.argsort(drawn, kind="stable"))
@@ -355,7 +355,7 @@ class DrawnViews:
 
 
 def seen_together(views: Sequence[Features]) -> Features:
-    """Features (n, D) or (n, R, D) of each of several views as those of one look at all."""
+    """Combine features (n, D) or (n, R, D) of several views: the mean, or grids concatenated."""
     if len(views) == 1:
         return views[0]
     if views[0].ndim == 3:
@@ -370,7 +370,7 @@ def _is_manifest(name: str) -> bool:
 
 def _read_shard(manifest: Path) -> _Shard:
     fields = _read_json(manifest)
-    # The array's name comes from the manifest's own, never from what is written inside.
+    # The array's name comes from the manifest's name, never from its content.
     array = manifest.with_suffix(".npy")
     try:
         shard = _Shard(
@@ -404,7 +404,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The fields that differ, flat and by name, theirs first: ``weights 85b1... not 12fe...``."""
+    """The fields that differ, flattened, theirs first: ``weights 85b1... not 12fe...``."""
     flat_theirs, flat_ours = _flat(theirs), _flat(ours)
     return ", ".join(
         f"{key} {str(flat_theirs.get(key))[:16]} not {str(flat_ours.get(key))[:16]}"

@@ -1,4 +1,4 @@
-"""The frozen part of a network that is trained: without gradients, and as fast as the machine can.
+"""Fast inference for the frozen part of a network that is fine-tuned.
 
 Shapes: ``B`` images.
 """
@@ -18,10 +18,10 @@ from showtell.vision.engines import compiled_for_cpu
 
 
 def frozen(network: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
-    """A network of frozen parameters, for batches (B, ...) of what ``example`` (1, ...) has one of.
+    """``network`` without gradients, for batches (B, ...) of inputs like ``example`` (1, ...).
 
-    On a CPU OpenVINO computes it, a picture on each thread, several times as fast as PyTorch in
-    eager mode; on a GPU the network itself does.
+    Its parameters must be frozen. On a CPU, OpenVINO runs it, one picture on each thread, several
+    times as fast as eager PyTorch; on a GPU the network itself runs.
     """
     if example.device.type != "cpu":
         return torch.no_grad()(network)

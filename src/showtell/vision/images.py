@@ -1,7 +1,7 @@
 """The one path from a picture file to the network's input, shared by training and captioning.
 
-A picture that is read in two ways gets two captions, so nothing else in the project decodes,
-turns, resizes or normalises an image.
+A picture read in two ways would get two captions, so nothing else in the project decodes, rotates,
+resizes or normalises an image for a network.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ ResizeRule = Literal["whole", "crop"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 Corner = Literal["upper_left", "upper_right", "lower_left", "lower_right"]
 
-# Pillow starts to suspect a decompression bomb here; three bytes a pixel make it 268 MB.
+# Pillow's own warning limit for decompression bombs: 268 MB at three bytes a pixel.
 MAX_PIXELS = 89_478_485
-# The share of the shorter side that a zoomed view shows: enough that what is spoken of stays in.
+# Side of a zoomed view relative to the usual crop: large enough to keep what captions mention.
 _ZOOM = 0.85
-# From the left and from the top, as shares of the room there is.
+# Position from the left and from the top, as fractions of the free space.
 _CORNERS: Mapping[Corner, tuple[float, float]] = {
     "upper_left": (0, 0),
     "upper_right": (1, 0),
     "lower_left": (0, 1),
     "lower_right": (1, 1),
 }
-# Of a glimpse: the least share of the area, and the logarithms of the shapes.
+# Of a random crop (`glimpse`): the least fraction of the area, and the range of log aspect ratios.
 _LEAST_AREA = 0.5
 _SHAPES = (math.log(3 / 4), math.log(4 / 3))
 _FILTERS = {
@@ -55,11 +55,12 @@ class ImageError(UserError):
 def load_image(path: Path) -> Image.Image:
     """Read a JPEG, PNG or WebP file as an upright 8-bit RGB picture.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits,
-    and of an animation the first frame is taken.
+    The EXIF orientation is applied, transparency is composited onto white, 16-bit grey is scaled to
+    8 bits, and of an animation the first frame is taken.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no picture, or too large to be one.
+        ImageError: the file is missing, empty, truncated, not a picture, or larger than
+            ``MAX_PIXELS``.
     """
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as image:
@@ -73,13 +74,13 @@ def load_image(path: Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(_bomb_message(path)) from None
     except Exception as error:
-        # Pillow's decoders answer a damaged file with OSError, SyntaxError, ValueError,
-        # struct.error and more: whichever it is, this file cannot be decoded.
+        # On a damaged file Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error
+        # and more; whichever it is, the file cannot be decoded.
         raise ImageError(_damage_message(path, error)) from None
 
 
 def _refuse_bomb(image: Image.Image, path: Path) -> None:
-    # The header alone is parsed so far; no pixel memory has been asked for.
+    # Only the header is parsed so far; no memory for pixels is allocated.
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(_bomb_message(path))
 
@@ -104,7 +105,7 @@ def _damage_message(path: Path, error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture made upright, 8-bit and RGB, as ``load_image`` gives it."""
+    """Convert an opened picture to upright 8-bit RGB, as ``load_image`` does."""
     image = _upright(image)
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips at 255, which turns nearly all of it white.
@@ -113,7 +114,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    # Even where there is nothing to convert, that would be a copy.
+    # Of an RGB picture, ``convert`` would make a copy.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -121,7 +122,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        # Many cameras and editors write broken EXIF; the pixels are sound, so keep them as stored.
+        # Many cameras and editors write broken EXIF; the pixels are good, so keep them as stored.
         return image
 
 
@@ -130,13 +131,14 @@ class Preprocessing:
     """How an upright RGB picture becomes a network's input.
 
     ``size`` is the side S of the square input in pixels. ``resize`` is "whole": the whole picture
-    is stretched to S x S, because captions speak of all of it; or "crop": the centred square with
-    ``crop_fraction`` (0 to 1] of the shorter side is taken, ImageNet's protocol (342 px resized and
-    299 px cropped is a fraction of 299/342), or with ``corner`` the one that lies there. ``mean``
-    and ``std`` are per channel, for values scaled to [0, 1]. ``mirrored`` turns left into right.
+    is stretched to S x S, because captions describe all of it; or "crop": a square is cut out whose
+    side is ``crop_fraction``, in (0, 1], of the shorter side, from the centre or, if given, from a
+    ``corner``. (ImageNet's protocol of resizing to 342 px and cropping 299 px is a centre crop of
+    299/342.) ``mean`` and ``std`` are per channel, for values scaled to [0, 1]. ``mirrored`` flips
+    left and right.
 
     Raises:
-        UserError: a value out of its range, or a crop fraction that would have no effect.
+        UserError: a value out of its range, or a crop fraction or corner that would have no effect.
     """
 
     size: int
@@ -161,15 +163,15 @@ class Preprocessing:
         return self.normalised(self.pixels(image))
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """What the network sees of the picture, (S, S, 3)."""
+        """The cropped and resized picture (S, S, 3), not yet normalised."""
         return self._pixels(image, self.view(image.width, image.height), mirrored=self.mirrored)
 
     def glimpse(self, image: Image.Image, random: np.random.Generator) -> NDArray[np.uint8]:
-        """A part of the picture drawn at random, mirrored or not, in the same form.
+        """A random crop of the view, flipped with probability 1/2, resized to (S, S, 3).
 
-        It has at least half of the view's area and a shape of 3:4 to 4:3 of its own, which is
-        milder than what networks are trained with on ImageNet (Szegedy et al. 2015, "Going Deeper
-        with Convolutions"): captions speak of all of a picture.
+        It covers at least half of the view's area, and its aspect ratio differs from the view's by
+        a factor of 3/4 to 4/3. That is milder than ImageNet training (Szegedy et al. 2015, "Going
+        Deeper with Convolutions"), because captions describe all of a picture.
         """
         left, top, right, bottom = self.view(image.width, image.height)
         area, shape = random.uniform(_LEAST_AREA, 1), math.exp(random.uniform(*_SHAPES))
@@ -183,8 +185,8 @@ class Preprocessing:
         seen = image.resize(
             (self.size, self.size),
             _FILTERS[self.interpolation],
-            # Crop and resize in one step: resizing first would let a 1 x 50,000 picture grow to
-            # gigabytes. It is the same map, up to half a pixel.
+            # Crop and resize in one step: resizing first would make gigabytes of a 1 x 50,000
+            # picture. The mapping is the same up to half a pixel.
             box=box,
         )
         if mirrored:
@@ -192,10 +194,10 @@ class Preprocessing:
         return np.array(seen)
 
     def normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Pixels (S, S, 3) as the network's input (3, S, S) in float32."""
-        # numpy, not torch: this runs in many threads, and each would start torch's own team. In
-        # place and channel by channel: whole-array arithmetic on the transposed view takes eight
-        # times as long, a tenth of a small network.
+        """Normalise pixels (S, S, 3) to the network's input (3, S, S), float32."""
+        # NumPy instead of torch, because this runs in many threads, each of which would start
+        # torch's own pool. In place and per channel, because arithmetic on the whole transposed
+        # view takes eight times as long, a tenth of a small network's time.
         channels = pixels.transpose(2, 0, 1)
         tensor = np.empty(channels.shape, dtype=np.float32)
         for out, values, mean, std in zip(tensor, channels, self.mean, self.std, strict=True):
@@ -205,13 +207,13 @@ class Preprocessing:
         return torch.from_numpy(tensor)
 
     def in_network(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """``normalised`` for a network to begin with: pixels (B, S, S, 3) to (B, 3, S, S), float32.
+        """``normalised`` as a first layer on ``device``: (B, S, S, 3) -> (B, 3, S, S), float32.
 
-        The same operations, so the same bits. They come before the channels are put first, as
-        convolutions want them last, where pixels have them: otherwise they are moved twice, a
-        fortieth of a small network's time.
+        The same operations, hence the same bits. They run before the permutation, so that memory
+        stays channels-last, as convolutions want it: otherwise it is reordered twice, a fortieth of
+        a small network's time.
         """
-        # One number where all channels have the same: it fills a vector register, and three do not.
+        # A single number if all channels share it: that vectorizes, three numbers do not.
         mean, std = (
             torch.tensor(values if len(set(values)) > 1 else values[:1], device=device)
             for values in (self.mean, self.std)
@@ -223,7 +225,7 @@ class Preprocessing:
         if self.resize == "whole":
             return (0, 0, width, height)
         side = min(width, height) * self.crop_fraction
-        # Where it lies between the first and the last place, in each direction.
+        # Its relative place between the outermost ones, in each direction.
         x, y = (0.5, 0.5) if self.corner is None else _CORNERS[self.corner]
         left, top = x * (width - side), y * (height - side)
         return (left, top, left + side, top + side)
@@ -231,7 +233,7 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary for JSON; ``from_json`` gives an equal object back."""
         fields = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-        # As it was before there were these: stores go by it.
+        # Later fields are left out at their defaults: keys of existing stores depend on this JSON.
         return {k: v for k, v in fields.items() if v or k not in ("mirrored", "corner")}
 
     @classmethod
@@ -250,8 +252,8 @@ def _part(corner: Corner | None, *, mirrored: bool) -> Callable[[Preprocessing],
     )
 
 
-# Ways to show the same picture, by name: what captions say of one holds for all, but for left and
-# right, which a caption in 250 speaks of, and for what a corner or the middle leaves out.
+# Views of a picture, by name. Captions hold for all of them, except for "left" and "right", which
+# one caption in 250 mentions, and for what a crop leaves out.
 VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
     "original": lambda usual: usual,
     "mirrored": lambda usual: replace(usual, mirrored=True),
@@ -263,10 +265,10 @@ VIEWS: Mapping[str, Callable[[Preprocessing], Preprocessing]] = {
 
 
 def view_names(views: str) -> tuple[str, ...]:
-    """The views that ``views`` joins by ``+``, the original first.
+    """The names joined by ``+`` in ``views``, checked.
 
     Raises:
-        ValueError: a view that there is not, or twice, or no original.
+        ValueError: an unknown or repeated view, or the first is not ``original``.
     """
     names = tuple(views.split("+"))
     for name in names:

@@ -1,9 +1,10 @@
-"""An encoder that learns: its upper stages with gradients, what is below as it was.
+"""Fine-tuning of an encoder: the upper stages are trained, the lower ones stay frozen.
 
-Edges and textures need no captions, so the lower stages stay, and so do the statistics of batch
-normalisation: batches here are small and of one kind.
+Edges and textures do not depend on captions, so the lower stages are kept. Batch normalisation
+keeps its running statistics, because batches here are small and alike.
 
-Dimension key: B images, S input side, C channels, Q side of a map, R regions, D feature size.
+Dimension key: B images, S input side, C channels, Q side of a feature map, R regions, D feature
+size.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from showtell.vision.encoder import Encoder
 from showtell.vision.frozen import frozen
 from showtell.vision.weights import digest, round_to_half
 
-# The network's stages that stay as they are.
+# How many of the network's stages stay frozen.
 FROZEN_STAGES = 4
 
 
 class LearningEncoder(nn.Module):
-    """Features from the maps of the frozen stages, with gradients for all above them.
+    """The trainable upper stages of an encoder: features from the maps of the frozen stages.
 
     Raises:
-        UserError: for a network that cannot be cut.
+        UserError: the network is not an EfficientNet-Lite.
     """
 
     network: EfficientNetLite
@@ -43,7 +44,7 @@ class LearningEncoder(nn.Module):
                 f"{encoder.identity.network} cannot be tuned; choose encoder=efficientnet_lite0, "
                 "efficientnet_lite1 or efficientnet_lite2"
             )
-        # Its own: the encoder it began with stays frozen and what it was.
+        # A copy: the original encoder stays frozen and unchanged.
         self.network = copy.deepcopy(network)
         for part in self.network.upper_parts(FROZEN_STAGES):
             part.requires_grad_(True)
@@ -61,13 +62,13 @@ class LearningEncoder(nn.Module):
         return grid_BRD.mean(dim=1) if self.kind == "pooled" else grid_BRD
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: normalise as ImageNet's pictures were."""
+        """Stay in evaluation mode: batch normalisation keeps ImageNet's running statistics."""
         return super().train(False)
 
     def frozen_stages(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """What turns pixels (B, S, S, 3), 0 to 255 in float32, into the maps, made fast.
+        """A fast function from pixels (B, S, S, 3), float32 in 0..255, to maps (B, C, Q, Q).
 
-        The network must lie on ``device`` and have the weights it keeps.
+        The network must be on ``device``, and its frozen weights final: they are compiled in.
         """
         normalised, side = self.preprocessing.in_network(device), self.preprocessing.size
 
@@ -77,7 +78,7 @@ class LearningEncoder(nn.Module):
         return frozen(lower, torch.zeros(1, side, side, 3, device=device))
 
     def rounded(self) -> Encoder:
-        """The encoder as it is now, in the half precision that it is kept in."""
+        """A copy as an `Encoder`, rounded to half precision as its saved file is."""
         network = copy.deepcopy(self.network).cpu()
         round_to_half(network)
         return Encoder(

@@ -1,4 +1,4 @@
-"""Pictures that no store has the features of: shown anew each time, or to an encoder that changes.
+"""Feature sources without a store: pixels, for an encoder in training, or features made on demand.
 
 Shapes: ``n`` images, ``S`` input side in pixels, ``R`` regions, ``D`` feature size.
 """
@@ -21,10 +21,10 @@ from showtell.vision.images import ImageError, Preprocessing, load_image
 
 
 class ShownPictures:
-    """Pictures as a network sees them, decoded when they are asked for.
+    """A source of pixels, decoded on demand.
 
-    With a ``seed`` each is seen in a glimpse that depends on the seed, the epoch and its place in
-    the list alone; without one it is seen whole.
+    With a ``seed`` each picture is cropped at random (``Preprocessing.glimpse``), depending only on
+    the seed, the epoch and its place in ``images``; without one it gets the usual view.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class ShownPictures:
         self._epoch = epoch
 
     def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
-        """The place of each image in the list."""
+        """The place of each image in ``images``, int64 (n,)."""
         return _places(self._images, image_ids)
 
     def gather(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The pixels (n, S, S, 3) of the images at the given places.
+        """The pixels (n, S, S, 3), uint8, of the images at the given places.
 
         Raises:
             ImageError: the first picture that cannot be read.
@@ -61,9 +61,9 @@ class ShownPictures:
 
 
 class EncodedNow:
-    """Features of pictures by the encoder of the moment, computed when they are asked for.
+    """A source of features computed on demand by ``encoder``, which may change between calls.
 
-    Whoever has the encoder sets it before the first ``gather``.
+    ``encoder`` must be set before the first ``gather``.
     """
 
     encoder: Encoder
@@ -84,11 +84,11 @@ class EncodedNow:
         self._device = device
 
     def index(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
-        """The place of each image in the list."""
+        """The place of each image in ``images``, int64 (n,)."""
         return _places(self._images, image_ids)
 
     def gather(self, positions: NDArray[np.int64]) -> Features:
-        """Features (n, D) or (n, views x R, D), as a store would have them.
+        """Features (n, D) or (n, views x R, D), rounded as in a store.
 
         Raises:
             ImageError: the first picture that cannot be read.
@@ -110,10 +110,10 @@ class EncodedNow:
 
 
 def check_readable(images: Sequence[CaptionedImage]) -> None:
-    """Read every picture once: one that is damaged would end a training in the midst of it.
+    """Decode every picture once, so that a damaged one does not end a training midway.
 
     Raises:
-        ImageError: the first that cannot be read.
+        ImageError: the first picture that cannot be read.
     """
     with ThreadPoolExecutor(available_cores()) as threads:
         for _ in threads.map(lambda image: load_image(image.path).size, images):

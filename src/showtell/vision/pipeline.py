@@ -1,4 +1,4 @@
-"""Pictures in, features out, in order: decoding and the network overlapped on all cores."""
+"""Encodes a stream of pictures in order, with decoding and the network overlapped on all cores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def encode_all(
     engine: Engine,
     kinds: Sequence[FeatureKind],
 ) -> Iterator[tuple[_Key, Encoded]]:
-    """For each (key, picture), in order: its key and its features, or why it cannot be read."""
+    """For each (key, picture), in order, yield the key and its features or error."""
     if isinstance(engine, OpenVINOEngine):
         return _encode_singly(iter(items), preprocessing, engine, kinds)
     work = partial(_decode_normalised, preprocessing=preprocessing)
@@ -51,10 +51,10 @@ def _encode_singly(
     engine: OpenVINOEngine,
     kinds: Sequence[FeatureKind],
 ) -> Iterator[tuple[_Key, Encoded]]:
-    """Decode and encode on as many threads as there are cores: none rests, no two share one.
+    """Decode and encode in the same threads, one per core: none idles, no two share a core.
 
-    A task decodes some pictures and then encodes them: the network throws out of a core's cache
-    what decodes them.
+    A task decodes several pictures before it encodes them, because the network evicts the decoder
+    from the core's cache.
     """
 
     def encode(pictures: Sequence[Picture]) -> list[Encoded]:
@@ -76,7 +76,7 @@ def _in_threads(
     threads: int,
     ahead: int,
 ) -> Iterator[tuple[_Key, _Result]]:
-    """Each key with what ``work`` makes of its item, in order; ``ahead`` items are under way."""
+    """Yield (key, ``work(item)``) in order, with up to ``ahead`` items submitted in advance."""
     under_way: deque[tuple[_Key, Future[_Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -99,11 +99,11 @@ def _encode_batches(
     side: int,
     kinds: Sequence[FeatureKind],
 ) -> Iterator[tuple[_Key, Encoded]]:
-    """Encode a stream batch by batch; the next is begun before the last is waited for."""
+    """Encode a stream in batches; each is started before the previous one is waited for."""
     begun: list[tuple[list[tuple[_Key, Tensor | ImageError]], Callable[[], EncodedImages]]] = []
     while batch := list(islice(decoded, engine.batch_size)):
-        # Always a full batch, and an unreadable picture keeps its place in it: the arithmetic of
-        # one image must not depend on how many others are encoded with it.
+        # Always a full batch, with zeros for unreadable pictures: an image's features must not
+        # depend on how many others are encoded with it.
         images = torch.zeros(engine.batch_size, 3, side, side)
         for row, (_, entry) in enumerate(batch):
             if isinstance(entry, Tensor):
@@ -127,7 +127,7 @@ def _rows(
 
 
 def decode(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8] | ImageError:
-    """What the network sees of a picture, pixels (S, S, 3), or why it cannot be read."""
+    """The cropped and resized pixels (S, S, 3) of a picture, or the error if it is unreadable."""
     try:
         image = load_image(picture) if isinstance(picture, Path) else to_rgb(picture)
     except ImageError as error:

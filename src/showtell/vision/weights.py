@@ -1,4 +1,4 @@
-"""Weights files: fetched without hanging, checked, loaded without running code, fitted exactly."""
+"""Weights files: safe download, checksums, safe loading (no pickled code), exact matching."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from showtell.errors import UserError
 from showtell.in_bytes import from_bytes
 
-# Seconds without a single byte before a download is given up: a machine without network must hear
-# of it at once, a slow network only has to keep moving.
+# Seconds without a single byte after which a download is given up: without a network the user
+# learns it quickly, and a slow network only has to keep moving.
 DOWNLOAD_TIMEOUT_SECONDS = 10.0
-_PROMISED = re.compile(r"-([0-9a-f]{8,64})\.")  # the digest in a name
+_PROMISED = re.compile(r"-([0-9a-f]{8,64})\.")  # the digest in a file's name
 NO_DOWNLOAD_REMEDY = "or take encoder=efficientnet_lite2, which needs no download"
 
 
@@ -31,7 +31,7 @@ def published_file(url: str, network: str) -> Path:
     """The checked local copy of published weights in torch.hub's folder, downloaded if absent.
 
     Raises:
-        UserError: no network, or a file whose SHA-256 does not begin as its name says.
+        UserError: no network, or a file whose SHA-256 does not match its name.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", maxsplit=1)[-1]
     if not file.is_file():
@@ -60,7 +60,7 @@ def _download(url: str, file: Path, network: str) -> None:
 
 
 def check_reachable(url: str) -> None:
-    """Raise OSError at once when nothing answers at ``url``; any HTTP answer will do."""
+    """Raise OSError quickly if nothing answers at ``url``; any HTTP status counts as an answer."""
     try:
         request = urllib.request.Request(url, method="HEAD")
         urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS).close()
@@ -69,9 +69,13 @@ def check_reachable(url: str) -> None:
 
 
 def check_name_digest(file: Path, *, remedy: str) -> None:
-    """Compare the SHA-256 of ``name-0cc3c7bd.pth`` with the digits in its name.
+    """Check the SHA-256 of a file like ``name-0cc3c7bd.pth`` against the digits in its name.
 
-    torch.hub checks them only while downloading, so a file torn by an earlier crash would pass.
+    torch.hub checks only while downloading, so it would accept a file truncated by a crash. A name
+    without digits passes.
+
+    Raises:
+        UserError: the digits differ.
     """
     promised = _PROMISED.search(file.name)
     if promised is None:
@@ -84,9 +88,9 @@ def check_name_digest(file: Path, *, remedy: str) -> None:
 
 
 def is_published(file: Path) -> bool:
-    """Whether anybody can fetch it, as its name tells: ``name-0cc3c7bd.pth``, as torch.hub's.
+    """Whether a file has a published name, like torch.hub's ``name-0cc3c7bd.pth``.
 
-    Eight digits may also be a date, so a file that is there has to keep what its name promises.
+    The eight digits could also be a date, so a file that exists must match them with its SHA-256.
     """
     promised = _PROMISED.search(file.name)
     return promised is not None and (not file.is_file() or _sha256(file).startswith(promised[1]))
@@ -100,10 +104,10 @@ def _sha256(file: Path) -> str:
 def load_state(file: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or a ``.pth`` state dict, by name.
 
-    Those that were written in bytes are restored.
+    Tensors quantized by `showtell.in_bytes` are restored to float32.
 
     Raises:
-        UserError: no such file, damaged, or holding anything but named tensors.
+        UserError: the file is missing or damaged, or holds anything but named tensors.
     """
     if not file.is_file():
         raise UserError(f"{file}: there is no such weights file; check encoder.weights")
@@ -128,20 +132,20 @@ def load_state(file: Path) -> dict[str, Tensor]:
 
 
 def round_to_half(network: nn.Module) -> None:
-    """Give each weight the nearest value that half precision has."""
+    """Round each weight to the nearest half-precision value, in place."""
     network.load_state_dict(_halves(network))
 
 
 def half_file(network: nn.Module, facts: Mapping[str, str]) -> bytes:
-    """A ``.safetensors`` file of the network's weights in half precision; ``facts`` are metadata.
+    """A ``.safetensors`` file of the weights in half precision, with ``facts`` as metadata.
 
-    Of a network that was rounded it holds the very values.
+    After `round_to_half` it is lossless.
     """
     return save(_halves(network), metadata=dict(facts))
 
 
 def exact_file(network: nn.Module) -> bytes:
-    """A ``.safetensors`` file of the very weights of a network, where possible in half the size."""
+    """A lossless ``.safetensors`` file; tensors exact in half precision are stored in it."""
     tensors = {name: t.cpu().contiguous() for name, t in network.state_dict().items()}
     halves = _halves(network)
     kept = {name: torch.equal(halves[name].to(t.dtype), t) for name, t in tensors.items()}
@@ -149,7 +153,7 @@ def exact_file(network: nn.Module) -> bytes:
 
 
 def facts_of(file: Path) -> dict[str, str]:
-    """The metadata of a ``.safetensors`` file; none of another file.
+    """The metadata of a ``.safetensors`` file; empty for other files.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -171,12 +175,12 @@ def _halves(network: nn.Module) -> dict[str, Tensor]:
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], file: Path, name: str) -> None:
-    """Load ``state`` into ``network``; every tensor must be there, and no other.
+    """Load ``state`` into ``network``; the tensors must match exactly, none missing or extra.
 
-    Extra tensors are refused too: those of a deeper network of the same family would fit silently.
+    With extra tensors allowed, a deeper network of the same family would load silently.
 
     Raises:
-        UserError: naming the first tensor that is missing, too many, or of another shape.
+        UserError: names the first tensor that is missing, extra or of another shape.
     """
     wanted = network.state_dict()
     for tensor in (*wanted, *state):
@@ -198,10 +202,11 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], file: Path, nam
 def in_network_order(
     network: nn.Module, state: Mapping[str, Tensor], file: Path, name: str
 ) -> dict[str, Tensor]:
-    """Give tensors stored under another port's names the names of ``network``, by their order.
+    """Rename tensors saved by another implementation to the names of ``network``, by order.
 
     Raises:
-        UserError: a pair whose last name (weight, bias, running_mean ...) or shape differs.
+        UserError: the numbers of tensors differ, or in a pair the shape or the last part of the
+            name (weight, bias, running_mean, ...).
     """
     wanted = network.state_dict()
     if state.keys() == wanted.keys():
@@ -216,7 +221,7 @@ def in_network_order(
 
 
 def digest(network: nn.Module) -> str:
-    """SHA-256 of the network's tensors: names, types, shapes and values, whatever their file."""
+    """SHA-256 over the names, types, shapes and values of the network's tensors."""
     sha = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if not is_counter(name):
@@ -226,5 +231,5 @@ def digest(network: nn.Module) -> str:
 
 
 def is_counter(tensor: str) -> bool:
-    """Whether it is batch normalisation's step counter, unused here and absent in old files."""
+    """Whether a tensor is batch normalisation's step counter: unused here, absent in old files."""
     return tensor.endswith("num_batches_tracked")
