@@ -166,7 +166,7 @@ def ratio(
 
 
 def rate(name: str, timing: Timing, unit: str, *, target: float | None = None) -> Figure:
-    """Units per second as a figure of its own."""
+    """The rate of a work, in ``unit`` per second, as a figure."""
     rates = timing.rates(unit)
     return Figure(name, timing.rate(unit), min(rates), max(rates), f"{unit}/s", target)
 
@@ -280,7 +280,7 @@ class Report:
     Attributes:
         name: name of the benchmark and of its file.
         timings: timings by the name of the work.
-        figures: what the table of ratios shows.
+        figures: the rows of the second table.
         facts: sizes and settings worth knowing, anything JSON can hold.
     """
 

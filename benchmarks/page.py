@@ -60,7 +60,7 @@ class Measured:
 
 
 def main() -> None:
-    """Parse the command line and write."""
+    """Parse the command line, then write the page and the drawing."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     write_page(options.parse_args().results)

@@ -75,7 +75,7 @@ def cut_prefixes(captions: PaddedCaptions, *, width: int) -> Prefixes:
 
 
 def take(prefixes: Prefixes, rows: Sequence[int] | Tensor) -> Prefixes:
-    """Some of the prefixes."""
+    """The prefixes in the given rows."""
     chosen = torch.as_tensor(rows, device=prefixes.tokens.device)
     return Prefixes(
         prefixes.features[chosen],

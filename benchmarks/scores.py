@@ -89,7 +89,7 @@ class NewReferences:
 
 
 def works_of(references: Texts, captions: Texts) -> dict[str, Work]:
-    """Their way and ours."""
+    """The works to time: pycocoevalcap's scoring and ours."""
     single = {i: texts[0] for i, texts in captions.items()}
     units = {"captions": len(single)}
     calls: dict[str, Callable[[], object]] = {

@@ -1,4 +1,4 @@
-"""What a sweep of equal jobs on two CPU slots takes beside the same jobs one after the other.
+"""Time of a sweep of equal jobs on two CPU slots, beside the same jobs one after the other.
 
     python benchmarks/sweep.py [--turns 1]
 

@@ -198,7 +198,7 @@ def train_ours(decoder: Any, batches: Sequence[Batch], settings: Settings) -> St
 
 
 def train_plainly(module: nn.Module, losses: Sequence[Callable[[], Tensor]], clip: float) -> Step:
-    """A call that takes a step on each loss, with the optimizer as PyTorch chooses it."""
+    """A call that takes a step on each loss, with PyTorch's default AdamW."""
     parameters = list(module.parameters())
     return partial(_train, parameters, torch.optim.AdamW(parameters, lr=1e-3), losses, clip)
 
@@ -271,7 +271,7 @@ def small_works(bench: Bench) -> dict[str, Work]:
 def eager_work(
     model: str, config: dict[str, Any], bench: Bench, flop_per_token: float
 ) -> dict[str, Work]:
-    """The plain form of a model."""
+    """The work of a model's plain form."""
     smoothing = cross_entropy_of(Settings.of(config)).label_smoothing
     decoder: Any = bench.decoder(config)
     batches = bench.batches(decoder.feature_kind, sorted_by_length=False)

@@ -83,7 +83,7 @@ def _on_looks(trainings: Sequence[Training]) -> Iterator[str]:
 
 
 def _told_apart(values: Sequence[str], trainings: Sequence[Training]) -> str:
-    """``3 in A, B; 5 in C``."""
+    """The trainings by value: ``3 in A, B; 5 in C``."""
     groups: dict[str, list[Training]] = {}
     for value, training in zip(values, trainings, strict=True):
         groups.setdefault(value, []).append(training)
@@ -91,7 +91,7 @@ def _told_apart(values: Sequence[str], trainings: Sequence[Training]) -> str:
 
 
 def _named(trainings: Sequence[Training]) -> str:
-    """At most three by name."""
+    """The names of at most three trainings, and the number of the rest."""
     names = [training.folder.name for training in trainings]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -16,7 +16,7 @@ from showtell.types import CaptionData, Split
 
 @dataclass(frozen=True)
 class WordsSection:
-    """What the section shows.
+    """The content of the section.
 
     Attributes:
         figures: name, value of the model's captions, value of the references ("" where it has no

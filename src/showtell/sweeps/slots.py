@@ -16,7 +16,7 @@ from showtell.cores import available_cores
 from showtell.errors import UserError
 from showtell.locks import open_locked
 
-# A training of Flickr8k takes half of it; more jobs than fit would kill each other.
+# A training of Flickr8k takes half of it; more jobs than fit would run out of memory.
 BYTES_PER_CPU_SLOT = 2 * 2**30
 # Environment variables from which libraries take their number of threads.
 THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -28,7 +28,7 @@ from showtell.vision.pictures import EncodedNow
 
 # Optimizer steps between two rows of the step loss in the learning curves.
 STEPS_PER_ROW = 10
-# The validation loss is computed on one batch in so many, always the same ones: captions are what
+# One of this many validation batches counts for the loss, always the same ones: captions are what
 # validation is for, and it should cost little beside an epoch of training.
 BATCHES_PER_LOSS = 2
 

@@ -360,7 +360,7 @@ class WordNamer(nn.Module):
             self.head.bias.copy_(torch.logit(frequencies, eps=1e-3))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The words' logits (B, W) from the maps (B, C, Q, Q) of the frozen stages."""
+        """The words' logits (B, W) from the feature maps (B, C, Q, Q) of the frozen stages."""
         return cast(Tensor, self.head(F.dropout(self.encoder(maps), DROPOUT, self.training)))
 
 

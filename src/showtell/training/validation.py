@@ -17,7 +17,7 @@ from showtell.training.ranks import gathered, world_size
 
 
 class GeneratedCaptions(Metric):
-    """Collects one caption per image and scores them over the corpus.
+    """Collects one caption per image, and scores all of them as a corpus.
 
     The state is token ids and image positions; an image that comes twice is counted once. Each
     process adds its own images; after ``gather`` every process has all of them.
