@@ -31,9 +31,9 @@ from showtell.search import as_overrides, join, place
 
 
 def run(composed: DictConfig) -> Path | None:
-    """Train anew, or continue the run that ``resume`` names; return the run folder.
+    """Train a new run, or resume the run that ``resume`` names; return the run folder.
 
-    None where other processes do it, and the first of them says so.
+    None if other processes train instead; their rank 0 prints the run folder.
     """
     job = HydraConfig.get()
     if composed.search.trial is not None:
@@ -48,15 +48,15 @@ def run(composed: DictConfig) -> Path | None:
             raise UserError("output.folder is one folder: a sweep (-m) makes one for each run")
         composed.output.root = job.sweep.dir
         composed.tracking.group = composed.tracking.group or Path(job.sweep.dir).name
-    # Whatever is wrong with the configuration or the data set is told before torch is imported,
-    # which takes seconds.
+    # Mistakes in the configuration or the data set are reported before torch is imported, which
+    # takes seconds.
     if composed.resume is None:
         config = resolve(composed)
         if job.mode is RunMode.MULTIRUN:
             from showtell.runs import find_run
 
             begun = find_run(Path(job.sweep.dir), config)
-            if begun is not None:  # the job was queued again, or the sweep's command given again
+            if begun is not None:  # the job was requeued, or the sweep's command repeated
                 return go_on(begun, [])
         data = build("data", config["data"])
         if launched(config["trainer"]):
@@ -70,7 +70,7 @@ def run(composed: DictConfig) -> Path | None:
 
 
 def go_on(folder: Path, overrides: Sequence[str]) -> Path | None:
-    """Continue the run in ``folder``, or leave it as it is if it finished within a sweep."""
+    """Resume the run in ``folder``; in a sweep, a finished run is left as it is."""
     config = saved_config(folder / "config.yaml", overrides, CHANGEABLE_ON_RESUME)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         from showtell.runs import read_record
@@ -87,7 +87,7 @@ def go_on(folder: Path, overrides: Sequence[str]) -> Path | None:
 
 
 def launched(trainer: Mapping[str, Any]) -> bool:
-    """Whether this process has had others train, one for each device, and seen them end."""
+    """Train in other processes, one per device, if that is needed; whether it was done."""
     if trainer["devices"] * trainer["num_nodes"] == 1:
         return False
     from showtell.training.ranks import are_started
@@ -112,13 +112,13 @@ def launched(trainer: Mapping[str, Any]) -> bool:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def job(composed: DictConfig) -> None:
-    """One training, or one of a sweep; prints the run folder last."""
+    """Run one training, possibly a job of a sweep; print the run folder last."""
     try:
         folder = run(composed)
     except UserError as error:
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
             sys.exit(f"error: {error}")
-        # Told at once; the sweep goes on with its other jobs, and Hydra raises this at its end.
+        # Printed at once: Hydra raises it only at the end, after the sweep's other jobs.
         print(f"error: {error}", file=sys.stderr)
         raise
     if folder is not None:
@@ -126,21 +126,22 @@ def job(composed: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one sentence and status 1."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing its own pages
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C: through every `finally`
+    """Run the command line; a mistake that the user can fix is one sentence and status 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing pages
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # as Ctrl-C: run every `finally`
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    # Hydra, the captions and PyTorch make a million small objects and no rubbish until the training
-    # begins: looking for it takes a sixth of the start.
+    # Until the training begins, Hydra, the captions and PyTorch make a million small objects and no
+    # garbage: collecting takes a sixth of the startup time.
     gc.disable()
-    atexit.register(gc.freeze)  # nor at the end, when what is left goes with the process: a second
+    atexit.register(gc.freeze)  # saves a second at exit, where nothing needs to be collected
     words = sys.argv[1:]
     try:
         if {"-h", "--help"} & set(words):
-            # Hydra's own page takes it twice the time, most of it to list the parts of Hydra.
+            # Hydra's own help takes twice the time, mostly to list Hydra's own options.
             print(overview([word for word in words if not word.startswith("-")]))
             return
-        # Cached: the jobs of a sweep have fewer overrides than its command.
+        # Cached, because the jobs of a sweep have fewer overrides than its command, and must get
+        # the same name.
         OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
         job()
     except UserError as error:

@@ -2,11 +2,11 @@
 
     python benchmarks/decoding.py [--models lstm_glove ...] [--images 1000] [--run RUN]
 
-Decoders of the configured sizes have made weights, and every caption has eleven words, the mean of
-Flickr8k, so that all ways take the same steps. With ``--run`` a trained run stands beside them,
-whose captions end where they will. Ours captions all images in one call. "One image at a time" is
-the way of tutorials, through the same decoder. `generate` of Hugging Face transformers runs a
-GPT-2 of like size with cross attention to the same features, in the batches that suit it best.
+Decoders of the configured sizes have random weights, and every caption has eleven words, the mean
+of Flickr8k, so that all methods take the same steps. With ``--run`` a trained run is measured too,
+whose captions end by themselves. Ours captions all images in one call. "One image at a time" is
+what tutorials do, with the same decoder. `generate` of Hugging Face transformers runs a GPT-2 of
+similar size with cross attention to the same features, at its fastest batch size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MODELS = ("lstm_glove", "attention_glove")
 WORDS = 11
 BEAMS = (5, 3, 1)
 ALONE, GENERATE, PEAK = "one image at a time", "generate", "limit: product 2048^3"
-# Ways of which each image takes equally long are measured on fewer.
+# Methods whose time is proportional to the number of images are measured on fewer.
 ALONE_IMAGES, GENERATE_IMAGES = 40, 100
 GENERATE_BATCHES = (25, 50, 100)
 
@@ -71,7 +71,7 @@ class Case:
     features: Tensor
 
     def with_beam(self, beam_size: int) -> Case:
-        """The same with another beam."""
+        """The same case with another beam size."""
         return replace(self, search=replace(self.search, beam_size=beam_size))
 
     def ours(self) -> list[tuple[int, ...]]:
@@ -99,7 +99,7 @@ class Generate:
             eos_token_id=END,
             pad_token_id=PAD,
         )
-        # The encoder is never run; its width tells that of the features.
+        # The encoder is never run; its width only declares that of the features.
         encoder = ViTConfig(
             hidden_size=features.shape[-1],
             intermediate_size=8,
@@ -113,7 +113,7 @@ class Generate:
 
     @property
     def parameters(self) -> int:
-        """Of what runs: the decoder, and the projection of the features."""
+        """Number of parameters in use: the decoder's and the feature projection's."""
         parts: list[nn.Module] = [self._model.decoder, self._model.enc_to_dec_proj]
         return sum(p.numel() for part in parts for p in part.parameters())
 
@@ -124,7 +124,7 @@ class Generate:
 
     @torch.inference_mode()
     def __call__(self, beam_size: int, batch_size: int) -> None:
-        """Caption all images, so many at a time."""
+        """Caption all images in batches of ``batch_size``."""
         for batch in torch.split(self._features, batch_size):
             self._model.generate(
                 encoder_outputs=BaseModelOutput(batch),
@@ -147,7 +147,7 @@ class Generate:
 
 
 def made_case(model: str, images: int) -> Case:
-    """A decoder as configured, with made weights, and made features."""
+    """A decoder as configured, with random weights, and random features."""
     config = compose([f"model={model}", "decoding=beam5"])
     decoder: nn.Module = build(
         "model",
@@ -156,7 +156,7 @@ def made_case(model: str, images: int) -> Case:
         vector_width=VECTOR_WIDTH,
         feature_size=FEATURE_SIZE,
     )
-    # Untrained scores are nearly flat; spread them, so that the best is clearly the best.
+    # Untrained scores are nearly flat; spread them, so that the best words stand out clearly.
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(2.0)
@@ -166,21 +166,21 @@ def made_case(model: str, images: int) -> Case:
 
 
 def trained_case(folder: Path, images: int, device: str) -> Case:
-    """A trained run with its own search, and made features."""
+    """A trained run with its own search, and random features."""
     run = load_run(folder, accelerator=torch.device(device).type)
     search = replace(run.search, beam_size=BEAMS[0])
     return Case("trained", run.decoder, search, made_features(run.decoder, images))
 
 
 def made_features(decoder: Any, images: int) -> Tensor:
-    """Features of the kind that the decoder reads; grids of fewer images, 415 KB each."""
+    """Random features of the kind that the decoder reads; fewer images of grids, 415 KB each."""
     if decoder.feature_kind == "pooled":
         return torch.rand(images, FEATURE_SIZE)
     return torch.rand(max(1, images // 4), REGIONS, FEATURE_SIZE)
 
 
 def works_of(case: Case) -> dict[str, Work]:
-    """Ours with every beam, one image at a time, and the products of a step alone."""
+    """Ours at every beam size, one image at a time, and the matrix products of a step alone."""
     images, greedy = len(case.features), case.with_beam(1)
     works = {}
     for beam_size in BEAMS:
@@ -196,7 +196,7 @@ def works_of(case: Case) -> dict[str, Work]:
 
 
 def step_products(case: Case) -> Work:
-    """The limit at these sizes: the products of one step with as many rows as ours has."""
+    """The limit at these sizes: the matrix products of one step, with as many rows as ours."""
     images = pace_on(case.features.device).rows // case.search.beam_size
     tokens = torch.full((images * case.search.beam_size,), BEGIN)
     with torch.inference_mode():
@@ -214,7 +214,7 @@ def step_products(case: Case) -> Work:
 
 
 def figures_of(case: Case, timings: Mapping[str, Timing]) -> list[Figure]:
-    """What the issue asks of each decoder."""
+    """The figures of each decoder, with their targets."""
     beam = timings[f"{case.name}, beam {BEAMS[0]}"]
     greedy = timings[f"{case.name}, beam 1"]
     alone = timings[f"{case.name}, {ALONE}"]
@@ -235,7 +235,7 @@ def figures_of(case: Case, timings: Mapping[str, Timing]) -> list[Figure]:
 
 
 def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, Any]]:
-    """`generate` on each kind of features there is, and what is worth knowing of it."""
+    """`generate` on each kind of features that the cases have, and facts about it."""
     works: dict[str, Work] = {}
     facts: dict[str, Any] = {}
     kinds = {case.decoder.feature_kind: case.features for case in cases}
@@ -252,7 +252,7 @@ def generate_works(cases: Sequence[Case]) -> tuple[dict[str, Work], dict[str, An
 
 
 def agreement(case: Case) -> float:
-    """Share of images to which ours and one at a time give the same caption."""
+    """Share of images for which ours and one at a time give the same caption."""
     alone = case.alone(ALONE_IMAGES)
     return sum(a == b for a, b in zip(case.ours(), alone, strict=False)) / len(alone)
 

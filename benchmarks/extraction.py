@@ -4,11 +4,12 @@
 
 Without a folder the pictures are built-in scenes. The eager loops are what is usually written:
 decode, preprocess, forward, keep, one after the other with PyTorch's own threads, nothing written
-to disk, the network's memory laid out as libraries give it; our eager encoder, with channels last,
-stands beside them. "ours" is ``ensure_features`` into a new store each time, its encoder converted
-before, as for all but the first images of a data set; the conversion has a line of its own. The
-limit is the network alone on pictures in memory: on a CPU as OpenVINO's manual says, converted from
-the module, with the throughput hint and its asynchronous queue; on a GPU our half precision.
+to disk, the network in the memory format that libraries give it; our eager encoder, in channels
+last, is measured beside them. "ours" is ``ensure_features`` into a new store each time, its encoder
+converted before, as for all but the first images of a data set; the conversion has a line of its
+own. The limit is the network alone on pictures in memory: on a CPU as OpenVINO's manual says,
+converted from the module, with the throughput hint and its asynchronous queue; on a GPU our half
+precision.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from showtell.vision.features import Features, FeatureStore
 from showtell.vision.images import load_image
 
 BATCH_SIZE = 32
-# The eager loops are timed on these many, the decoders too: their rate is steady.
+# The eager loops and image decoders are timed on this many images: their rate is steady.
 FEW = 64
 LOOP = "an eager loop, one image at a time"
 BATCHES = f"an eager loop, batches of {BATCH_SIZE}"
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def find(folder: Path | None, count: int, made: Path) -> list[Path]:
-    """The first ``count`` pictures of the folder, or so many scenes."""
+    """The first ``count`` images of the folder, or ``count`` scenes."""
     if folder is None:
         sizes = {"train_images": count, "val_images": 1, "test_images": 1}
         data = scenes(root=str(made), seed=0, skip_rejected=False, **sizes)
@@ -84,13 +85,13 @@ def find(folder: Path | None, count: int, made: Path) -> list[Path]:
 def works(
     encoder: Encoder, pictures: Sequence[Path], chosen: argparse.Namespace, made: Path
 ) -> dict[str, Work]:
-    """What is timed, in this order within a turn."""
+    """The works to time, in this order within a turn."""
     device = torch.device(chosen.device)
     few = pictures[: 4 if chosen.quick else FEW]
     in_memory = torch.stack([encoder.preprocessing(load_image(path)) for path in few])
     plain = PlainEncoder(encoder).to(device)
     ours = partial(extract, encoder, pictures, chosen.kind, device, made)
-    ours()  # converts the encoder, and keeps OpenVINO's reports at home
+    ours()  # converts the encoder, and keeps OpenVINO from sending telemetry
     network = on_gpu if device.type == "cuda" else on_cpu
     found = {
         LOOP: (partial(eager, plain, few, 1, device), len(few)),
@@ -115,7 +116,7 @@ def works(
 def eager(
     encoder: Encoder | PlainEncoder, pictures: Sequence[Path], size: int, device: torch.device
 ) -> dict[Path, Features]:
-    """The loop: decode, forward, keep. The grids (R, D) by picture."""
+    """The eager loop: decode, forward, keep. Returns the grid (R, D) of each image."""
     features: dict[Path, Features] = {}
     for start in range(0, len(pictures), size):
         batch = pictures[start : start + size]
@@ -126,7 +127,7 @@ def eager(
 
 
 class PlainEncoder(nn.Module):
-    """The network as a library gives it, and what the loop needs besides."""
+    """The network as a library gives it, with the preprocessing that the loop needs."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -143,7 +144,7 @@ class PlainEncoder(nn.Module):
 def extract(
     encoder: Encoder, pictures: Sequence[Path], kind: Any, device: torch.device, made: Path
 ) -> None:
-    """Our way, from files to a new store on disk."""
+    """Our extraction, from image files to a new store on disk."""
     with tempfile.TemporaryDirectory(dir=made) as root:
         ensure_features(
             [(path.name, path) for path in pictures],
@@ -157,7 +158,7 @@ def extract(
 
 
 def on_cpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], None]:
-    """OpenVINO by its manual, on ``count`` pictures in memory."""
+    """OpenVINO as in its manual, on ``count`` images in memory."""
     import openvino
 
     shape = [1, *images.shape[1:]]
@@ -181,7 +182,7 @@ def on_cpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], N
 
 
 def on_gpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], None]:
-    """Our network in half precision, on ``count`` pictures in the GPU's memory."""
+    """Our network in half precision, on ``count`` images in the GPU's memory."""
     device = torch.device("cuda")
     size = encoder.preprocessing.size
     example = np.full((size, size, 3), 127, dtype=np.uint8)
@@ -197,7 +198,7 @@ def on_gpu(encoder: Encoder, images: torch.Tensor, count: int) -> Callable[[], N
 
 
 def write(encoder: Encoder, kind: Any, made: Path) -> None:
-    """One shard, flushed to disk."""
+    """Write one shard, flushed to disk."""
     shape = getattr(encoder.identity, f"{kind}_shape")
     rows = np.ones((IMAGES_PER_SHARD, *shape), dtype=np.float16)
     names = [str(number) for number in range(IMAGES_PER_SHARD)]
@@ -206,7 +207,7 @@ def write(encoder: Encoder, kind: Any, made: Path) -> None:
 
 
 def resized(pictures: Sequence[Path], side: int, folder: Path) -> list[Path]:
-    """The pictures as JPEG files with a longer side of ``side`` pixels."""
+    """Copies of the images as JPEG files whose longer side has ``side`` pixels."""
     folder.mkdir()
     files = []
     for path in pictures:
@@ -219,7 +220,7 @@ def resized(pictures: Sequence[Path], side: int, folder: Path) -> list[Path]:
 
 
 def decoders() -> dict[str, Callable[[Encoder, Sequence[Path]], None]]:
-    """Ways from a file to the network's input; TurboJPEG's where simplejpeg is installed."""
+    """Ways from a file to the network's input; TurboJPEG's only if simplejpeg is installed."""
     found = {"Pillow": with_pillow, "torchvision": with_torchvision}
     if importlib.util.find_spec("simplejpeg"):
         found["TurboJPEG"] = with_turbojpeg
@@ -258,7 +259,7 @@ def with_turbojpeg(encoder: Encoder, files: Sequence[Path]) -> None:
 
 
 def figures(timings: dict[str, Timing]) -> list[Any]:
-    """Ours over what people do, as a share of the limit, and what decoding could gain."""
+    """Figures: ours over the eager loops, as a share of the limit, and gains of other decoders."""
     ours, alone = timings["ours"], timings["network alone"]
     found = [
         ratio(f"ours over {LOOP}", ours, timings[LOOP], "images", target=4),
@@ -277,7 +278,7 @@ def figures(timings: dict[str, Timing]) -> list[Any]:
 
 
 def facts(encoder: Encoder, pictures: Sequence[Path], chosen: argparse.Namespace) -> dict[str, Any]:
-    """What was encoded, into what, and the memory it took."""
+    """What was encoded, on what, and the peak memory."""
     megapixels = [np.prod(load_image(path).size) / 1e6 for path in itertools.islice(pictures, 64)]
     return {
         "network": encoder.identity.network,

@@ -1,9 +1,9 @@
-"""Data sets made up to any size: captions in Karpathy's layout, features in a store.
+"""Synthetic data sets of any size: captions in Karpathy's layout, features in a store.
 
-The captions are of pseudo-words with the frequencies and lengths of COCO's. The image files are
+The captions consist of pseudo-words with the frequencies and lengths of COCO's. The image files are
 empty; nothing here decodes them. The features are random. A store holds some shards of random
 rows, and all its other shards are hard links to those: every row has its own place in a file of
-full size, is looked up, opened and read like any other, and only the disk is spared.
+full size and is looked up, opened and read like any other, but disk space is saved.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SYLLABLES = (
     "shi an el"
 )
 WORDS = ["".join(parts) for parts in itertools.product(SYLLABLES.split(), repeat=3)]  # 27,000
-# p(rank) ~ (rank + shift) ** -exponent: of COCO's 27,000 words a third occurs five times and more.
+# p(rank) ~ (rank + shift) ** -exponent: a third of COCO's 27,000 words occur at least five times.
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.55, 4.0
 MEAN_WORDS, WORDS_SPREAD, FEWEST_WORDS, MOST_WORDS = 10.5, 2.4, 5, 49
 CAPTIONS_PER_IMAGE = 5
 FOLDER = "val2014"
-# Shares of Karpathy's split of COCO; what is left is the test split.
+# Shares of Karpathy's splits of COCO; the rest is the test split.
 SPLIT_SHARES = {"train": 0.6715, "restval": 0.2474, "val": 0.0406}
 # EfficientNet-Lite2's: 9 x 9 regions of 1280 numbers.
 IDENTITY = EncoderIdentity(
@@ -50,7 +50,7 @@ IDENTITY = EncoderIdentity(
 
 @dataclass(frozen=True)
 class Size:
-    """How large a data set is; a few images have one caption more than five."""
+    """The size of a data set; a few images have a sixth caption."""
 
     images: int
     captions: int
@@ -66,7 +66,7 @@ def image_name(number: int) -> str:
 
 
 def write_captions(folder: Path, size: Size) -> None:
-    """``dataset_coco.json`` and an empty file for every image."""
+    """Write ``dataset_coco.json``, and an empty file for every image."""
     (folder / FOLDER).mkdir(parents=True)
     captions = sentences(size.captions)
     with (folder / "dataset_coco.json").open("w") as file:
@@ -91,7 +91,7 @@ def _split(place: float) -> str:
 
 
 def _entry(number: int, split: str, sentences: list[list[str]]) -> dict[str, object]:
-    """With all that Karpathy's document says of an image."""
+    """An image's entry, with all keys of Karpathy's format."""
     first = number * CAPTIONS_PER_IMAGE
     ids = list(range(first, first + len(sentences)))
     return {
@@ -114,7 +114,7 @@ def _entry(number: int, split: str, sentences: list[list[str]]) -> dict[str, obj
 
 
 def sentences(count: int) -> Iterator[list[str]]:
-    """So many captions, as words."""
+    """``count`` captions, as lists of words."""
     random = np.random.default_rng(0)
     lengths = random.normal(MEAN_WORDS, WORDS_SPREAD, count).round().astype(int)
     lengths = lengths.clip(FEWEST_WORDS, MOST_WORDS)
@@ -126,7 +126,7 @@ def sentences(count: int) -> Iterator[list[str]]:
 
 
 def contents(size: Size) -> dict[str, str]:
-    """A made content hash for every image, by the id its captions have."""
+    """A made-up content hash for every image, by the image id that its captions have."""
     ids = [f"{FOLDER}/{image_name(number)}" for number in range(size.images)]
     return {image_id: hashlib.sha256(image_id.encode()).hexdigest() for image_id in ids}
 
@@ -152,7 +152,7 @@ def fill_store(root: Path, size: Size, kind: FeatureKind, *, distinct: int) -> N
 
 
 def _link_shard(original: Path, image_ids: list[str], digests: list[str]) -> None:
-    """A shard of other images with the features of the one that ``original`` describes."""
+    """Add a shard of other images that shares the features of the shard ``original`` describes."""
     named = hashlib.sha256(json.dumps([image_ids, digests]).encode()).hexdigest()[:16]
     manifest = original.with_name(f"{named}-{original.stem.partition('-')[2]}.json")
     os.link(original.with_suffix(".npy"), manifest.with_suffix(".npy"))

@@ -1,7 +1,7 @@
 """The harness of all benchmarks: pieces of work timed side by side, and the machine's own limits.
 
 The works of a benchmark run in turns (A B C, A B C, ...), so that a machine that slows down slows
-them alike, and what counts are ratios, each formed within a turn. A benchmark is a script:
+all of them, and results are ratios, each taken within a turn. A benchmark is a script:
 
     timings = time_in_turns({
         "cell loop": Work(cell_loop, {"tokens": 1900, "FLOP": 2.4e10}),
@@ -44,11 +44,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from showtell.products import as_in_pytorch, use_faster
 
 RESULTS = Path(__file__).parents[1] / "outputs" / "bench"
-# A sample lasts at least so many seconds: shorter ones measure the clock and the scheduler.
+# Least seconds of a sample: shorter ones measure the clock and the scheduler.
 SHORTEST_SAMPLE = 0.05
-# A call of so many seconds is warm after one.
+# A work whose call takes this many seconds is called only once to warm up.
 LONG_CALL = 1.0
-# The matrix products of PyTorch, whose last two arguments are the factors.
+# PyTorch's operators of matrix products, whose last two arguments are the factors.
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.addmm_", "aten.bmm", "aten.baddbmm")
 PACKAGES = ("torch", "numpy", "lightning", "openvino", "transformers", "timm", "pillow")
 
@@ -58,10 +58,10 @@ class Work:
     """One thing to time.
 
     Attributes:
-        call: does the work once; called again and again, also several times for one sample.
-        units: how much one call does of what, e.g. ``{"images": 32, "FLOP": 1.5e10}``. A multiply
+        call: does the work once; it is called repeatedly, also several times for one sample.
+        units: the amount of work in one call, e.g. ``{"images": 32, "FLOP": 1.5e10}``. A multiply
             and an add are two FLOP.
-        own_clock: the call returns the seconds that count, for works that must first set up.
+        own_clock: whether the call returns the seconds that count, for works that need a setup.
     """
 
     call: Callable[[], Any]
@@ -78,7 +78,7 @@ class Timing:
 
     @property
     def median_seconds(self) -> float:
-        """Median over the turns of the seconds of one call."""
+        """Seconds of one call, the median over the turns."""
         return statistics.median(self.seconds)
 
     def rate(self, unit: str) -> float:
@@ -92,10 +92,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of the report, with its spread over the turns and what was asked for.
+    """One number of the report, with its range over the turns and its target.
 
-    ``target`` is what the figure should at least reach, or at most with ``at_most``; None where
-    nothing was asked.
+    ``target`` is a lower bound, or an upper bound with ``at_most``; None for no target.
     """
 
     name: str
@@ -115,9 +114,9 @@ class Figure:
 
 
 def time_in_turns(works: Mapping[str, Work], *, turns: int) -> dict[str, Timing]:
-    """Time all works in turns, after each was called once or twice to warm up.
+    """Time all works in turns, after one or two calls of each to warm up.
 
-    Garbage is collected between samples and never within one; a device is waited for.
+    Garbage is collected between samples, never within one, and a GPU is synchronized.
     """
     calls = {name: _calls_per_sample(work) for name, work in works.items()}
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -134,7 +133,7 @@ def _calls_per_sample(work: Work) -> int:
 
 
 def _sample(work: Work, calls: int) -> float:
-    """Mean seconds of one of ``calls`` calls in a row."""
+    """Seconds per call, the mean over ``calls`` calls in a row."""
     gc.collect()
     gc.disable()
     try:
@@ -158,29 +157,29 @@ def _wait_for_device() -> None:
 def ratio(
     name: str, over: Timing, under: Timing, unit: str, *, target: float | None = None
 ) -> Figure:
-    """How many times the rate of ``under`` that of ``over`` is, each in ``unit`` per second.
+    """The rate of ``over`` divided by that of ``under``, both in ``unit`` per second.
 
-    The median of the ratios of each turn, and the lowest and the highest of them.
+    The figure is the median over the turns, with the lowest and the highest ratio.
     """
     ratios = [a / b for a, b in zip(over.rates(unit), under.rates(unit), strict=True)]
     return Figure(name, statistics.median(ratios), min(ratios), max(ratios), "x", target)
 
 
 def rate(name: str, timing: Timing, unit: str, *, target: float | None = None) -> Figure:
-    """Units per second as a figure of its own."""
+    """The rate of a work, in ``unit`` per second, as a figure."""
     rates = timing.rates(unit)
     return Figure(name, timing.rate(unit), min(rates), max(rates), f"{unit}/s", target)
 
 
 def matrix_product(m: int, k: int, n: int, device: str = "cpu") -> Work:
-    """The limit of arithmetic: (m, k) times (k, n) in float32, by the fastest way PyTorch has."""
+    """The arithmetic limit: (m, k) times (k, n) in float32, by the fastest way PyTorch has."""
     left, right = torch.rand(m, k, device=device), torch.rand(k, n, device=device)
     result = torch.empty(m, n, device=device)
     ways: list[Callable[[], Any]] = [lambda: torch.mm(left, right, out=result)]
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if device == "cpu" and linear is not None:
-        # oneDNN, past everything that our way to it adds; also with the factor laid out as it
-        # likes best, which no training can keep.
+        # oneDNN without the overhead of our way to it; also with a packed factor, its preferred
+        # layout, which no training can keep.
         packed = torch.ops.mkldnn._reorder_linear_weight(right.t().contiguous(), m)
         factors = [right.t(), right.t().contiguous(), packed]
         ways += [partial(linear, left, factor, None, "none", [], "") for factor in factors]
@@ -195,7 +194,7 @@ def _shortest(call: Callable[[], Any]) -> float:
 
 
 def in_plain_pytorch(work: Work) -> Work:
-    """The same with PyTorch's own products, without those that showtell puts in their place."""
+    """The same work with PyTorch's own matrix products instead of those showtell replaces."""
 
     def call() -> Any:
         with as_in_pytorch():
@@ -205,7 +204,7 @@ def in_plain_pytorch(work: Work) -> Work:
 
 
 class Products(TorchDispatchMode):
-    """Records the size (m, k, n) of every matrix product inside the ``with``."""
+    """Records the size (m, k, n) of every matrix product in its context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,26 +218,26 @@ class Products(TorchDispatchMode):
             left, right = args[-2:]
             self.sizes.append((left.numel() // left.shape[-1], *right.shape[-2:]))
             return func(*args, **kwargs)
-        # In inference mode what is made of other operations, as nn.Linear is, arrives whole.
+        # In inference mode composite operators, such as nn.Linear's, arrive undecomposed.
         with self:
             made = func.decompose(*args, **kwargs)
         return func(*args, **kwargs) if made is NotImplemented else made
 
     @property
     def flop(self) -> float:
-        """All of them; a multiply and an add are two."""
+        """FLOP of all recorded products; a multiply and an add are two."""
         return sum(2.0 * m * k * n for m, k, n in self.sizes)
 
 
 def products_of(call: Callable[..., object], *arguments: object) -> Products:
-    """The products that ``call`` computes, forwards only."""
+    """The matrix products that ``call`` computes, without a backward pass."""
     with Products() as products:
         call(*arguments)
     return products
 
 
 def memory_triad(mebibytes: int = 64, device: str = "cpu") -> Work:
-    """The limit of memory (McCalpin's STREAM): a = b + 2 c, each of so many MiB of float32."""
+    """The memory limit (McCalpin's STREAM triad): a = b + 2 c, each ``mebibytes`` of float32."""
     count = mebibytes * 2**18
     b, c = torch.rand(count, device=device), torch.rand(count, device=device)
     a = torch.empty(count, device=device)
@@ -246,7 +245,7 @@ def memory_triad(mebibytes: int = 64, device: str = "cpu") -> Work:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the packages that the figures were measured with."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -276,12 +275,12 @@ def _version(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished benchmark: its timings, the figures drawn from them and other facts.
+    """A finished benchmark: its timings, the figures computed from them and other facts.
 
     Attributes:
-        name: of the benchmark and its file.
-        timings: by the name of the work.
-        figures: what the table of ratios shows.
+        name: name of the benchmark and of its file.
+        timings: timings by the name of the work.
+        figures: the rows of the second table.
         facts: sizes and settings worth knowing, anything JSON can hold.
     """
 
@@ -291,7 +290,7 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, in plain types."""
+        """The whole report, in JSON types."""
         return {
             "name": self.name,
             "command": shlex.join(["python", *sys.argv]),
@@ -302,7 +301,7 @@ class Report:
         }
 
     def save(self, folder: Path) -> Path:
-        """Write ``<folder>/<name>.json``, in place of the last one; return the file."""
+        """Write ``<folder>/<name>.json``, replacing an earlier one; return the file."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.name}.json"
         file.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -351,7 +350,7 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def short(value: float) -> str:
-    """Three digits and the size: 0.617, 12.3, 4.57 k, 98.0 G."""
+    """Three significant digits with a unit prefix: 0.617, 12.3, 4.57 k, 98 G."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {letter}"
@@ -371,7 +370,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Fix the seed and the threads, multiply as a training does; one turn for a quick look."""
+    """Set seed, threads, and the matrix products of a training; one turn with ``--quick``."""
     if options.quick:
         options.turns = 1
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from measure import RESULTS, short
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 DRAWING = PAGE.with_suffix(".svg")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
-# The order of the stages of a run; what is not named here comes behind them.
+# The stages of a run, in order; other benchmarks follow them.
 ORDER = (
     *("extraction", "training", "validation", "scores", "decoding"),
     *("startup", "scale", "sweep"),
@@ -31,7 +31,7 @@ ORDER = (
 # The drawing, in pixels.
 WIDTH, ROW, TOP, MARGIN = 860, 22, 58, 12
 NAMES_END, BARS_END = 400, 720
-# How far the axis goes to both sides of the target, at least.
+# Least extent of the axis on both sides of the target.
 LEAST_REACH = 2.0
 
 
@@ -51,16 +51,16 @@ class Measured:
 
     @property
     def margin(self) -> float:
-        """How many times better than its target it is; below 1 where it falls short of it."""
+        """How many times better than its target it is; below 1 if it falls short of it."""
         assert self.target is not None
-        best = 1e9  # of something that takes nothing of what it may take
+        best = 1e9  # of a value of 0, or less, that should be small
         if self.at_most:
             return self.target / self.value if self.value > 0 else best
         return self.value / self.target
 
 
 def main() -> None:
-    """Parse the command line and write."""
+    """Parse the command line, then write the page and the drawing."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     write_page(options.parse_args().results)
@@ -79,7 +79,7 @@ def read_reports(folder: Path) -> list[dict[str, Any]]:
     """All reports in a folder, in the order of the stages.
 
     Raises:
-        SystemExit: when there is none, or one is only a quick look.
+        SystemExit: there is none, or one was measured with ``--quick``.
     """
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
     if not reports:
@@ -107,7 +107,7 @@ def with_figures(page: str, reports: Sequence[dict[str, Any]]) -> str:
     """The page with the table of these reports between its markers.
 
     Raises:
-        ValueError: when the page has not each marker once.
+        ValueError: the page does not have each marker exactly once.
     """
     if not page.count(BEGIN) == page.count(END) == 1:
         raise ValueError(f"the page needs {BEGIN} and {END}, once each")
@@ -117,7 +117,7 @@ def with_figures(page: str, reports: Sequence[dict[str, Any]]) -> str:
 
 
 def table(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Markdown: a row for each figure, then what they were measured on and how."""
+    """Lines of Markdown: a row for each figure, then the machines and the commands."""
     yield "| stage | figure | measured | of all turns | target | reached |"
     yield "|---|---|---|---|---|---|"
     for figure in figures_of(reports):
@@ -140,7 +140,7 @@ def table(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def machine_of(report: dict[str, Any]) -> str:
-    """One machine in words."""
+    """The machine of a report, in words."""
     machine = report["machine"]
     chip = machine["gpu"] or f"{machine['cores']} cores ({machine['cpu']})"
     packages = machine["packages"]
@@ -151,7 +151,7 @@ def machine_of(report: dict[str, Any]) -> str:
 
 
 def drawing(figures: Iterable[Measured]) -> str:
-    """SVG: for each figure with a target how far beyond it, or short of it, it is."""
+    """SVG with a bar for each figure that has a target: how far beyond or short of it it is."""
     shown = [figure for figure in figures if figure.target is not None]
     reach = max([LEAST_REACH, *(max(f.margin, 1 / f.margin) for f in shown if f.margin < 1e8)])
     height = TOP + ROW * len(shown) + MARGIN
@@ -175,7 +175,7 @@ def drawing(figures: Iterable[Measured]) -> str:
     )
 
 
-# Both schemes of a reader's system are legible; the bars differ in lightness too.
+# Legible in light and dark mode; the bars differ in lightness too, not only in hue.
 STYLE = """<style>
 .ground { fill: #ffffff } text { fill: #1f2328 } .title { font-size: 15px; font-weight: 600 }
 .quiet { fill: #59636e } .met { fill: #1a7f5a } .missed { fill: #d9822b }
@@ -189,13 +189,13 @@ STYLE = """<style>
 
 
 def _x(margin: float, reach: float) -> float:
-    """Where a margin stands on the logarithmic axis, whose middle is the target."""
+    """The x position of a margin on the logarithmic axis, whose middle is the target."""
     share = (math.log(min(max(margin, 1 / reach), reach)) / math.log(reach) + 1) / 2
     return round(NAMES_END + share * (BARS_END - NAMES_END), 1)
 
 
 def _ticks(reach: float) -> list[float]:
-    """Powers of 2 (of 4 or more where those are too many) on both sides of the target."""
+    """Powers of 2 (of 4 or more if those are too many) on both sides of the target."""
     step = 2 ** math.ceil(math.log2(reach) / 4)
     steps = int(math.log(reach) / math.log(step))
     return [step**power for power in range(-steps, steps + 1) if power]

@@ -1,8 +1,8 @@
-"""Beam search one image at a time, as tutorials write it: what ours is compared with.
+"""Beam search one image at a time, as tutorials write it: the baseline for ours.
 
-After every word the host reads the best continuations of one image and sorts them out, in lists.
-The decoder and the rules are ours, and so are the captions (tests/benchmarks/
-test_plain_decoding.py): only the batch differs, K beams of one image instead of those of many.
+After every word the host reads the best continuations of one image and sorts them, in lists. The
+decoder, the rules and the resulting captions are the same as ours (tests/benchmarks/
+test_plain_decoding.py); only the batch differs: K beams of one image instead of many images.
 
 Dimension key: K beams, V vocabulary.
 """
@@ -18,7 +18,7 @@ from showtell.decoding.beam import BeamSearch
 from showtell.models.decoder import Decoder
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
 
-# A caption on the way: log probability, or score once it has ended; token ids, BEGIN first.
+# A hypothesis: log probability, or score once it has ended; token ids, BEGIN first.
 Caption = tuple[float, list[int]]
 
 
@@ -27,7 +27,7 @@ def search_one_image(decoder: Decoder, features: Tensor, search: BeamSearch) -> 
     """The words of the best caption of ``features`` (1, D) or (1, R, D)."""
     size = search.beam_size
     state = decoder.start(features)
-    # The decoder is told of one image with K rows.
+    # The decoder's state of one image is repeated for K rows.
     state = state.select(torch.zeros(size, dtype=torch.long))
     live: list[Caption] = [(0.0, [BEGIN]), *[(-torch.inf, [BEGIN])] * (size - 1)]
     ended: list[Caption] = []
@@ -49,7 +49,7 @@ def search_one_image(decoder: Decoder, features: Tensor, search: BeamSearch) -> 
 
 
 def forbid(log_probs: Tensor, words: int, search: BeamSearch) -> None:
-    """Rule out in ``log_probs`` (K, V) what may not follow so many words."""
+    """Set ``log_probs`` (K, V) to minus infinity for tokens that may not follow ``words`` words."""
     log_probs[:, [PAD, BEGIN]] = -torch.inf
     if not search.allow_unknown:
         log_probs[:, UNKNOWN] = -torch.inf
@@ -70,6 +70,6 @@ def continuations(log_probs: Tensor, count: int) -> list[tuple[float, int, int]]
 
 
 def is_decided(ended: Sequence[Caption], live: Sequence[Caption], search: BeamSearch) -> bool:
-    """Whether enough have ended, or none left can become better than the best of them."""
+    """Whether K hypotheses have ended, or no live one can become better than the best of them."""
     bound = max(log_prob for log_prob, _ in live) / (search.max_length + 1) ** search.length_penalty
     return len(ended) == search.beam_size or (bool(ended) and ended[0][0] >= bound)

@@ -1,8 +1,9 @@
-"""Models trained as they are commonly written: ways to compare with.
+"""Models trained as they are commonly written: baselines for the training benchmark.
 
-``lstm_glove`` has two of them, the Transformer one of PyTorch, and every model a loop of its steps.
-All repeat an image's features for every caption or prefix, pad to a common length and compute the
-padding too. Their losses are the model's own (tests/benchmarks/test_plain_training.py).
+``lstm_glove`` has two of them, the Transformer has PyTorch's layers, and every model has a loop
+over its single steps. All repeat an image's features for every caption or prefix, pad to a common
+length and compute the padding too. Their losses equal the model's own (tests/benchmarks/
+test_plain_training.py).
 
 Dimension key: B images, N captions, S prefixes, T positions, V vocabulary, D feature size,
 R regions, E embedding, H hidden.
@@ -30,7 +31,7 @@ from showtell.text.vocabulary import PAD
 
 @dataclass(frozen=True)
 class PaddedCaptions:
-    """Captions as a loader of (image, caption) pairs gives them."""
+    """A mini-batch as a loader of (image, caption) pairs gives it."""
 
     features: Tensor  # (N, D) or (N, R, D)
     tokens: Tensor  # (N, T) BEGIN and the words
@@ -38,13 +39,13 @@ class PaddedCaptions:
 
     @property
     def useful(self) -> int:
-        """Tokens to predict that are no padding."""
+        """Number of tokens to predict that are not padding."""
         return int((self.targets != PAD).sum())
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Beginnings of captions, each with the one word that follows."""
+    """Prefixes of captions, each with the word that follows."""
 
     features: Tensor  # (S, D)
     tokens: Tensor  # (S, T) padded to the longest caption there is
@@ -53,7 +54,7 @@ class Prefixes:
 
 
 def pad_captions(batch: Batch) -> PaddedCaptions:
-    """The captions of a batch as pairs."""
+    """The captions of a batch, padded, each with its own copy of its image's features."""
     targets = pad_sequence(
         list(batch.targets.split(batch.lengths.tolist())), batch_first=True, padding_value=PAD
     )
@@ -74,7 +75,7 @@ def cut_prefixes(captions: PaddedCaptions, *, width: int) -> Prefixes:
 
 
 def take(prefixes: Prefixes, rows: Sequence[int] | Tensor) -> Prefixes:
-    """Some of the prefixes."""
+    """The prefixes in the given rows."""
     chosen = torch.as_tensor(rows, device=prefixes.tokens.device)
     return Prefixes(
         prefixes.features[chosen],
@@ -85,12 +86,12 @@ def take(prefixes: Prefixes, rows: Sequence[int] | Tensor) -> Prefixes:
 
 
 def loss_of(scores: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Of scores (., V) and targets (.), some of them padding."""
+    """Cross-entropy of scores (., V) and targets (.), ignoring padding."""
     return F.cross_entropy(scores, targets, ignore_index=PAD, label_smoothing=label_smoothing)
 
 
 class StepLoop(nn.Module):
-    """A decoder's single steps, word by word over padded captions, each with its own image."""
+    """A decoder's single steps, word by word over padded captions, each with its own features."""
 
     def __init__(self, decoder: Decoder, *, label_smoothing: float) -> None:
         super().__init__()
@@ -109,11 +110,11 @@ class StepLoop(nn.Module):
 
 
 class PyTorchTransformer(nn.Module):
-    """``nn.TransformerDecoder`` over padded captions, each with its own image."""
+    """``nn.TransformerDecoder`` over padded captions, each with its own features."""
 
     def __init__(self, decoder: TransformerDecoder, *, label_smoothing: float) -> None:
         super().__init__()
-        self.around = deepcopy(decoder)  # what stands before and behind the layers
+        self.around = deepcopy(decoder)  # what comes before and after the layers
         self.around.layers = nn.ModuleList()
         ours = [cast(TransformerLayer, layer) for layer in decoder.layers]
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(2, 1), 0)
@@ -177,7 +178,7 @@ class PlainDecoder(nn.Module):
 
     def __init__(self, decoder: LSTMDecoder, *, label_smoothing: float) -> None:
         super().__init__()
-        self.layers = deepcopy(decoder)  # what holds the weights; its forward is not used
+        self.layers = deepcopy(decoder)  # holds the weights; its forward is not used
         self.image_dropout = nn.Dropout(decoder.image_dropout.rate)
         self.word_dropout = nn.Dropout(decoder.word_dropout.rate)
         self.output_dropout = nn.Dropout(decoder.output_dropout.rate)
@@ -222,7 +223,7 @@ class CellLoop(PlainDecoder):
 
 
 class PrefixLoop(PlainDecoder):
-    """A sample for each prefix of each caption, of whose outputs only the last is used."""
+    """A sample per prefix of each caption; only the last LSTM output of each is used."""
 
     def forward(self, prefixes: Prefixes) -> Tensor:
         """The loss."""

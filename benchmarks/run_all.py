@@ -2,8 +2,8 @@
 
     python benchmarks/run_all.py [--quick] [--output outputs/bench] [--only startup scale ...]
 
-Each runs in a process of its own. ``--quick`` looks only whether they run, at tiny sizes, into a
-folder that is thrown away, and leaves the page alone.
+Each runs in a process of its own. ``--quick`` only checks that they run, at tiny sizes; it discards
+the results and leaves the page alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Run, then write the page; status 1 names what failed."""
+    """Run the benchmarks, then write the page; ends with status 1 if one fails."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="only see whether they run")
     options.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files")
@@ -38,15 +38,15 @@ def main() -> None:
 
 
 def run(names: Sequence[str], arguments: Sequence[str]) -> None:
-    """Run all of them, the failing ones too.
+    """Run all benchmarks, even after one has failed.
 
     Raises:
-        SystemExit: naming those that failed.
+        SystemExit: some failed; names them.
     """
     failed = []
     for name in names:
         print(f"--- {name}", flush=True)
-        # By its relative path: the command is kept with the results, for others to repeat.
+        # By relative path, because the command is saved with the results for others to repeat.
         command = [sys.executable, f"benchmarks/{name}.py", *arguments]
         if subprocess.run(command, cwd=ROOT).returncode:
             failed.append(name)

@@ -3,13 +3,13 @@
     python benchmarks/scale.py [--model attention_glove] [--distinct 256] [--folder DIR]
                                [--made DIR [--only-make]]
 
-Both sets are made (see made_sets.py): 123,287 images with 616,767 captions, and 8,000 with 40,000.
-Both stores hold the same kind of shards, and one decoder learns from both in turns, so that only
-the size differs. Memory is the peak of a process that reads COCO's captions, trains and goes
-through a whole epoch of batches, less the peak of one whose decoder learns from batches made in
-memory. Features are read, never mapped, so that the peak of the resident set is what counts.
+Both sets are synthetic (see made_sets.py): 123,287 images with 616,767 captions, and 8,000 with
+40,000. Both stores hold the same kind of shards, and one decoder trains on both in turns, so that
+only the size differs. Memory is the peak of a process that reads the captions of COCO's size,
+trains and goes through a whole epoch of batches, minus the peak of one whose decoder trains on
+batches made in memory. Features are read, never mapped, so that the peak resident set counts all.
 With ``--distinct 0`` no shard is a link: 26 GB on disk, more than most machines can cache.
-The sets are made anew and removed; those in ``--made`` stay for the next run with these options.
+The sets are made anew and removed; those in ``--made`` are kept for runs with the same options.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ MIN_COUNT = 5
 VECTOR_WIDTH = 50
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
-# Batches that a sample goes through: with the decoder, and without.
+# Batches per sample: when training, and when only reading.
 STEPS, READINGS = 5, 50
-# Steps of the processes whose memory is measured, and the words of a caption in batches that are
-# made in memory: the mean of COCO's and the end.
+# Steps of the processes whose memory is measured, and tokens per caption in the batches made in
+# memory: COCO's mean, and END.
 MEMORY_STEPS = 20
 WORDS_IN_MEMORY = 12
 MEMORY_TARGET_GB = 1.5
@@ -69,7 +69,7 @@ Images = dict[Split, tuple[CaptionedImage, ...]]
 
 @dataclass(frozen=True)
 class Case:
-    """A made set below ``folder``, and the model that reads it."""
+    """A synthetic data set below ``folder``, and the model that trains on it."""
 
     folder: Path
     size: Size
@@ -91,7 +91,7 @@ class Case:
         self._made.write_text(self._description(distinct))
 
     def is_made(self, distinct: int) -> bool:
-        """Whether ``make`` has ended here, with the same arguments."""
+        """Whether ``make`` has completed here with the same arguments."""
         return self._made.is_file() and self._made.read_text() == self._description(distinct)
 
     @property
@@ -114,7 +114,7 @@ class Case:
         return store.select(contents(self.size))
 
     def batches(self, images: Images, vocabulary: Vocabulary) -> CaptionDataModule:
-        """What the trainer would be given."""
+        """The data module as any training has it."""
         return CaptionDataModule(images, self.store(), vocabulary, batch_size=BATCH_SIZE, seed=0)
 
     def learner(self, vocabulary_size: int) -> Learner:
@@ -132,7 +132,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
 
     def learn(self, batches: Iterator[Batch], steps: int) -> None:
-        """So many steps."""
+        """Take ``steps`` training steps."""
         for batch in itertools.islice(batches, steps):
             scores_PV = self.decoder(
                 batch.features, batch.tokens, batch.lengths, batch.image_of_row
@@ -173,14 +173,14 @@ def main() -> None:
 
 @contextmanager
 def _passing_folder(parent: Path) -> Iterator[Path]:
-    """A new folder below ``parent`` that does not outlive the block."""
+    """A temporary folder below ``parent``."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as made:
         yield Path(made)
 
 
 def throughput(cases: dict[str, Case], memory: dict[str, Any], chosen: Any) -> Report:
-    """Train from both stores in turns, and only read from both."""
+    """Time training from both stores, and only reading from both, in turns."""
     images = {name: case.images() for name, case in cases.items()}
     vocabulary = count_words(images["COCO"])
     learner = cases["COCO"].learner(len(vocabulary))
@@ -207,7 +207,7 @@ def throughput(cases: dict[str, Case], memory: dict[str, Any], chosen: Any) -> R
 
 
 def figures(timings: dict[str, Timing], memory: dict[str, Any]) -> list[Figure]:
-    """COCO's size beside Flickr8k's, and what it holds and takes before the first step."""
+    """Figures: rates at COCO's size over Flickr8k's, memory, and seconds of the startup stages."""
     train, read = (
         partial(
             ratio, over=timings[f"{doing}, COCO's size"], under=timings[f"{doing}, Flickr8k's size"]
@@ -231,19 +231,19 @@ def figures(timings: dict[str, Timing], memory: dict[str, Any]) -> list[Figure]:
 
 
 def exhaust(batches: Iterator[Batch], count: int) -> None:
-    """Go through so many batches."""
+    """Read ``count`` batches."""
     for _ in itertools.islice(batches, count):
         pass
 
 
 def count_words(images: Images) -> Vocabulary:
-    """The vocabulary as a training builds it."""
+    """The vocabulary, as a training builds it."""
     captions = (tokenize(caption) for image in images["train"] for caption in image.captions)
     return Vocabulary.from_captions(captions, min_count=MIN_COUNT)
 
 
 def measure_memory(case: Case, steps: int) -> dict[str, Any]:
-    """Memory of a training with and without the data, each in a process of its own."""
+    """Memory of a training with and without a data set, each in its own process."""
     threads, fresh = torch.get_num_threads(), get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as process:
         whole = process.submit(whole_training, case, threads, steps).result()
@@ -258,14 +258,14 @@ def measure_memory(case: Case, steps: int) -> dict[str, Any]:
 
 
 def model_alone(case: Case, threads: int, steps: int, vocabulary_size: int) -> dict[str, float]:
-    """Memory of a decoder that learns from batches which no data set is behind."""
+    """Memory of a decoder that trains on batches made in memory, without a data set."""
     torch.set_num_threads(threads)
     case.learner(vocabulary_size).learn(batches_in_memory(case, vocabulary_size), steps)
     return resident()
 
 
 def whole_training(case: Case, threads: int, steps: int) -> dict[str, Any]:
-    """Memory and seconds of the stages of a training, in the order of any training."""
+    """Memory of a training, and seconds of its stages, in the usual order."""
     torch.set_num_threads(threads)
     stages = Stages()
     images = stages.time("read the captions", case.images)
@@ -285,13 +285,13 @@ def whole_training(case: Case, threads: int, steps: int) -> dict[str, Any]:
 
 
 class Stages:
-    """How long the stages before the first step take, once each."""
+    """Seconds of the stages of a training, each timed once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
-        """What ``work`` returns; its seconds are kept under ``name``."""
+        """Run ``work`` and return its result; its seconds are kept under ``name``."""
         start = time.perf_counter()
         result = work()
         self.seconds[name] = round(time.perf_counter() - start, 2)
@@ -299,7 +299,7 @@ class Stages:
 
 
 def batches_in_memory(case: Case, vocabulary_size: int) -> Iterator[Batch]:
-    """Batches of random features and words, as large as those of the set."""
+    """Endless batches of random features and words, as large as those of the data set."""
     kind = target_of("model", case.node).feature_kind
     shape = IDENTITY.grid_shape if kind == "grid" else IDENTITY.pooled_shape
     rows = BATCH_SIZE * CAPTIONS_PER_IMAGE
@@ -317,10 +317,10 @@ def batches_in_memory(case: Case, vocabulary_size: int) -> Iterator[Batch]:
 
 
 def resident() -> dict[str, float]:
-    """GB of this process: the peak of all its resident pages, and what is resident now, by kind.
+    """Memory of this process in GB: peak resident set, and resident memory now, own and of files.
 
-    Pages of files are those of libraries: shared between processes, and dropped when memory is
-    wanted elsewhere. The kernel tells all this on Linux alone.
+    File pages are those of libraries: shared between processes, and dropped when memory is needed
+    elsewhere. Only on Linux.
     """
     names = {"VmHWM": "peak_GB", "RssAnon": "own_GB", "RssFile": "files_GB"}
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())

@@ -37,7 +37,7 @@ Texts = dict[str, list[str]]
 
 
 def made_texts(images: int) -> tuple[Texts, Texts]:
-    """References and captions of made words."""
+    """References and captions of made-up words."""
     made = (" ".join(words) + " ." for words in sentences(images * (REFERENCES + 1)))
     texts = {str(i): list(itertools.islice(made, REFERENCES + 1)) for i in range(images)}
     references = {i: each[:-1] for i, each in texts.items()}
@@ -63,7 +63,7 @@ def in_python(texts: Texts) -> Texts:
 
 
 def score_theirs(words: Callable[[Texts], Texts], references: Texts, captions: Texts) -> None:
-    """Tokenize and score, silently."""
+    """Tokenize and score with pycocoevalcap, without its output."""
     with contextlib.redirect_stdout(io.StringIO()):
         gts, res = words(references), words(captions)
         for scorer in (Bleu(4), Rouge(), Cider()):
@@ -71,7 +71,7 @@ def score_theirs(words: Callable[[Texts], Texts], references: Texts, captions: T
 
 
 class NewReferences:
-    """Ours on references that were never scored before: nothing of them is remembered."""
+    """Ours on references that were never scored before, so that nothing is cached."""
 
     def __init__(self, references: Texts, captions: Mapping[str, str]) -> None:
         self._references = references
@@ -79,7 +79,7 @@ class NewReferences:
         self._calls = 0
 
     def __call__(self) -> None:
-        """Score against the same references with one word more."""
+        """Score against the same references with a new word added to each."""
         self._calls += 1
         changed = {
             i: [f"{text} word{self._calls}" for text in each]
@@ -89,7 +89,7 @@ class NewReferences:
 
 
 def works_of(references: Texts, captions: Texts) -> dict[str, Work]:
-    """Their way and ours."""
+    """The works to time: pycocoevalcap's scoring and ours."""
     single = {i: texts[0] for i, texts in captions.items()}
     units = {"captions": len(single)}
     calls: dict[str, Callable[[], object]] = {
@@ -104,7 +104,7 @@ def works_of(references: Texts, captions: Texts) -> dict[str, Work]:
 
 
 def figures_of(timings: Mapping[str, Timing]) -> list[Figure]:
-    """Ours over theirs, at first sight of the references and when they are known."""
+    """Ours over theirs, with new references and with cached ones."""
     theirs = WHOLE if WHOLE in timings else SCORERS
     return [
         ratio(f"scores, {name} over {theirs}", timings[name], timings[theirs], "captions")

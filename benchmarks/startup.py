@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--run RUN] [--picture FILE]
 
-Help, a mistake in the configuration, one caption. Beside them the limit: a process that imports
-PyTorch and ends. Without ``--run`` a small captioner of built-in scenes is trained first, with the
-encoder that is installed with the project; its decoder has the sizes of the configuration.
+Measured are help, mistakes in the configuration, and one caption; the limit is a process that only
+imports PyTorch. Without ``--run`` a small captioner of built-in scenes is trained first, with the
+encoder that is installed with the project; its decoder has the configured sizes.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ def works(run: Path, picture: Path) -> dict[str, Work]:
 
 
 def process(command: Sequence[str], *, status: int = 0) -> Work:
-    """Run a command to its end, in a folder of nobody's; it must end with ``status``."""
+    """Run a command to its end, in the temporary folder; it must end with ``status``."""
     return Work(partial(run_to_end, command, status), ONCE)
 
 
 def run_to_end(command: Sequence[str], status: int) -> None:
-    """Raise RuntimeError with what the command said when it ends otherwise."""
+    """Run a command; raise RuntimeError with its stderr unless it ends with ``status``."""
     done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
     if done.returncode != status:
         raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr}")
 
 
 def train_small(folder: Path) -> Path:
-    """A run of two epochs on a few scenes."""
+    """Train a small run on a few scenes."""
     run = folder / "run"
     places = [f"{key}.root={folder / key}" for key in ("data", "features")]
     choices = ["experiment=smoke", "encoder=efficientnet_lite2", f"output.folder={run}"]

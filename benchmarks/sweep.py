@@ -1,11 +1,11 @@
-"""What a sweep of equal jobs on two CPU slots takes beside the same jobs one after the other.
+"""Time of a sweep of equal jobs on two CPU slots, beside the same jobs one after the other.
 
     python benchmarks/sweep.py [--turns 1]
 
-Both start ``train.py`` for every job, with one thread each, and find the pictures drawn and
-encoded. The limit is half: what is above it is the driver, and what two processes take from each
+Both start ``train.py`` for every job, with one thread each, on pictures that are already drawn and
+encoded. The limit is half the time: the rest is the driver, and what two processes take from each
 other in memory and caches. A job is a training of half a minute, because one of a few seconds
-(--quick) is little but a start and METEOR's Java, which uses a second core where there is one.
+(--quick) is mostly startup and METEOR's Java, which uses a second core if there is one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def run(places: Path, words: Sequence[str]) -> float:
-    """Seconds of ``train.py`` with these words, its files and its locks below ``places``."""
+    """Seconds of ``train.py`` with these arguments, its files and locks below ``places``."""
     roots = [f"{key}.root={places / key}" for key in ("data", "features", "output")]
     command = [sys.executable, str(PROGRAM), *words, "experiment=smoke", *roots]
     single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TMPDIR": str(places)}
@@ -62,7 +62,7 @@ def run(places: Path, words: Sequence[str]) -> float:
 
 
 def report_of(alone: Sequence[float], together: Sequence[float], jobs: int) -> Report:
-    """The timings of all turns, and the ratio to what two slots could reach at best."""
+    """The timings of all turns, and the ratio to the best that `SLOTS` slots could reach."""
     units = {"jobs": float(jobs)}
     timings = {
         "one after the other": Timing(tuple(alone), units),

@@ -1,15 +1,15 @@
-"""Training from stored features: tokens a second of every model, and of the ways people train.
+"""Training from stored features: tokens per second of every model, and of common ways to train.
 
     python benchmarks/training.py [--data FOLDER] [--models lstm_glove ...]
 
-A call trains on a few batches of 32 images with their five captions: forwards, backwards, clipping
-and the optimizer. Every model of conf/model stands in the table, beside a plain form of itself: its
-single steps, or a Transformer's layers from PyTorch, over padded captions in shuffled order, each
-with a copy of its image. ``lstm_glove`` has other plain forms: an LSTM cell called word by word,
-and one sample for each prefix of a caption; it is also measured under Lightning with the callbacks
-of a run.
+A call trains on a few batches of 32 images with their five captions: forward, backward, clipping
+and optimizer. Every model of conf/model is measured, beside a plain form of itself: its single
+steps, or a Transformer's layers from PyTorch, over padded captions in shuffled order, each with a
+copy of its image's features. ``lstm_glove`` has other plain forms: an LSTM cell called word by
+word, and one sample for each prefix of a caption; it is also measured under Lightning with the
+callbacks of a run.
 FLOP are those of the model's matrix products over real tokens, three times the forward ones,
-whatever a way computes beside. Without ``--data`` (Flickr8k in any layout) captions are made up
+whatever else a method computes. Without ``--data`` (Flickr8k in any layout) captions are made up
 with Flickr8k's lengths.
 """
 
@@ -79,7 +79,7 @@ LENGTHS = (
     *(0, 15, 126, 346, 861, 1959, 2536, 2928, 3317, 3321, 3131, 2777, 2322, 1847, 1327, 977, 662),
     *(515, 366, 204, 136, 110, 74, 52, 33, 20, 11, 6, 10, 4, 3, 1, 2, 0, 0, 1),
 )
-MADE_IMAGES = 1024  # one pool of the sorting by length
+MADE_IMAGES = 1024  # as many as are sorted by length together
 CELL, PREFIX, LIGHTNING = "cell loop, padded", "a sample per prefix", "under Lightning"
 EAGER = "plain, padded"
 COMPARED = "lstm_glove"
@@ -89,7 +89,7 @@ Step = Callable[[], object]
 
 
 def made_images(count: int) -> list[CaptionedImage]:
-    """Images with five captions each, of words as frequent as in a language (Zipf)."""
+    """Images with five captions each, of words with Zipf frequencies."""
     random = np.random.default_rng(0)
     shares = np.array(LENGTHS) / sum(LENGTHS)
     ranks = 1.0 / (np.arange(WORDS) + 2.7)
@@ -105,7 +105,7 @@ def made_images(count: int) -> list[CaptionedImage]:
 
 
 def captions_of(data: Path | None, images: int) -> tuple[Sequence[CaptionedImage], Vocabulary]:
-    """The training captions of the data set below ``data``, or made ones."""
+    """The training captions of the data set below ``data``, or made-up ones."""
     if data is None:
         words = [f"w{i}" for i in range(WORDS)]
         return made_images(images), Vocabulary(words, min_count=5, counts=[5] * WORDS)
@@ -131,13 +131,13 @@ class Features:
 
 
 def typical(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """``count`` batches that stand for the epoch: from each part of them, sorted by tokens."""
+    """``count`` batches that represent the epoch: quantiles by number of tokens."""
     by_tokens = sorted(batches, key=lambda batch: len(batch.targets))
     return [by_tokens[(2 * i + 1) * len(by_tokens) // (2 * count)] for i in range(count)]
 
 
 class Bench:
-    """The data of all works, and the settings of conf/."""
+    """The data that all timed works share."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class Bench:
 
 
 def cross_entropy_of(settings: Settings) -> CrossEntropy:
-    """The objective of all that is measured here."""
+    """The objective, which is cross-entropy in all that is measured here."""
     assert isinstance(settings.objective, CrossEntropy)
     return settings.objective
 
@@ -198,7 +198,7 @@ def train_ours(decoder: Any, batches: Sequence[Batch], settings: Settings) -> St
 
 
 def train_plainly(module: nn.Module, losses: Sequence[Callable[[], Tensor]], clip: float) -> Step:
-    """A call that takes a step on each loss, with the optimizer as PyTorch chooses it."""
+    """A call that takes a step on each loss, with PyTorch's default AdamW."""
     parameters = list(module.parameters())
     return partial(_train, parameters, torch.optim.AdamW(parameters, lr=1e-3), losses, clip)
 
@@ -219,10 +219,10 @@ def _train(
 
 @torch.no_grad()
 def training_flop(decoder: Any, batches: Sequence[Batch]) -> float:
-    """FLOP of the products of a step on each batch, over real tokens and images.
+    """FLOP of the matrix products of a step on each batch, over real tokens and images.
 
-    Counted in captions of one and of two tokens, and from them per token and per image. Backwards
-    there are two products for each one forwards.
+    Counted for captions of one and of two tokens, which gives the FLOP per token and per image. The
+    backward pass has two products for each one in the forward pass.
     """
     features, tokens = batches[0].features[:1], batches[0].tokens[:1]
     first = torch.tensor([0], device=features.device)
@@ -235,7 +235,7 @@ def training_flop(decoder: Any, batches: Sequence[Batch]) -> float:
 
 
 def works_of(model: str, bench: Bench) -> dict[str, Work]:
-    """A model in a plain loop; the compared one in the other ways too."""
+    """Works of a model: ours in a plain loop, its plain forms and, for `COMPARED`, Lightning."""
     config = compose([f"model={model}"])
     decoder: Any = bench.decoder(config)
     settings = Settings.of(config)
@@ -254,7 +254,7 @@ def works_of(model: str, bench: Bench) -> dict[str, Work]:
 
 
 def small_works(bench: Bench) -> dict[str, Work]:
-    """Steps so small that what Lightning does around them shows."""
+    """Steps so small that the overhead of Lightning shows."""
     sizes = ("embedding_width", "hidden_size", "dense_size")
     config = compose([f"model={COMPARED}", *(f"model.{name}=16" for name in sizes)])
     batches = bench.batches("pooled", batch_size=1) * SMALL_STEPS
@@ -271,7 +271,7 @@ def small_works(bench: Bench) -> dict[str, Work]:
 def eager_work(
     model: str, config: dict[str, Any], bench: Bench, flop_per_token: float
 ) -> dict[str, Work]:
-    """The plain form of a model."""
+    """The work of a model's plain form."""
     smoothing = cross_entropy_of(Settings.of(config)).label_smoothing
     decoder: Any = bench.decoder(config)
     batches = bench.batches(decoder.feature_kind, sorted_by_length=False)
@@ -285,14 +285,14 @@ def eager_work(
 
 
 def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> dict[str, Work]:
-    """The cell loop and the prefixes, on captions in shuffled order."""
+    """The cell loop and the prefix loop, on captions in shuffled order."""
     smoothing = cross_entropy_of(Settings.of(config)).label_smoothing
     decoder: Any = bench.decoder(config)
     captions = [pad_captions(b) for b in bench.batches("pooled", sorted_by_length=False)]
     cell_loop = CellLoop(decoder, label_smoothing=smoothing).to(bench.device)
     prefix_loop = PrefixLoop(decoder, label_smoothing=smoothing).to(bench.device)
-    # Padded as notebooks do, to the longest caption with its begin and end; as many rows as there
-    # are captions in a batch of images.
+    # Padded as notebooks do, to the longest caption with BEGIN and END; as many rows per step as
+    # there are captions in a batch of images.
     cut = cut_prefixes(captions[0], width=1 + bench.longest)
     rows = torch.randperm(len(cut.targets)).split(len(captions[0].tokens))[: bench.count]
     prefixes = [take(cut, chosen) for chosen in rows]
@@ -309,7 +309,7 @@ def plain_works(config: dict[str, Any], bench: Bench, flop_per_token: float) -> 
 
 
 class Loader:
-    """Batches as Lightning wants them: a list would be a loader for each."""
+    """Batches as a loader for Lightning, which would take each entry of a list as a loader."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
@@ -322,11 +322,11 @@ class Loader:
 
 
 class EnoughStepsError(Exception):
-    """Ends a fit before its epoch does, whose end would want a validation."""
+    """Ends a fit before the end of the epoch, which would start a validation."""
 
 
 class StepClock(Callback):
-    """Times so many whole steps, from the start of the first to the start of one more."""
+    """Times ``steps`` whole steps, from the start of the first to the start of one more."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -336,7 +336,7 @@ class StepClock(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Start the clock, or stop it and the fit."""
+        """Start the clock at the first step; stop it, and the fit, after the last."""
         if batch_idx == 0:
             self._started = time.perf_counter()
         if batch_idx == self._steps:
@@ -345,7 +345,7 @@ class StepClock(Callback):
 
 
 class UnderLightning:
-    """A fit with everything a run has but validation; only its steps are timed."""
+    """A fit with everything that a run has except validation; only its steps are timed."""
 
     def __init__(self, config: dict[str, Any], bench: Bench, batches: Sequence[Batch]) -> None:
         self._config = config
@@ -362,7 +362,7 @@ class UnderLightning:
             contextlib.suppress(EnoughStepsError),
         ):
             self._fit(Path(folder), clock)
-        torch.use_deterministic_algorithms(False)  # Lightning leaves it on for the other ways
+        torch.use_deterministic_algorithms(False)  # Lightning has left it on
         return clock.seconds
 
     def _fit(self, folder: Path, clock: StepClock) -> None:
@@ -389,7 +389,7 @@ class UnderLightning:
 
 
 def limits(batch: Batch, vocabulary_size: int, device: str) -> dict[str, Work]:
-    """What the machine can do, at large and at the model's sizes."""
+    """The limits of the machine: peak arithmetic, memory, and products of the model's sizes."""
     rows, positions = len(batch.lengths), len(batch.targets)
     return {
         PEAK: matrix_product(2048, 2048, 2048, device),
@@ -402,7 +402,7 @@ def limits(batch: Batch, vocabulary_size: int, device: str) -> dict[str, Work]:
 
 
 def figures_of(models: Sequence[str], timings: dict[str, Timing]) -> list[Figure]:
-    """What the issue asks."""
+    """The figures of the report, with their targets."""
     peak = timings[PEAK]
     shares = [
         ratio(
@@ -455,7 +455,7 @@ def main() -> None:
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = options.parse_args()
     prepare(chosen)
-    keep_freed_memory()  # as any training does; the plain ways gain as well
+    keep_freed_memory()  # as any training does; the plain forms gain as well
     count = 1 if chosen.quick else chosen.batches
     images, vocabulary = captions_of(chosen.data, 64 if chosen.quick else MADE_IMAGES)
     bench = Bench(images, vocabulary, count, torch.device(chosen.device))

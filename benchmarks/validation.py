@@ -2,13 +2,13 @@
 
     python benchmarks/validation.py [--run RUN] [data=flickr8k data.root=DIR features.root=DIR ...]
 
-Overrides are those of `train.py`; features are taken from the store. Without any, pictures are made
-up: as many as Flickr8k has. ``--run`` takes the weights of a trained run of the same model, whose
-captions end where they should; an untrained one writes up to ``decoding.max_length`` words of real
-pictures and makes the validation dearer.
+Overrides are those of `train.py`; features are taken from the store. Without any, the data are made
+up, with as many images as Flickr8k. ``--run`` takes the weights of a trained run of the same model,
+whose captions end where they should; on real data an untrained one writes up to
+``decoding.max_length`` words, which makes the validation slower.
 
 Validation is everything that `CaptioningModule` and its callbacks do then: the loss of some
-references, a caption of each picture, the scores, the alarms. Training steps are sampled.
+references, a caption of each image, the scores, the alarms. Training steps are sampled.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from showtell.training.module import BATCHES_PER_LOSS
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import CaptionedImage, Split
 
-SHARE = 0.05  # of the epoch, at most
-SAMPLED_STEPS = 8  # their order is random, lengths differ
-WRITTEN = 11  # words of a caption, where an untrained model would write ever on
+SHARE = 0.05  # largest share of the epoch
+SAMPLED_STEPS = 8  # several, since the lengths of their captions differ
+WRITTEN = 11  # words of a caption of an untrained model, which would not end by itself
 FLICKR8K = {"training": 6000, "validation": 1000}
 QUICK = {"training": 64, "validation": 40}
 
@@ -61,7 +61,7 @@ class Case:
 
 
 def made_case(config: Config, *, training: int, validation: int) -> Case:
-    """So many images with five captions each; every caption that is written has 11 words."""
+    """Made-up images with five captions each; every generated caption has 11 words."""
     made = made_images(training + validation)
     images: dict[Split, tuple[CaptionedImage, ...]] = {
         "train": tuple(made[:training]),
@@ -88,7 +88,7 @@ def real_case(config: Config) -> Case:
 
 
 def works(case: Case, folder: Path) -> dict[str, Work]:
-    """Some training steps, and each thing that a validation does."""
+    """The works to time: some training steps, and each part of a validation."""
     settings, decoder = case.settings, case.decoder
     data = CaptionDataModule(
         case.images,
@@ -110,7 +110,7 @@ def works(case: Case, folder: Path) -> dict[str, Work]:
     )
 
     def score() -> None:
-        # A metric remembers what it computed until its next update.
+        # A metric caches its result until its next update.
         generated._computed = None
         generated.compute()
 
@@ -136,7 +136,7 @@ def works(case: Case, folder: Path) -> dict[str, Work]:
 
 
 def training_steps(case: Case, batches: CaptionBatches) -> Iterator[None]:
-    """One optimizer step each time, without end, over the first batches of an epoch."""
+    """Endless optimizer steps, one per iteration, over the first batches of an epoch."""
     decoder: Any = case.decoder
     rules, smoothing = case.settings.optimization, case.settings.objective.label_smoothing
     optimizer = rules.optimizer(decoder)
@@ -165,7 +165,7 @@ def loss(decoder: nn.Module, batches: Sequence[Batch]) -> None:
 def decode(
     decoder: Any, search: BeamSearch, batches: Sequence[Batch], generated: GeneratedCaptions
 ) -> None:
-    """One caption for each image."""
+    """Generate one caption for each image."""
     decoder.eval()
     generated.reset()
     for batch in batches:
@@ -173,10 +173,10 @@ def decode(
 
 
 def shares_of_epoch(timings: dict[str, Timing], steps_per_epoch: int) -> list[Figure]:
-    """Seconds of the validation over those of the epoch, formed within each turn.
+    """Seconds of the validation over those of the epoch, a ratio for each turn.
 
-    The target is for the stricter reading: over the training steps of the epoch alone, and not over
-    all of it, of which the validation is a part.
+    The target is for the stricter ratio: over the training steps of the epoch alone, not over the
+    whole epoch with its validation.
     """
     step, *validation = [timing.seconds for timing in timings.values()]
     of_steps, of_epoch = [], []
@@ -196,7 +196,7 @@ def _figure(name: str, shares: Sequence[float], *, target: float | None) -> Figu
 
 
 def main() -> None:
-    """Print the seconds and the share."""
+    """Measure, print and write ``validation.json``."""
     options = parser(__doc__)
     options.add_argument("--run", type=Path, help="a run whose weights to take")
     options.add_argument("overrides", nargs="*", metavar="KEY=VALUE")

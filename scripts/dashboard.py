@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The searched options that a search space of every model has.
+# The options that the search spaces of all models have.
 SEARCHED = ("optim.lr", "optim.weight_decay", "objective.label_smoothing", "trainer.batch_size")
 SCORES = ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L")
 MACHINE = (
@@ -21,7 +21,7 @@ MACHINE = (
 
 
 def workspace(*, entity: str, project: str) -> Any:
-    """Curves, scores by configuration, captions, the machine, and what matters in a sweep.
+    """The W&B workspace: curves, scores by configuration, a sweep's parameters, captions, machine.
 
     Raises:
         ImportError: wandb-workspaces is not installed.

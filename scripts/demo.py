@@ -1,7 +1,7 @@
-"""The whole chain on the built-in scenes: ``make demo``.
+"""The whole pipeline on the built-in scenes: ``make demo``.
 
-Trains ``lstm_glove`` on pictures the project draws itself, captions pictures it never saw, and
-leaves everything in ``outputs/demo/``: the run with its report, the captions, a page of pictures.
+Trains ``lstm_glove`` on images that the project draws itself, captions images it never saw, and
+leaves everything in ``outputs/demo/``: the run with its report, the captions, a page of images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def say_and_do(shown: str, *more: str) -> None:
 
 
 def main() -> None:
-    """Features, training, captions, pages."""
+    """Train, caption unseen images, and write the pages."""
     began_at = time.monotonic()
     shutil.rmtree(DEMO, ignore_errors=True)
     say_and_do(f"python train.py experiment=demo output.folder={RUN}")

@@ -35,7 +35,7 @@ MIRROR_ARCHIVES = ("Flickr8k_text.zip", "Flickr8k_Dataset.zip")
 GLOVE = "https://nlp.stanford.edu/data/glove.6B.zip"
 
 _TIMEOUT_SECONDS = 60
-# Flickr8k unpacks to 1.1 GB, GloVe 6B to 2.2 GB; whatever is far larger is not what we asked for.
+# Flickr8k unpacks to 1.1 GB, GloVe 6B to 2.2 GB; anything far larger is not what was asked for.
 _MAX_UNPACKED_BYTES = 4 * 1024**3
 
 
@@ -66,7 +66,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            # __MACOSX holds what another system remembers of the files, under the same names.
+            # __MACOSX holds macOS metadata of the files, under the same names.
             members = [m for m in opened.infolist() if not m.filename.startswith("__MACOSX")]
             if sum(member.file_size for member in members) > _MAX_UNPACKED_BYTES:
                 raise UserError(f"{archive} unpacks to more than 4 GiB: delete it and try again")
@@ -107,7 +107,7 @@ def verify(folder: Path) -> str:
 
 
 def from_kaggle(folder: Path, downloads: Path) -> None:
-    """Fetch Kaggle's copy into a folder."""
+    """Download Kaggle's copy into a folder."""
     try:
         import kagglehub
     except ImportError:
@@ -119,7 +119,7 @@ def from_kaggle(folder: Path, downloads: Path) -> None:
 
 
 def from_mirror(folder: Path, downloads: Path) -> None:
-    """Fetch the two archives of the original release and unpack them into a folder."""
+    """Download the two archives of the original release and unpack them into a folder."""
     for name in MIRROR_ARCHIVES:
         archive = downloads / name
         if not archive.exists():
@@ -131,10 +131,10 @@ PLACES: dict[str, Callable[[Path, Path], None]] = {"Kaggle": from_kaggle, "mirro
 
 
 def download_flickr8k(root: Path) -> str:
-    """Put a verified Flickr8k at ``root``; what is there already is verified and kept.
+    """Put a verified Flickr8k at ``root``; an existing one is verified and kept.
 
     Raises:
-        UserError: no place has it, or something else stands at ``root``.
+        UserError: it could not be downloaded from anywhere, or ``root`` holds something else.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         try:
@@ -167,10 +167,10 @@ def download_flickr8k(root: Path) -> str:
 
 
 def download_glove(folder: Path) -> str:
-    """Put Stanford's ``glove.6B.*d.txt`` into a folder.
+    """Put Stanford's ``glove.6B.*d.txt`` into a folder, unless they are there.
 
     Raises:
-        UserError: the download fails.
+        UserError: the download fails, the archive is unusable, or the folder holds something else.
     """
     if present := _glove_files(folder):
         return ", ".join(present)
@@ -199,7 +199,7 @@ def _glove_files(folder: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; the exit status is 1 when something could not be had."""
+    """Run the command; the exit status is 1 if anything could not be downloaded or verified."""
     parser = argparse.ArgumentParser(description="Download and verify Flickr8k.")
     parser.add_argument("--root", type=Path, default=Path("outputs/data/flickr8k"), help="where to")
     parser.add_argument("--glove", action="store_true", help="also GloVe 6B, into ../glove")

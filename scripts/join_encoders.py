@@ -1,8 +1,8 @@
 """Put tuned networks into one file: ``python scripts/join_encoders.py FILE FILE --output FILE``.
 
-`showtell tune encoder=joined` tunes its networks one after the other. Tuned each by itself, on
-several cores or machines, they take the time of one, and need not be tuned alike, but to pictures
-of one size. What comes out is for ``encoder=joined``, its ``encoder.networks`` in the order of the
+`showtell tune encoder=joined` tunes its networks one after the other. Tuned separately, on several
+cores or machines, they take the time of one and may have different settings, except for the size of
+their images. The output is for ``encoder=joined``, with ``encoder.networks`` in the order of the
 files:
 
     showtell tune encoder=efficientnet_lite1 encoder.preprocessing.size=260 --output one.safetensors
@@ -33,7 +33,7 @@ from showtell.vision.weights import facts_of, load_state
 def join(files: Sequence[Path], output: Path) -> list[str]:
     """Write the weights of all ``files``, and how each was tuned, to ``output``.
 
-    Return the options that take it; none where a file is of before it told its network.
+    Return the overrides that use it; empty if a file is too old to name its network.
 
     Raises:
         UserError: fewer than two files, one that is not of ``showtell tune`` for a single network,
@@ -72,7 +72,7 @@ def join(files: Sequence[Path], output: Path) -> list[str]:
 
 
 def main() -> None:
-    """Join, or say in one sentence why not."""
+    """Join the files; a `UserError` becomes one sentence and status 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")

@@ -1,9 +1,9 @@
 """Make a finished run a released model: ``python scripts/release.py RUN --name flickr8k``.
 
-RUN is what training left, or what ``showtell ensemble`` made of one run, or of the mean of a run
-and the one it began with (name that one second). What comes out is a run folder that lies inside
-the package and answers to its name: weights in bytes, words, record, scores and captions, and a
-model card. Score it where it lies, because the card speaks of the weights as they are released:
+RUN is a trained run, or what ``showtell ensemble`` made of one run or of the mean of a run and the
+one it started from (named second). The result is a run folder inside the package, found by its
+name: 8-bit weights, vocabulary, record, scores and captions, and a model card. Evaluate the
+released copy, because the card has to be about the weights as they are released:
 
     python scripts/release.py RUN --name flickr8k
     showtell evaluate flickr8k data.root=DIR features.root=DIR
@@ -77,9 +77,9 @@ LEARNED = """whose published weights learned from the training captions, at last
 the decoder, and are `checkpoints/encoder.safetensors` here."""
 # The entry of run.json with the search and the views that chose the weights.
 TRAINED_WITH = "trained_with"
-# The entry with the commit that made of a training what is released, where that was done later.
+# The entry with the commit at which the released run was made from a trained one, if it was.
 PUT_TOGETHER_AT = "put_together_at"
-# Where the card has the run lie that a self-critical one began with.
+# Where the card's commands put the run that a self-critical one starts from.
 TAUGHT = "outputs/runs/taught"
 FAILURES = "failures.md"
 
@@ -87,8 +87,8 @@ FAILURES = "failures.md"
 def release(run: Path, name: str) -> Path:
     """Copy what a captioner needs of ``run``; return the folder of the released model.
 
-    An earlier model of this name stays where it is until this one is whole. What a person wrote of
-    its failures goes over to this one: read it again.
+    An earlier model of this name is replaced only once this one is complete. Its ``failures.md`` is
+    taken over, and should be read again.
 
     Raises:
         UserError: for a run that cannot be released, or a model that is too large.
@@ -123,7 +123,7 @@ def release(run: Path, name: str) -> Path:
 
 
 def _check_start(run: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a run whose card could not say how to make it again."""
+    """Refuse a run whose card could not say how to reproduce it."""
     start, mean_of = record.get("start"), record.get(runs.MEAN_OF)
     if start and start["config"].get("start_from"):
         raise UserError(
@@ -138,7 +138,7 @@ def _check_start(run: Path, record: Mapping[str, Any]) -> None:
 
 
 def _check_encoder(run: Path, record: Mapping[str, Any]) -> None:
-    """Refuse weights of the encoder that may hold code, or of which a card could not tell."""
+    """Refuse encoder weights that may hold code, or whose origin a card could not state."""
     weights, given = runs.encoder_weights(run), runs.read_config(run)["encoder"]["weights"]
     if weights is None:
         return
@@ -172,7 +172,7 @@ def _write(folder: Path, loaded: Run, member: Path, record: Mapping[str, Any]) -
         file = folder / runs.LEARNED_ENCODER
         state = state_in_bytes(load_state(weights))
         write_atomically(file, save(state, metadata=facts_of(weights)))
-        # Rounded to bytes it is another one.
+        # Weights rounded to 8 bits have another identity.
         encoder: Encoder = build("encoder", {**config["encoder"], "weights": str(file)})
         kept["encoder"] = {**kept["encoder"], "identity": encoder.identity.to_json()}
     kept["encoder"] = {**kept["encoder"], "weights": shareable["encoder"]["weights"]}
@@ -188,16 +188,16 @@ def _write(folder: Path, loaded: Run, member: Path, record: Mapping[str, Any]) -
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     if size > LARGEST_MB:
         raise UserError(f"{loaded.folder} would have {size:.0f} MB, {LARGEST_MB} are allowed")
-    # All of it fits together, or this says what does not.
+    # Raises if the parts do not fit together.
     assert load_run(folder).encoder.identity.to_json() == kept["encoder"]["identity"]
 
 
 def _kept(record: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of a training (``record``) and of the run that was made of it (``outer``)."""
+    """The released record: of a training (``record``) and the run made from it (``outer``)."""
     trained_with = {"decoding": record["decoding"], "views": record.get("views", "original")}
     kept = {k: v for k, v in record.items() if k not in ("alarms", "platform")}
     kept |= {"decoding": outer["decoding"], "views": outer.get("views", "original")}
-    kept.setdefault(TRAINED_WITH, trained_with)  # a model that was released before has its own
+    kept.setdefault(TRAINED_WITH, trained_with)  # a model that was released before has one
     if "members" in outer:
         kept[PUT_TOGETHER_AT] = outer["commit"]
     if looks := {*record.get("test_looks", ()), *outer.get("test_looks", ())}:
@@ -206,10 +206,10 @@ def _kept(record: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _shareable(config: Mapping[str, Any], carried: Path | None) -> dict[str, Any]:
-    """A configuration without the folders of one machine.
+    """A configuration without the folders of this machine.
 
-    ``carried`` is the file of the encoder's weights that comes with the run. A file that does not,
-    since anybody can fetch it, is left to be fetched.
+    ``carried`` is the file of encoder weights that comes with the run; None if there is none.
+    Published encoder weights are left out, because anybody can download them.
     """
     weights = config["encoder"]["weights"]
     if weights and is_published(Path(weights)):
@@ -227,7 +227,7 @@ def _shareable(config: Mapping[str, Any], carried: Path | None) -> dict[str, Any
 
 
 def _put(new: Path, place: Path) -> None:
-    """Move a folder to where another one may be, which is deleted once the new one is there."""
+    """Move ``new`` to ``place``; an old folder there is deleted only once the new one is in."""
     old = place.with_name(f".{place.name}.old")
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -242,9 +242,12 @@ def _put(new: Path, place: Path) -> None:
 
 
 def write_card(folder: Path) -> None:
-    """``README.md``: what the model is, what it was trained on, how good it is and where it fails.
+    """Write ``README.md``: what the model is, its training data, its scores and its failures.
 
-    Known failures are a person's to write, in ``failures.md`` beside it.
+    Known failures must be written by a person, in ``failures.md`` beside it.
+
+    Raises:
+        UserError: ``failures.md`` is missing, or the model was not evaluated.
     """
     record = runs.read_record(folder, needs=["model", "encoder", "data"])
     failures, scored = folder / FAILURES, folder / "scores-val.json"
@@ -286,7 +289,7 @@ def _told_commits(record: Mapping[str, Any]) -> str:
 
 
 def _short(commit: str) -> str:
-    """The beginning of its hash, and whether there were changes."""
+    """A shortened commit hash, with ``+changes`` if it has that."""
     sha, plus, changes = commit.partition("+")
     return f"{sha[:12]}{plus}{changes}"
 
@@ -298,7 +301,7 @@ def _told_encoder(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def _told_pictures(record: Mapping[str, Any]) -> str:
-    """What the published weights were learned from: timm's may be of anything."""
+    """What the published weights were trained on; timm's may be trained on anything."""
     is_timm = "timm/" in record["encoder"]["identity"]["network"]
     return "those that its encoder's weights were published with" if is_timm else "ImageNet's"
 
@@ -322,7 +325,7 @@ def _row(scores: Mapping[str, float], metric: str) -> str:
 
 
 def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
-    """What makes it again: its encoder, the run it began with, then itself, and its search."""
+    """The commands that reproduce it: its encoder, the run it started from, itself, its search."""
     weights = runs.encoder_weights(folder)
     if weights and (tunings := tuned_by_of(weights)):
         yield from _tuning_commands(record, tunings)
@@ -344,7 +347,7 @@ def _commands(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
 def _tuning_commands(
     record: Mapping[str, Any], tunings: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
-    """What tuned the encoder: its networks together, or each by itself and then joined."""
+    """The commands that tuned the encoder: its networks together, or separately and then joined."""
     output, identity = record["encoder"]["weights"], record["encoder"]["identity"]
     networks, preprocessing = identity["network"].split("+"), identity["preprocessing"]
     if len(tunings) == 1:
@@ -366,7 +369,7 @@ def _tuning_command(
     choice = networks[0] if len(networks) == 1 else "joined"
     named = [f"encoder.networks=[{','.join(networks)}]"] if len(networks) > 1 else []
     usual = choices_of("encoder")[choice]["preprocessing"]
-    # Files of before do not tell the size they were tuned to.
+    # Older files do not record the image size they were tuned to.
     seen = {**preprocessing, "size": tuned_by.get("size", preprocessing["size"])}
     changes = [f"encoder.preprocessing.{k}={v}" for k, v in seen.items() if usual.get(k) != v]
     how = [(f"--{name}", str(tuned_by[name])) for name in ("epochs", "lr", "phrases")]

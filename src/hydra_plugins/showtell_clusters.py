@@ -1,6 +1,6 @@
-"""Hydra's side of sweeps on clusters: SLURM through submitit's launcher, and Ray.
+"""Hydra launchers for sweeps on clusters: SLURM through submitit's launcher, and Ray.
 
-Hydra imports every file of this package at each start: nothing heavy may be imported on top.
+Hydra imports every file of this package at each start, so nothing heavy may be imported at the top.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from showtell.errors import UserError
 class SlurmLauncher(Launcher):
     """Hands the jobs of a sweep to submitit's launcher, as jobs of a SLURM array.
 
-    A job reads its own configuration anew, and would name the sweep's folder after its own
-    overrides; it is told the folder.
+    A job composes its configuration anew and would name the sweep's folder after its own overrides,
+    so it is given the folder.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -36,10 +36,11 @@ class SlurmLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Write the sweep's folder into what every job is told.
+        """Set up submitit's launcher, and add the sweep's folder to every job's overrides.
 
         Raises:
-            UserError: submitit's launcher is missing; in the constructor Hydra would wrap it.
+            UserError: submitit's launcher is missing; raised here because Hydra wraps errors of the
+                constructor.
         """
         try:
             from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
@@ -58,10 +59,10 @@ class SlurmLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs, wait for them and tell which failed.
+        """Run the jobs, wait for them and print which failed.
 
         Raises:
-            UserError: SLURM took no jobs, or lost one.
+            UserError: SLURM did not accept the jobs, or lost one.
         """
         try:
             returns = self._launcher.launch(job_overrides, initial_job_idx)
@@ -75,7 +76,7 @@ class SlurmLauncher(Launcher):
 
 
 class RayLauncher(Launcher):
-    """Runs each job of a sweep as a task of Ray: the command a person would type, in a process.
+    """Runs each job of a sweep as a Ray task: the command a person would type, in a process.
 
     ``conf/hydra/launcher/ray.yaml`` explains the arguments.
     """
@@ -88,10 +89,10 @@ class RayLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives; the task runs as its own program, not as this function.
+        """Prepare the command of a job; ``task_function`` is not called, since jobs are processes.
 
         Raises:
-            UserError: Ray is missing; in the constructor Hydra would wrap it.
+            UserError: Ray is missing; raised here because Hydra wraps errors of the constructor.
         """
         try:
             import ray
@@ -109,10 +110,10 @@ class RayLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs, wait for them and tell which failed.
+        """Run the jobs, wait for them and print which failed.
 
         Raises:
-            UserError: there is no such cluster.
+            UserError: the cluster cannot be reached.
         """
         self._connect()
         logs = self._folder / "logs"
@@ -126,7 +127,7 @@ class RayLauncher(Launcher):
 
     def _connect(self) -> None:
         """Join the cluster, or start a Ray on this machine."""
-        if self._ray.is_initialized():  # a search launches several times
+        if self._ray.is_initialized():  # by an earlier launch of the same sweep
             return
         try:
             self._ray.init(address=self._address, include_dashboard=False, log_to_driver=False)
@@ -136,18 +137,18 @@ class RayLauncher(Launcher):
             ) from error
 
     def _outcome(self, task: Any) -> str | None:
-        """Why a task failed, once it has ended."""
+        """Wait for a task; why it failed, None if it did not."""
         try:
             cause: str | None = self._ray.get(task)
-        except self._ray.exceptions.RayError as error:  # its machine was lost, too often
+        except self._ray.exceptions.RayError as error:  # its machine was lost too often
             return " ".join(str(error).split())[-300:]
         return cause
 
 
 def run_command(command: Sequence[str], log: Path, folder: Path) -> str | None:
-    """Run ``command`` in ``folder``; why it failed, None when it did not.
+    """Run ``command`` in ``folder``; why it failed, None if it did not.
 
-    Ray runs this on the machine it chose, with the GPUs it gave.
+    Ray calls this on the machine that it chose, with the GPUs that it assigned.
     """
     from showtell.sweeps.causes import cause_of
 
@@ -163,13 +164,13 @@ def run_command(command: Sequence[str], log: Path, folder: Path) -> str | None:
         )
         try:
             status = process.wait()
-        finally:  # asked to end: so is the training, which saves
+        finally:  # if asked to end, end the training too, which saves its state
             process.terminate()
     return None if status == 0 else f"{cause_of(status, log, start=start)} ({log})"
 
 
 def _sweep_dir(folder: Path) -> str:
-    """The override that says where the sweep is, whatever characters the path has."""
+    """The override that sets the sweep's folder, quoted for Hydra."""
     return f"hydra.sweep.dir={quoted(str(folder))}"
 
 
@@ -181,7 +182,7 @@ def _missing(extra: str, error: ImportError) -> UserError:
 
 
 def _cause(returned: JobReturn) -> str | None:
-    """Why a job failed that ran in Hydra; None when it did not."""
+    """Why a job that Hydra ran failed; None if it did not."""
     try:
         _ = returned.return_value
     except Exception as error:
@@ -192,7 +193,7 @@ def _cause(returned: JobReturn) -> str | None:
 def _told(
     job_overrides: Sequence[Sequence[str]], causes: Sequence[str | None]
 ) -> Sequence[JobReturn]:
-    """Print what became of the jobs; what Hydra's sweepers take for that."""
+    """Print what became of the jobs; return it as Hydra's sweepers expect it."""
     failed = sum(cause is not None for cause in causes)
     problem = UserError(f"{failed} of {len(causes)} jobs failed; the same command runs those again")
     returns = []

@@ -1,6 +1,6 @@
-"""Hydra's side of local sweeps; what runs the jobs is ``showtell.sweeps``.
+"""Hydra launcher for sweeps on this machine; ``showtell.sweeps`` runs the jobs.
 
-Hydra imports every file of this package at each start: nothing heavy may be imported on top.
+Hydra imports every file of this package at each start, so nothing heavy may be imported at the top.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from showtell.errors import UserError
 
 
 class LocalLauncher(Launcher):
-    """Runs the jobs of a sweep on this machine, each in a process and on a GPU of its own.
+    """Runs the jobs of a sweep on this machine, each in its own process, on a GPU or CPU slot.
 
     ``conf/hydra/launcher/local_gpus.yaml`` explains the arguments.
     """
@@ -42,10 +42,11 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives; the task runs as its own program, not as this function.
+        """Check the options; ``task_function`` is not called, since jobs are processes.
 
         Raises:
-            UserError: an option has a value it cannot have; in the constructor Hydra would wrap it.
+            UserError: an option has an invalid value; raised here because Hydra wraps errors of the
+                constructor.
         """
         _check_number("jobs_per_gpu", self._jobs_per_gpu, whole=True)
         for name, value in (
@@ -61,10 +62,10 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Run the jobs that are not finished and tell what became of all.
+        """Run the jobs that are not finished, and print what became of all.
 
         Raises:
-            UserError: before any job starts, for a mistake in the configuration of one.
+            UserError: a job's configuration has a mistake; raised before any job starts.
         """
         from showtell.sweeps.driver import Driver, Limits, summary
         from showtell.sweeps.record import open_sweep
@@ -109,7 +110,7 @@ class LocalLauncher(Launcher):
         ]
 
     def _search_path(self) -> list[str]:
-        """What has Hydra find configurations of the user's own, which every job needs too."""
+        """The options with which Hydra finds the user's own configurations, for every job."""
         sources = self._config.hydra.runtime.config_sources
         folders = [each.path for each in sources if each.provider == "command-line"]
         overrides = self._config.hydra.overrides.hydra
@@ -150,7 +151,7 @@ def _seconds(minutes: float | None) -> float | None:
 
 
 class FailedJob(JobReturn):
-    """What Hydra's sweepers take for a failed job; its cause has been told."""
+    """The result of a failed job for Hydra's sweepers; its cause has been printed."""
 
     def __init__(self, overrides: Sequence[str], problem: UserError) -> None:
         super().__init__(overrides, status=JobStatus.FAILED)
@@ -158,7 +159,7 @@ class FailedJob(JobReturn):
 
     @property  # type: ignore[misc]  # nobody sets it
     def return_value(self) -> Any:
-        """Nothing.
+        """There is none.
 
         Raises:
             UserError: always.

@@ -1,6 +1,6 @@
-"""Hydra's side of a search: ``sweep=optuna``; what it does is in ``showtell.search``.
+"""Hydra sweeper for a hyperparameter search, ``sweep=optuna``; see ``showtell.search``.
 
-Hydra imports every file of this package at each start: nothing heavy may be imported on top.
+Hydra imports every file of this package at each start, so nothing heavy may be imported at the top.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from showtell.search import STUDY_FILE, Dimension, Plan, as_overrides, create_st
 
 
 class OptunaSweeper(Sweeper):
-    """Starts the trials of a search, all at once, through whatever launcher is configured.
+    """Hands all trials of a search to the configured launcher at once.
 
     ``conf/hydra/sweeper/optuna.yaml`` explains the arguments. Unlike Hydra's own plugin for Optuna
-    it hands out no values: every trial asks for its own when it starts, which keeps all slots of a
-    launcher busy, outlives this process, and lets trials stop early.
+    it assigns no values: every trial asks the study for its own when it starts. That keeps all
+    slots of a launcher busy, works even if this process ends, and allows pruning.
     """
 
     def __init__(
@@ -53,10 +53,11 @@ class OptunaSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take what Hydra gives, and the launcher that is configured.
+        """Check the options, and set up the configured launcher.
 
         Raises:
-            UserError: an option has a value it cannot have; in the constructor Hydra would wrap it.
+            UserError: an option has an invalid value; raised here because Hydra wraps errors of the
+                constructor.
         """
         for name, value in {"trials": self._trials, **self._settings}.items():
             least = 1 if name == "trials" else 0
@@ -66,8 +67,8 @@ class OptunaSweeper(Sweeper):
                 )
         self._folder = Path(config.hydra.sweep.dir)
         self._config = config.copy()
-        # A job has another sweeper, which lacks our options, and other overrides, by which the
-        # folder of the sweep is named.
+        # A job has another sweeper, which lacks our options, and other overrides, after which it
+        # would name the sweep's folder.
         self._config.hydra.sweep.dir = str(self._folder)
         overrides = self._config.hydra.overrides
         self._names_space = any(e.startswith("hydra.sweeper.space=") for e in overrides.hydra)
@@ -79,10 +80,11 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the trials and tell the best.
+        """Run the trials and print the best.
 
         Raises:
-            UserError: a mistake in the search space, before anything starts; a trial that failed.
+            UserError: the search space has a mistake (raised before anything starts), or a trial
+                failed.
         """
         fixed, space = self._split(arguments)
         if "model" in space and not self._names_space:
@@ -131,7 +133,7 @@ class OptunaSweeper(Sweeper):
         return list(fixed.values()), space
 
     def _read_space(self) -> Mapping[str, Any]:
-        """Option -> its values in Hydra's grammar; nothing where nobody wrote a file."""
+        """Option -> its values in Hydra's grammar; empty if the space has no file."""
         file = config_folder() / "sweep" / "space" / f"{self._space}.yaml"
         if not file.is_file():
             return {}
@@ -142,7 +144,7 @@ class OptunaSweeper(Sweeper):
 
 
 def _dimension(override: Override) -> Dimension:
-    """What Hydra's grammar says of the values of an option."""
+    """The values of an option, from an override in Hydra's grammar."""
     match override.value():
         case IntervalSweep(start=low, end=high, tags=tags) if low is not None and high is not None:
             return Dimension(low=low, high=high, log="log" in tags)
@@ -159,7 +161,7 @@ def _dimension(override: Override) -> Dimension:
 
 
 def _check(fixed: Sequence[str], space: Mapping[str, Dimension]) -> None:
-    """A misspelt option, a value it cannot have, or a trial of several processes is told first."""
+    """Raise UserError for a misspelt option, an invalid value, or trials of several processes."""
     for end in ("low", "high"):
         values = {
             option: d.choices[0 if end == "low" else -1] if d.choices else getattr(d, end)
@@ -175,5 +177,5 @@ def _check(fixed: Sequence[str], space: Mapping[str, Dimension]) -> None:
 
 
 def _is_of_run(override: str) -> bool:
-    """Whether an override says what is trained, not where a search keeps its files."""
+    """Whether an override affects the training, not where a search keeps its files."""
     return not override.startswith(("output.", "search.", "hydra."))

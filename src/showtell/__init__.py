@@ -9,7 +9,7 @@ __all__ = ["Run", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch, which takes seconds, only when it is asked for."""
+    """Import names that need torch, which takes seconds, at first use only."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import showtell.caption

@@ -1,4 +1,4 @@
-"""A trained run put to work: pictures in, sentences out, no data set needed."""
+"""Captions new images with a trained run; no data set needed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """What became of one picture: a caption, or the reason why there is none."""
+    """The result for one image: a caption, or the reason why there is none."""
 
     path: Path
     caption: str | None
@@ -51,30 +51,30 @@ class Captioned:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A caption word by word, and where the decoder looked in the network's view for each."""
+    """The words of a caption, with the decoder's attention over the encoder's view for each."""
 
     words: tuple[str, ...]
-    weights: npt.NDArray[np.float32]  # (words, rows, columns), each word's sum to at most 1
+    weights: npt.NDArray[np.float32]  # (words, rows, columns), the sum of a word is at most 1
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained captioner: decoder with the best weights, words, search, and its encoder."""
+    """A trained captioner: decoder with the best weights, vocabulary, search and encoder."""
 
     folder: Path
     record: dict[str, Any]
     decoder: nn.Module
     vocabulary: Vocabulary
     search: Search
-    views: tuple[str, ...]  # that are looked at together
+    views: tuple[str, ...]  # of an image, used together
     encoder_weights: str | None
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder the run was trained with, built at the first use.
+        """The encoder that the run was trained with, built at first use.
 
         Raises:
-            UserError: when its weights cannot be had, or are not those of the training.
+            UserError: its weights are not available, or are not those of the training.
         """
         try:
             identity = EncoderIdentity.from_json(self.record["encoder"]["identity"])
@@ -86,19 +86,19 @@ class Run:
 
     @property
     def feature_kind(self) -> FeatureKind:
-        """What the decoder reads: pooled features or the grid."""
+        """The features that the decoder reads: ``pooled`` or ``grid``."""
         return cast(StepDecoder, self.decoder).feature_kind
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder lies, and computes."""
+        """The device of the decoder."""
         return next(self.decoder.parameters()).device
 
     def with_beam(self, beam_size: int | None) -> Run:
-        """The same run with another beam width; None keeps the run's own.
+        """A copy of this run with another beam size; None keeps the run's own.
 
         Raises:
-            UserError: when the run does not search with one beam.
+            UserError: the run's search has no single beam size.
         """
         if beam_size is None:
             return self
@@ -110,7 +110,7 @@ class Run:
         return replace(self, search=replace(self.search, beam_size=beam_size))
 
     def with_sampling(self, **options: Any) -> Run:
-        """The same run, whose captions are drawn by `Sampling` under the rules of its search.
+        """A copy of this run that draws captions by `Sampling`, under the rules of its search.
 
         Args:
             options: ``temperature``, ``top_k``, ``top_p`` and ``seed`` of `Sampling`.
@@ -124,7 +124,7 @@ class Run:
         return [self.text_of(hypothesis) for hypothesis in self.decode(features)]
 
     def _write_several(self, features: Tensor, samples: int | None) -> list[list[str]]:
-        """The captions of each image: one, or so many that are drawn."""
+        """The captions of each image: one from the search, or ``samples`` drawn ones."""
         if samples is None:
             return [[caption] for caption in self.write(features)]
         assert isinstance(self.search, Sampling), "the run does not draw: see with_sampling"
@@ -133,22 +133,23 @@ class Run:
         return [[self.text_of(hypothesis) for hypothesis in each] for each in drawn]
 
     def decode(self, features: Tensor) -> list[Hypothesis]:
-        """As the search leaves them: token ids, and whether the caption came to its end.
+        """One hypothesis per image from features (B, D) or (B, R, D).
 
-        Features in float16, as stores have them, become float32 where the decoder lies.
+        Features in float16, as stores have them, are converted to float32 on the decoder's device.
         """
         return self.search(cast(StepDecoder, self.decoder), features.to(self.device).float())
 
     def text_of(self, hypothesis: Hypothesis) -> str:
-        """A caption as a person would write it."""
+        """The detokenized text of a hypothesis."""
         return detokenize(self.vocabulary.decode(hypothesis.token_ids))
 
     def caption(self, images: Sequence[str | Path], *, beam_size: int | None = None) -> list[str]:
-        """One caption per picture file, in order.
+        """One caption per image file, in order.
 
         Raises:
-            ImageError: for the first file that is no readable picture.
-            ValueError: when ``beam_size`` is below 1.
+            ImageError: for the first file that is not a readable image.
+            UserError: ``beam_size`` is given and the run's search has no single beam size.
+            ValueError: ``beam_size`` is below 1.
         """
         captions = []
         for result in self.with_beam(beam_size).caption_files(map(Path, images)):
@@ -160,10 +161,10 @@ class Run:
     def caption_files(
         self, paths: Iterable[Path], *, samples: int | None = None
     ) -> Iterator[Captioned]:
-        """Caption files in order, a batch at a time; an unreadable one does not stop the rest.
+        """Caption image files in order, batch by batch; an unreadable one does not stop the rest.
 
-        With ``samples`` each picture comes so many times, with a caption that is drawn anew; the
-        run is one of `with_sampling`.
+        With ``samples`` every image is yielded that many times, each time with a newly drawn
+        caption; the run must come from `with_sampling`.
         """
         paths = iter(paths)
         while chunk := list(islice(paths, BATCH_SIZE)):
@@ -180,14 +181,14 @@ class Run:
     def look(
         self, images: Sequence[str | Path], captions: Sequence[str] | None = None
     ) -> list[Look]:
-        """Where the decoder looks as it writes: one entry per picture file, in order.
+        """The decoder's attention for every word of a caption: one entry per image file, in order.
 
         Args:
-            captions: what it is made to write of each picture; None for what it would write.
+            captions: captions to force, one per image; None for the run's own.
 
         Raises:
-            UserError: when the model of this run has no attention.
-            ImageError: for the first file that is no readable picture.
+            UserError: the model of this run has no attention.
+            ImageError: for the first file that is not a readable image.
         """
         if not isinstance(self.decoder, AttentiveDecoder):
             raise UserError(
@@ -203,18 +204,18 @@ class Run:
 
     @torch.inference_mode()
     def _look(self, decoder: AttentiveDecoder, path: Path, words: list[str]) -> Look:
-        (features_RD,) = self._encode([path], views=self.views[:1])  # one picture can be drawn on
+        (features_RD,) = self._encode([path], views=self.views[:1])  # a single view to draw on
         if isinstance(features_RD, ImageError):
             raise features_RD
         token_ids = torch.tensor([BEGIN, *self.vocabulary.encode(words)], device=features_RD.device)
         weights_TR = decoder.attend(features_RD, token_ids).float().cpu()
         identity = self.encoder.identity
-        # The last row is where it looked for the end of the caption.
+        # The last row is the attention for END.
         weights = weights_TR[:-1].view(len(words), identity.rows, identity.columns)
         return Look(tuple(words), weights.numpy())
 
     def _encode(self, paths: Sequence[Path], *, views: Sequence[str]) -> list[Tensor | ImageError]:
-        """Features (D,) or (R, D) of each file, beside the decoder; or why there are none."""
+        """Features (D,) or (R, D) of each file on the decoder's device, or why there are none."""
         encoded = encode(
             paths,
             self.encoder,
@@ -236,16 +237,16 @@ def load_run(
 ) -> Run:
     """Load a run folder, or an ensemble's, on any machine, with or without its data set.
 
-    ``encoder_weights`` names a file with the encoder's weights in place of the one in the folder,
-    or of the published one; others than those it was trained with are refused.
-    ``accelerator`` is that of `device_for`. On some processors all of the process multiplies by
-    another library from then on: see `showtell.products`.
+    ``encoder_weights`` names a file with the encoder's weights, to be used instead of the file in
+    the folder or the published one; weights other than those of the training are refused.
+    ``accelerator`` is that of `device_for`. On some CPUs the whole process uses another library for
+    matrix products from then on: see `showtell.products`.
 
     Nothing in the folder is executed: JSON says which of this package's decoders to build, and
     the weights are safetensors.
 
     Raises:
-        UserError: when this is no run folder, one of another version, or a damaged one.
+        UserError: this is not a run folder, one of another version, or a damaged one.
     """
     use_faster()
     folder = locate(path)
@@ -276,16 +277,16 @@ def load_run(
 def keep_expected(
     folder: Path, search: Search, record: Mapping[str, Any], vocabulary: Vocabulary
 ) -> None:
-    """Write beside the weights what a search knows of the training images, if it does.
+    """Save the n-gram prediction of a reranked search into ``folder``; other searches have none.
 
-    Of ``record``, that of ``run.json``, the encoder and the views are used.
+    Of ``record``, the content of ``run.json``, the encoder and the views are used.
     """
     if isinstance(search, RerankedBeamSearch) and search.expected is not None:
         search.expected.save(folder / runs.EXPECTED, _made_for(record, vocabulary))
 
 
 def _made_for(record: Mapping[str, Any], vocabulary: Vocabulary) -> str:
-    """Of what a prediction speaks: a hash of the encoder, the views and the ids of the words."""
+    """What an n-gram prediction belongs to: a hash of encoder, views and vocabulary."""
     seen = record["encoder"].get("identity"), record.get("views", "original")
     told = json.dumps([*seen, vocabulary.tokens], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
@@ -299,10 +300,10 @@ def _views_of(folder: Path, record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def member_folders(folder: Path) -> list[Path]:
-    """The run folders that an ensemble's folder holds; a plain run's own folder.
+    """The run folders inside an ensemble's folder; for a plain run, its own folder.
 
     Raises:
-        UserError: when this is no run folder, or an ensemble's that does not name its members.
+        UserError: this is not a run folder, or an ensemble's that does not name its members.
     """
     record = read_record(folder)
     if "members" not in record:
@@ -314,10 +315,10 @@ def member_folders(folder: Path) -> list[Path]:
 
 
 def check_words(members: Sequence[Run]) -> None:
-    """Refuse runs that cannot write together.
+    """Refuse runs that cannot form an ensemble.
 
     Raises:
-        UserError: when two differ in their words.
+        UserError: two have different vocabularies.
     """
     first = members[0]
     for run in members[1:]:
@@ -349,7 +350,7 @@ def _load_members(folder: Path, record: Mapping[str, Any], vocabulary: Vocabular
 
 
 def _are_columns(columns: Any, members: Sequence[Run], encoder: Any) -> bool:
-    """Whether they are spans of the encoder's features, as many of them as each member reads."""
+    """Whether ``columns`` are valid spans, as wide in total as each member's features."""
     try:
         flat = [(start, stop) for spans in columns for start, stop in spans]
         in_range = all(
@@ -364,10 +365,10 @@ def _are_columns(columns: Any, members: Sequence[Run], encoder: Any) -> bool:
 
 
 def device_for(accelerator: str) -> torch.device:
-    """The GPU where there is one and ``accelerator`` does not rule it out, else the CPU.
+    """The GPU if there is one and ``accelerator`` allows it, else the CPU.
 
     Raises:
-        UserError: when ``accelerator`` asks for a GPU and there is none.
+        UserError: ``accelerator`` asks for a GPU and there is none.
     """
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
@@ -378,10 +379,10 @@ def device_for(accelerator: str) -> torch.device:
 
 
 def find_pictures(path: Path) -> list[Path]:
-    """The file named, or the pictures directly inside the folder named, sorted.
+    """The file ``path`` itself, or the images directly inside the folder ``path``, sorted.
 
     Raises:
-        UserError: when a folder holds no picture or cannot be listed.
+        UserError: a folder holds no image or cannot be listed.
     """
     try:
         if not path.is_dir():
@@ -402,7 +403,7 @@ def _build(folder: Path, group: str, record: dict[str, Any], **injected: Any) ->
         raise UserError(f"{folder / RECORD} does not fit this version of showtell: {problems[0]}")
     try:
         return build(group, record[group], **injected)
-    except (TypeError, ValueError, RuntimeError) as error:  # what layers say of sizes that are none
+    except (TypeError, ValueError, RuntimeError) as error:  # raised by layers for invalid sizes
         raise UserError(
             f"{folder / RECORD} describes no {group} that can be built ({error}); restore it from "
             "a copy"

@@ -1,4 +1,4 @@
-"""The ``showtell`` command: check, extract, evaluate, compare, caption, report."""
+"""The ``showtell`` command and its subcommands."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from showtell.errors import UserError
 RUN = "a run folder, or the name of a released model"
 RUNS = "a run folder, or a sweep's with many"
 
-# What of the configuration `showtell tune` goes by.
+# The options of the configuration that `showtell tune` uses.
 USED_BY_TUNE = (
     *("data=", "data.", "encoder=", "encoder.", "seed="),
     *("trainer.accelerator=", "trainer.limit_images="),
 )
 
-# torch and everything that imports it are imported inside the commands, after the configuration
-# was checked and the data set read: `--help` and mistakes are answered at once.
+# torch, and everything that imports it, is imported inside the commands, after the configuration
+# was checked and the data set read, so that `--help` and mistakes are answered at once.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, run one command, and turn a user's error into one sentence and status 1."""
+    """Parse the arguments and run one command; a `UserError` becomes one sentence and status 1."""
     atexit.register(gc.freeze)  # see train.py
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    # argparse takes no more KEY=VALUE once an option such as --split came between them.
+    # argparse takes no more KEY=VALUE after an option such as --split.
     if rest and (not hasattr(options, "overrides") or any(w.startswith("-") for w in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 1
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_folder(text: str) -> Path:
-    """Where the run is that a user names."""
+    """The folder of the run that a user names."""
     from showtell.runs import locate
 
     return locate(text)
@@ -169,7 +169,7 @@ def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def _add_sampling(caption: argparse.ArgumentParser) -> None:
-    """The options of drawn captions; their defaults are those of conf/decoding/nucleus.yaml."""
+    """Add the options of drawn captions; their defaults are in conf/decoding/nucleus.yaml."""
     drawn = caption.add_argument_group("drawn captions")
     drawn.add_argument(
         "--samples", type=_at_least_1, metavar="N", help="draw so many of each picture"
@@ -237,7 +237,7 @@ def _tune(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from showtell.config import PLACES_OF_DATA, build, saved_config
 
-    # Not how splits are drawn: that would score images the run was trained on.
+    # How splits are drawn must not change: the run would be scored on images it was trained on.
     changeable = ("data.skip_rejected=", "features.", "encoder.weights=", "trainer.accelerator=")
     config = saved_config(
         options.run / "config.yaml", options.overrides, (*PLACES_OF_DATA, *changeable)
@@ -314,7 +314,7 @@ def _caption(options: argparse.Namespace) -> int:
 
 
 def _drawing(options: argparse.Namespace) -> dict[str, Any] | None:
-    """How captions are drawn; None where they are searched for."""
+    """The options of `Sampling` if captions are drawn; None if they are searched for."""
     from showtell.config import choices_of
 
     usual = choices_of("decoding")["nucleus"]
@@ -331,7 +331,7 @@ def _drawing(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _find_pictures(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The pictures that files and folders stand for, and what is wrong with those of no use."""
+    """The images that files and folders stand for, and the problems with unusable ones."""
     from showtell.caption import find_pictures
 
     pictures, problems = [], []
@@ -344,7 +344,7 @@ def _find_pictures(named: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _write_captions(output: Path, captions: Sequence[tuple[Path, str]]) -> None:
-    """Write the COCO results format; two pictures of one name are told apart by their paths."""
+    """Write the COCO results format; images with the same file name are identified by path."""
     from showtell.runs import write_json
 
     names = Counter(path.name for path in {path for path, _ in captions})

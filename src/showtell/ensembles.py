@@ -1,4 +1,4 @@
-"""Several finished runs put into one folder that captions, is scored and is reported like a run."""
+"""Combines finished runs into one run folder that captions and is evaluated like any run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from showtell.vision.encoder import Encoder, united
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
 
-# What of a configuration says where the data lies now.
+# Overrides that say where the data is now.
 PLACES = (*PLACES_OF_DATA, "features.root=")
 ENSEMBLE = f"{Ensemble.__module__}.{Ensemble.__qualname__}"
 
@@ -48,26 +48,26 @@ def gather(
 ) -> Path:
     """Make the run folder ``output`` of an ensemble: copies of ``members``, and what they share.
 
-    It depends on nothing outside. An ensemble among the members stands for its own members. One
-    member alone makes the same run with another search or other views. Where the members have
-    different encoders the ensemble's is all of these together, and each member reads its part.
+    The folder depends on nothing outside. An ensemble among the members is replaced by its own
+    members. A single member gives the same run with another search or other views. If the members
+    have different encoders, the ensemble's encoder joins them, and each member reads its part.
 
-    The mean of the weights is another thing: one model, as fast as each. Where one of two runs
-    began with the other it is what lies between them (Wortsman et al. 2022, "Robust Fine-tuning of
-    Zero-shot Models" and "Model Soups"); of runs that began apart it is noise.
+    With ``mean_weights`` the result is one model instead, as fast as each member. If one of two
+    runs started from the other, that interpolates between them (Wortsman et al. 2022, "Robust
+    Fine-tuning of Zero-shot Models" and "Model Soups"); for runs trained independently it is noise.
 
     Args:
         members: run folders.
         output: the folder to make.
-        search: the node of ``conf/decoding`` it captions with; None for that of the first member.
-        views: what it looks at together; None for what the first member does.
-        places: where its data set is now (``data.root=...``, ``features.root=...``).
-        mean_weights: whether one model of the mean of their weights takes the place of them all.
+        search: the node of ``conf/decoding`` to caption with; None for that of the first member.
+        views: the views of an image to use together; None for those of the first member.
+        places: where the data set is now (``data.root=...``, ``features.root=...``).
+        mean_weights: whether to average the weights of the members into one model.
 
     Raises:
-        UserError: when a member cannot be loaded, when they differ in words or in how they see
-            pictures, when there are no such views, or when the folder exists; for the mean of the
-            weights also when they differ in their model or encoder.
+        UserError: a member cannot be loaded, members differ in their vocabulary or in how they see
+            images, a view does not exist, or ``output`` exists; with ``mean_weights`` also if
+            they differ in model or encoder.
     """
     if output.exists():
         raise UserError(f"{output} exists; name another --output or remove it")
@@ -90,7 +90,7 @@ def gather(
         raise UserError(f"--views: {error}") from error
     changes = {"decoding": search, "views": views}
     config = _moved_to(places, _current_config(members[0], encoder, changes))
-    Settings.of(config)  # says what is out of its range
+    Settings.of(config)  # raises for a value out of its range
     sees_the_same = encoder is None and view_names(views) == given[0].views
     if sees_the_same and _knows(given[0].search, search):
         fitted = given[0].search
@@ -115,18 +115,18 @@ def gather(
     keep_expected(output, fitted, record, loaded[0].vocabulary)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     write_atomically(output / runs.CONFIG, text.encode())
-    runs.write_json(output / runs.RECORD, record)  # last: a folder without it is no run
+    runs.write_json(output / runs.RECORD, record)  # last: a folder without it is not a run
     return output
 
 
 def _members(run: Run) -> list[Run]:
-    """Those of an ensemble; of another run itself."""
+    """The members of an ensemble; for another run, the run itself."""
     is_ensemble = "members" in run.record
     return [load_run(folder) for folder in member_folders(run.folder)] if is_ensemble else [run]
 
 
 def _mean(loaded: Sequence[Run], *, is_one_encoder: bool) -> Run:
-    """The first run with the mean of the weights of all."""
+    """A copy of the first run with the mean of the weights of all."""
     first = loaded[0]
     states = [run.decoder.state_dict() for run in loaded]
     for run, state in zip(loaded, states, strict=True):
@@ -147,9 +147,9 @@ def _mean(loaded: Sequence[Run], *, is_one_encoder: bool) -> Run:
 
 
 def _united(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
-    """One encoder for ``given``, and which of its features each of their members reads.
+    """One encoder for all ``given`` runs, and which of its features each of their members reads.
 
-    None and nothing where they have one encoder and all members read all of it.
+    None and an empty list if all have the same encoder and read all of its features.
     """
     identities = [run.record["encoder"].get("identity") for run in given]
     is_one = all(identity == identities[0] for identity in identities)
@@ -165,21 +165,21 @@ def _united(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
 
 
 def _read(run: Run, size: int) -> Sequence[Spans]:
-    """For each member of a run, or for itself, what it reads of ``size`` features."""
+    """For each member of a run, or for the run itself, which of ``size`` features it reads."""
     if not isinstance(run.decoder, Ensemble):
         return [[(0, size)]]
     return run.decoder.columns or [[(0, size)]] * len(run.decoder.members)
 
 
 def _spans(columns: Sequence[int]) -> Spans:
-    """Runs of columns one after the other: 4, 5, 6, 0, 1 gives (4, 7), (0, 2)."""
+    """Consecutive columns as half-open spans: 4, 5, 6, 0, 1 gives (4, 7), (0, 2)."""
     starts = [at for at, column in enumerate(columns) if not at or column != columns[at - 1] + 1]
     ends = [*starts[1:], len(columns)]
     return [(columns[start], columns[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
 
 
 def _knows(search: Search, asked: Mapping[str, Any]) -> bool:
-    """Whether a search has been told what the one that is asked for would be told."""
+    """Whether the fitted prediction of ``search`` can be used for the search ``asked`` for."""
     options = ("least_images", "rank")
     return isinstance(search, RerankedBeamSearch) and all(
         getattr(search, option) == asked.get(option) for option in options
@@ -189,13 +189,13 @@ def _knows(search: Search, asked: Mapping[str, Any]) -> bool:
 def _fitted_search(
     config: Config, encoder: Callable[[], Encoder], members: Sequence[Run]
 ) -> Search:
-    """The search of ``config`` for ``members`` that read what ``encoder`` sees.
+    """The search of ``config`` for ``members`` that read the features of ``encoder``.
 
-    The encoder is asked for, and the data set of ``config`` read, only if the search is to know of
+    ``encoder`` is called, and the data set of ``config`` read, only if the search must be fitted to
     the training images.
 
     Raises:
-        UserError: for an option out of its range, or a data set that is not there.
+        UserError: an option is out of its range, or the data set is missing.
     """
     settings = Settings.of(config)
     search = settings.search
@@ -218,7 +218,7 @@ def _copy(member: Path, folder: Path) -> None:
 
 
 def _record(loaded: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
-    """What is true of all members, and each by its name."""
+    """``run.json`` of the ensemble: what its members share, and their names."""
     first = loaded[0].record
     alone = len(loaded) == 1
     return {
@@ -237,10 +237,10 @@ def _record(loaded: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _moved_to(places: Sequence[str], config: Config) -> dict[str, Any]:
-    """A configuration with ``places``, such as ``data.root=FOLDER`` or ``features.root=FOLDER``.
+    """``config`` with ``places``, such as ``data.root=FOLDER`` or ``features.root=FOLDER``.
 
     Raises:
-        UserError: for another key, or one without a value.
+        UserError: a place has another key, or no value.
     """
     moved = dict(config)
     for place in places:
@@ -258,12 +258,12 @@ def _moved_to(places: Sequence[str], config: Config) -> dict[str, Any]:
 def _current_config(member: Path, encoder: Encoder | None, changes: dict[str, Any]) -> Config:
     """The configuration of a member with some ``changes``, for `evaluate` to find its data.
 
-    ``encoder`` is one of several members, if it is not that of this one.
+    ``encoder`` is the joined encoder of several members; None if they share this member's.
 
-    What an older version wrote differently stands as it would be now: it was for the training.
+    Groups that do not fit this version get their defaults, because only the training needed them.
 
     Raises:
-        UserError: where that is the data set or the encoder, which are still needed.
+        UserError: the data set or the encoder, which are still needed, do not fit this version.
     """
     saved = runs.read_config(member)
     for group in ("data", "encoder"):

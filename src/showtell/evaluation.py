@@ -1,4 +1,4 @@
-"""A run scored on a split: its captions, every metric, and what to read the scores against."""
+"""Evaluates a run on a split: captions, all metrics, and yardsticks to compare the scores with."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ from showtell.types import CaptionData, CaptionedImage, Split
 from showtell.vision.features import FeatureStore
 
 DECODING_BATCH = 250
-# METEOR of every reference against the others takes five times as long as that of the captions.
+# Not METEOR: that of every reference against the others takes five times as long as the captions'.
 PEOPLE_METRICS = ("BLEU", "ROUGE-L", "CIDEr")
-# Enough to see that something is wrong with features; 53 MB of the grid of EfficientNet-Lite2.
+# Enough to find faulty features; 53 MB for the grids of EfficientNet-Lite2.
 SAMPLED_IMAGES = 256
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of the captions of a run for the images of one split.
+    """A run's captions of the images of one split, and their scores.
 
-    ``alarms`` say what is probably wrong; ``yardsticks`` and ``intervals`` are there as far as they
-    were asked for.
+    ``written`` and ``people`` are language statistics of captions and references; ``alarms`` say
+    what is probably wrong. ``yardsticks`` and ``intervals`` are empty if not asked for.
     """
 
     split: Split
@@ -70,10 +70,10 @@ class Evaluation:
     alarms: tuple[Alarm, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """``scores-<split>.json``, which is flat; that of a yardstick is ``<yardstick>/<metric>``.
+        """The content of ``scores-<split>.json``, a flat mapping.
 
-        What captions and references are like as language stands under ``captions/`` and
-        ``people/``.
+        Scores of a yardstick are under ``<yardstick>/<metric>``, language statistics of captions
+        and references under ``captions/`` and ``people/``.
         """
         flat: dict[str, Any] = self.scores.to_json()
         for yardstick in self.yardsticks:
@@ -87,19 +87,19 @@ class Evaluation:
 def evaluate(folder: Path, split: Split, config: Config, data: CaptionData) -> Evaluation:
     """Score the best weights of the run in ``folder`` on a split of ``data``; write and print it.
 
-    Beside the scores stand their 95 % intervals, two floors that need no picture, what people
-    reach, and what the captions are like as language. A look at the test split is written down in
-    ``run.json``: it can only be fresh once.
+    Beside the scores come their 95 % intervals, two floors that need no image, the human ceiling,
+    and language statistics of the captions. An evaluation on the test split is recorded in
+    ``run.json``, because the split is fresh only once.
 
     Raises:
-        UserError: when the data set lacks the split, or the run cannot be loaded.
+        UserError: the data set lacks the split, or the run cannot be loaded.
     """
     weights = config["encoder"]["weights"]
     trained_with = runs.read_record(folder, needs=["encoder"])["encoder"].get("weights")
-    check_writable(folder / f".scores-{split}.json")  # before minutes of work
+    check_writable(folder / f".scores-{split}.json")  # fail before minutes of work
     run = load_run(
         folder,
-        # The folder has its own, if they came from a file; that file may be gone.
+        # If they came from a file, the run folder has a copy; the file may be gone.
         encoder_weights=None if weights == trained_with else weights,
         accelerator=config["trainer"]["accelerator"],
     )
@@ -145,11 +145,11 @@ def score_split(
     """Caption every image of a split once, score all, and write it into the run folder.
 
     Args:
-        store: the features of the pictures as they are.
-        training: the images of the training, whose captions may have been copied.
-        seen: what captions are written of, which may be several views.
+        store: the features of the original view of the images.
+        training: the training images, for checks of captions copied from them.
+        seen: the features to decode from, possibly of several views.
         metrics: see `score_captions`.
-        with_yardsticks: whether floors, ceiling and intervals are worth their seconds.
+        with_yardsticks: whether to compute floors, ceiling and intervals, which takes seconds.
     """
     captions, unfinished = _write_captions(run, images, seen)
     references, known = _captions_of(images), _captions_of(training)
@@ -178,7 +178,7 @@ def score_split(
 
 
 def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:
-    """A sentence for each text file that is not as it was when the run was trained."""
+    """A sentence for each text file that has changed since the run was trained."""
     before: dict[str, str] = record["data"]["origin"]
     return [
         f"{name} is not the file this run was trained with"
@@ -188,7 +188,7 @@ def changed_files(record: Mapping[str, Any], data: CaptionData) -> list[str]:
 
 
 def _context(run: Run, split: Split) -> dict[str, object]:
-    """What the signature says of how the captions came about: every rule that is in force."""
+    """What the signature says of the decoding: the split and every option in force."""
     options = {
         field.name: getattr(run.search, field.name)
         for field in fields(run.search)
@@ -221,7 +221,7 @@ def _captions_of(images: Sequence[CaptionedImage]) -> dict[str, tuple[str, ...]]
 def _write_captions(
     run: Run, images: Sequence[CaptionedImage], seen: FeatureSource
 ) -> tuple[dict[str, str], set[str]]:
-    """One caption per image, decoded in batches, and the images whose caption was cut off."""
+    """One caption per image, decoded in batches, and the ids of images with cut-off captions."""
     found: dict[str, Hypothesis] = {}
     for first in range(0, len(images), DECODING_BATCH):
         image_ids = [image.image_id for image in images[first : first + DECODING_BATCH]]
@@ -234,7 +234,7 @@ def _write_captions(
 def sampled_feature_alarms(
     images: Sequence[CaptionedImage], store: FeatureStore
 ) -> Iterator[Alarm]:
-    """What is wrong with the features of some of the ``images``."""
+    """Alarms for the features of a sample of the ``images``."""
     sample = [image.image_id for image in evenly_spaced(images, SAMPLED_IMAGES)]
     yield from feature_alarms(store.gather(store.index(sample)))
 
@@ -253,7 +253,7 @@ def _alarms(
         cider=found.scores.scores["CIDEr"],
         shuffled_cider=shuffled_cider(found.captions, references),
     )
-    if found.split == "train":  # it is meant to know these
+    if found.split == "train":  # the model is meant to know these
         return
     ceiling = next((each.scores for each in found.yardsticks if each.name == PEOPLE), {})
     yield from leak_alarms(found.written, found.people, scores=found.scores.scores, ceiling=ceiling)
@@ -265,10 +265,10 @@ def _yardsticks(
     references: Mapping[str, Sequence[str]],
     captions: Mapping[str, str],
 ) -> Iterator[Yardstick]:
-    """The floors and the ceiling that this data set allows."""
+    """The floors and the ceiling, as far as this data set allows them."""
     if training:
         yield constant_caption(training, references, DEFAULT_METRICS)
-    # A single image cannot be shuffled, a single reference has nothing to agree with.
+    # A single image cannot be shuffled; single references cannot be compared with others.
     with suppress(ScoringError):
         yield shuffled_captions(captions, references, DEFAULT_METRICS, seed=0)
     with suppress(ScoringError):
@@ -284,7 +284,7 @@ def _write(run: Run, found: Evaluation) -> None:
 
 
 def _note_look(run: Run) -> None:
-    looks = runs.read_record(run.folder).get("test_looks", [])  # another may have looked by now
+    looks = runs.read_record(run.folder).get("test_looks", [])  # may have grown since
     now = datetime.now(UTC).isoformat(timespec="seconds")
     runs.update_record(run.folder, test_looks=[*looks, now])
     if looks:

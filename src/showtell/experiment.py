@@ -1,4 +1,4 @@
-"""A run from its first step to its scores: train, resume, and what is written down about it."""
+"""A run from start to scores: training, resuming, and the files that describe it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from showtell.types import SPLITS, CaptionData, CaptionedImage, Split
 from showtell.vision.features import FeatureStore
 from showtell.vision.weights import is_published
 
-# Scored after every epoch; METEOR and the rest wait for the end of the run and for `evaluate`.
+# Scored after every epoch; METEOR and the rest only at the end of the run and by `evaluate`.
 EPOCH_METRICS = ("BLEU", "CIDEr")
 SHOWN_IMAGES = 32
 
@@ -62,7 +62,7 @@ def train(config: Config, data: CaptionData) -> Path:
     """Train a new run on ``data`` as the checked ``config`` says; return its folder.
 
     Raises:
-        UserError: for whatever the user can mend; a run that had begun is marked failed.
+        UserError: for any mistake that the user can fix; a run that had begun is marked failed.
     """
     with _together(config):
         ranks.from_first(lambda: _check_folder(config))
@@ -74,16 +74,17 @@ def train(config: Config, data: CaptionData) -> Path:
 
 
 def resume(folder: Path, config: Config, data: CaptionData) -> Path:
-    """Continue the run in ``folder`` exactly where its last checkpoint left it.
+    """Resume the run in ``folder`` exactly at its last checkpoint.
 
     Raises:
-        UserError: when there is nothing to continue, or the data are not those it began with.
+        UserError: there is nothing to resume, or the data are not those it started with.
     """
     with _together(config):
-        runs.read_record(folder)  # a lock would make a folder of what is none
+        runs.read_record(folder)  # the lock below would create a missing folder
         with _alone(folder):
             ranks.from_first(lambda: _check_resumable(folder, config))
-            # It is long past its start, and the file of its encoder may be gone: it has a copy.
+            # The run has a copy of its encoder's weights, whose file may be gone; and it needs no
+            # start_from any more.
             own = runs.encoder_weights(folder)
             weights = config["encoder"]["weights"] if own is None else str(own)
             encoder = {**config["encoder"], "weights": weights}
@@ -95,12 +96,12 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a run, such as a second start of a sweep that still runs.
+    """Lock a run against other trainings, such as those of a sweep that is started twice.
 
     Raises:
-        UserError: another process trains it.
+        UserError: another process is training it, or its vocabulary is missing.
     """
-    if ranks.rank() > 0:  # the first holds it for all
+    if ranks.rank() > 0:  # rank 0 holds the lock for all
         yield
         return
     words = folder / runs.VOCABULARY  # written once, before the training
@@ -116,14 +117,14 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _together(config: Config) -> AbstractContextManager[None]:
-    """This process as one of those that the configuration asks for."""
+    """A context in which this process has joined the others that the configuration asks for."""
     trainer: TrainerSettings = Settings.of(config).trainer
     trainer.check_precision()
     return ranks.together(trainer.processes, on_gpus=trainer.uses_gpu)
 
 
 def _begin(config: Config, parts: Parts) -> Path:
-    """Make and describe the folder of a new run, and warn of what is wrong before it begins."""
+    """Make and describe the folder of a new run, and raise alarms about its inputs."""
     folder = _new_folder(config)
     _describe(folder, config, parts)
     raise_alarms(folder, _input_alarms(config, parts), when="before the training")
@@ -145,15 +146,15 @@ def _check_resumable(folder: Path, config: Config) -> None:
 
 
 def _reopen(folder: Path, config: Config, parts: Parts) -> None:
-    """Check that a run can go on with these ``parts``, and clear away what will not hold."""
+    """Check that a run can be resumed with these ``parts``, and remove results that may change."""
     _check_same_input(folder, runs.read_record(folder), parts)
     _write_config(folder, config)
-    _keep_expected(folder, config, parts)  # as this machine has it, which validates with it
+    _keep_expected(folder, config, parts)  # as fitted on this machine, which validates with it
     _remove_results(folder)
 
 
 def _input_alarms(config: Config, parts: Parts) -> Iterator[Alarm]:
-    """What is wrong with features, word vectors or splits before anything is learned."""
+    """Alarms about features, word vectors and splits, before the training."""
     training, validation = parts.images["train"], parts.images["val"]
     sample = evenly_spaced(training, SAMPLED_IMAGES)
     store = parts.store
@@ -177,8 +178,8 @@ def _allows_more(config: Config, saved: Config) -> bool:
 
 
 def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None) -> None:
-    """Fit, then score the best weights on the validation split."""
-    if ranks.rank() > 0:  # the first writes and tells for all
+    """Train, then score the best weights on the validation split."""
+    if ranks.rank() > 0:  # only rank 0 writes and prints
         _fit(config, parts, folder, None, checkpoint)
         return
     split: Split = "train" if parts.settings.trainer.validate_on_train else "val"
@@ -212,7 +213,7 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
 
 
 def _seen_at_the_end(config: Config, parts: Parts, run: Run) -> tuple[FeatureStore, FeatureSource]:
-    """The features of the validation images, of the encoder that is kept with the best weights."""
+    """Features of the validation images by the encoder that was saved with the best weights."""
     if parts.learning is None:
         return parts.store, parts.sources.validation
     images = parts.images["val"]
@@ -223,7 +224,7 @@ def _seen_at_the_end(config: Config, parts: Parts, run: Run) -> tuple[FeatureSto
 
 @contextmanager
 def _timed(folder: Path) -> Iterator[None]:
-    """Add the time of what is done inside to ``training_seconds`` of ``run.json``.
+    """Add the duration of the block to ``training_seconds`` of ``run.json``.
 
     A killed process adds nothing.
     """
@@ -237,7 +238,7 @@ def _timed(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
-    """A tracker for what is done inside; ``run.json`` and the dashboard tell how it ended."""
+    """A tracker for the block; ``run.json`` and the tracker record how it ended."""
     record = runs.update_record(folder, status="running")
     status = "failed"
     try:
@@ -246,7 +247,7 @@ def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
         ) as tracker:
             yield tracker
         status = "finished"
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         status = "interrupted"
         if (folder / runs.LAST_CHECKPOINT).is_file():
             print(f"interrupted; go on with: python train.py resume={folder}", file=sys.stderr)
@@ -256,7 +257,7 @@ def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
 
 
 def _rows(images: Sequence[CaptionedImage], found: Evaluation) -> list[CaptionRow]:
-    """A table of evenly spaced images: the same ones for every run on this split."""
+    """Rows of evenly spaced images, the same ones for every run on this split."""
     return [
         CaptionRow(
             image=image.path,
@@ -271,9 +272,9 @@ def _rows(images: Sequence[CaptionedImage], found: Evaluation) -> list[CaptionRo
 def _fit(
     config: Config, parts: Parts, folder: Path, tracker: Tracker | None, checkpoint: Path | None
 ) -> Trainer:
-    """Train to the end, or on from ``checkpoint``; return the trainer, which knows how far.
+    """Train to the end, from the start or from ``checkpoint``; return the trainer.
 
-    Of several processes only the first has a tracker.
+    ``tracker`` is None on all ranks but 0.
     """
     keep_freed_memory()
     use_faster()
@@ -336,7 +337,7 @@ def _fit(
 
 
 def _check_same_input(folder: Path, record: Mapping[str, Any], parts: Parts) -> None:
-    """A resumed run must read the captions, the images and the features it began with."""
+    """Raise UserError unless captions, images and encoder are those that the run started with."""
     same_words = Vocabulary.load(folder / runs.VOCABULARY).tokens == parts.vocabulary.tokens
     same_images = record["data"]["images"] == parts.image_counts
     changed = changed_files(record, parts.data)
@@ -362,7 +363,7 @@ def _check_same_input(folder: Path, record: Mapping[str, Any], parts: Parts) -> 
 
 
 def _remove_results(folder: Path) -> None:
-    """Scores and pages speak of the best weights so far, which may change now."""
+    """Remove scores and reports, because they are of the best weights so far, which may change."""
     for pattern in ("captions-*.json", "scores-*.json", "statistics-*.safetensors", "report.html"):
         for file in folder.glob(pattern):
             file.unlink()
@@ -371,7 +372,7 @@ def _remove_results(folder: Path) -> None:
 
 
 def _check_folder(config: Config) -> None:
-    """Refuse a folder that is taken before minutes are spent on features."""
+    """Refuse an output folder that exists, before minutes are spent on features."""
     folder = config["output"]["folder"]
     if folder is not None and Path(folder).exists():
         raise UserError(f"output.folder={folder} exists; name another, or remove it")
@@ -390,12 +391,12 @@ def _keep_expected(folder: Path, config: Config, parts: Parts) -> None:
 
 
 def _describe(folder: Path, config: Config, parts: Parts) -> None:
-    """Write what a run folder holds before its first step."""
+    """Write the files that a run folder has before the first training step."""
     parts.vocabulary.save(folder / runs.VOCABULARY)
     _write_config(folder, config)
     _keep_expected(folder, config, parts)
     weights = Path(config["encoder"]["weights"] or "")
-    if weights.is_file() and not is_published(weights):  # nobody else may have them
+    if weights.is_file() and not is_published(weights):  # others may not have them
         runs.keep_encoder_weights(folder, weights)
     record = {
         "format": runs.FORMAT,
@@ -425,7 +426,7 @@ def _describe(folder: Path, config: Config, parts: Parts) -> None:
 
 
 def _described_start(folder: str | None) -> dict[str, Any] | None:
-    """The run whose weights this one begins with, and how those came about."""
+    """The run that this one starts from: name, hash of its weights, configuration."""
     if folder is None:
         return None
     run = runs.locate(folder)
@@ -439,7 +440,7 @@ def _write_config(folder: Path, config: Config) -> None:
 
 
 def _described_vectors(parts: Parts) -> dict[str, Any]:
-    """Which vectors the words began with, and how much of the captions they cover."""
+    """The hash of the pre-trained word vectors, and their coverage of the captions."""
     if parts.vectors is None or parts.coverage is None:
         return {}
     shares = {"words": parts.coverage.words, "tokens": parts.coverage.tokens}

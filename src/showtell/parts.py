@@ -1,4 +1,4 @@
-"""From a configuration to the objects of an experiment, in the order they depend on each other."""
+"""Builds the objects of an experiment from its configuration, in order of dependence."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from showtell.vision.weights import is_published
 
 Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
-# Images whose features are read together where all are passed over: four grids of 81 x 2560 of each
-# are 0.2 GB.
+# Images whose features are read at a time in a pass over all: with four grids of 81 x 2560 per
+# image that takes 0.2 GB.
 _CHUNK = 64
 
 
@@ -58,7 +58,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: Config) -> Settings:
-        """Built from a checked configuration."""
+        """Build them from a checked configuration."""
         return cls(
             text=_build_within_range("text", config),
             search=_build_within_range("decoding", config),
@@ -70,9 +70,9 @@ class Settings:
 
 
 class Sources(NamedTuple):
-    """What a training sees: of its images in each epoch, and when it is validated."""
+    """Where a training and its validations take features, or pixels, from."""
 
-    # It knows the contents of all images, and has their features unless the encoder learns too.
+    # Knows the content hashes of all images, and has their features unless the encoder is trained.
     store: FeatureStore
     training: SourceOfEpoch
     validation: FeatureSource
@@ -80,7 +80,7 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything a training is made of, built from a configuration."""
+    """Everything that a training needs, built from a configuration."""
 
     settings: Settings
     data: CaptionData
@@ -90,45 +90,45 @@ class Parts:
     vectors: WordVectors | None
     decoder: nn.Module
     sources: Sources
-    learning: LearningEncoder | None  # the encoder, where it learns too
-    pooled: PooledFeatures  # of the training images, of the views that captions are written of
+    learning: LearningEncoder | None  # the encoder, if it is trained too
+    pooled: PooledFeatures  # of the training images, in the views that decoding uses
 
     @property
     def store(self) -> FeatureStore:
-        """The features of the encoder that the training begins with."""
+        """The feature store of the encoder that the training starts with."""
         return self.sources.store
 
     @property
     def watching(self) -> EncodedNow | None:
-        """What sees the validation images with an encoder that changes."""
+        """The validation source of a trained encoder; None if the encoder is frozen."""
         seen = self.sources.validation
         return seen if isinstance(seen, EncodedNow) else None
 
     @property
     def model_sizes(self) -> dict[str, int]:
-        """What the model is told beside its configuration; needed to build it again."""
+        """The sizes that the model takes besides its configuration; needed to rebuild it."""
         return _sizes(self.vocabulary, self.encoder, self.settings.text)
 
     @property
     def image_counts(self) -> dict[str, int]:
-        """Number of images of each split."""
+        """Number of images per split."""
         return {name: len(chosen) for name, chosen in self.images.items()}
 
     @property
     def caption_counts(self) -> dict[str, int]:
-        """Number of captions of each split."""
+        """Number of captions per split."""
         return {n: sum(len(i.captions) for i in chosen) for n, chosen in self.images.items()}
 
     @property
     def coverage(self) -> Coverage | None:
-        """How many words, and how much of the text, have a pre-trained vector."""
+        """Shares of the words and of the tokens that have a pre-trained vector."""
         return None if self.vectors is None else _coverage(self.vectors, self.vocabulary)
 
 
 def prepare(config: Config, data: CaptionData) -> Parts:
-    """Build the parts in the order in which they depend on each other.
+    """Build the parts in order of dependence.
 
-    ``data`` is what ``config["data"]`` names: reading it needs no torch, so it was done before.
+    ``data`` is what ``config["data"]`` names: reading it needs no torch, so callers do that first.
     """
     settings, seen = Settings.of(config), caption_views(config)
     learns = settings.optimization.encoder_lr is not None
@@ -175,9 +175,9 @@ def fitted_to(
     seen: FeatureSource,
     vocabulary: Vocabulary,
 ) -> RerankedBeamSearch:
-    """The search, told what it is to know of the training ``images``.
+    """The search fitted to the training ``images``.
 
-    ``seen`` is what is seen of them as captions are written: of the same views.
+    ``seen`` has their features in the views that decoding uses.
     """
     captions = [[vocabulary.encode(tokenize(c)) for c in image.captions] for image in images]
     return search.fitted(captions, _PooledFeatures(images, seen))
@@ -185,9 +185,9 @@ def fitted_to(
 
 @dataclass(frozen=True, slots=True)
 class _PooledFeatures:
-    """Chunks (at most `_CHUNK`, D) of the features of the images in order, each time anew.
+    """Iterates over pooled features of the images, in order, in chunks (at most `_CHUNK`, D).
 
-    Those of grids are their means.
+    Grid features are averaged over their regions. It can be iterated over repeatedly.
     """
 
     images: Sequence[CaptionedImage]
@@ -203,7 +203,7 @@ class _PooledFeatures:
 def _stored(
     images: Images, encoder: Encoder, kind: FeatureKind, config: Config, seen: Sequence[str]
 ) -> Sources:
-    """Features that are computed once, before the training."""
+    """Sources of features that are computed once, before the training."""
     store = features_of([*images["train"], *images["val"]], encoder, kind, config)
     others = [
         features_of(images["train"], encoder, kind, config, view=name)
@@ -219,7 +219,7 @@ def _stored(
 def _shown(
     images: Images, encoder: Encoder, kind: FeatureKind, config: Config, seen: Sequence[str]
 ) -> Sources:
-    """Pictures, for an encoder that changes."""
+    """Sources for an encoder that is trained too: pixels, or features computed on the fly."""
     used = [*images["train"], *images["val"]]
     check_readable(used)
     store = FeatureStore.open(Path(config["features"]["root"]), encoder.identity, kind)
@@ -237,17 +237,17 @@ def _shown(
 
 
 def _this_device(accelerator: str) -> torch.device:
-    """The device of this process by its number: in other threads CUDA begins with the first."""
+    """The device of this process with its index: other threads would default to the first GPU."""
     device = device_for(accelerator)
     on_gpu = device.type == "cuda"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else device
 
 
 def caption_views(config: Config) -> tuple[str, ...]:
-    """The views that captions are written of.
+    """The views of an image that decoding uses together.
 
     Raises:
-        UserError: when ``views`` names none.
+        UserError: ``views`` is not a valid list of views.
     """
     try:
         return view_names(config["views"])
@@ -256,11 +256,10 @@ def caption_views(config: Config) -> tuple[str, ...]:
 
 
 def extract(config: Config, data: CaptionData) -> None:
-    """Fill the feature store with what the configured model reads of ``data``, a folder a view.
+    """Fill the feature store with what the configured model reads of ``data``, a folder per view.
 
     Raises:
-        UserError: when a stored file is not what was written, by its checksum, or for an encoder
-            that learns.
+        UserError: a stored file does not match its checksum, or the encoder is to be trained.
     """
     settings, seen = Settings.of(config), caption_views(config)
     if settings.optimization.encoder_lr is not None:
@@ -281,17 +280,17 @@ def tune_encoder(
 ) -> None:
     """Tune the configured encoder to the captions of ``data``, and write its weights.
 
-    Of ``config`` only data, encoder, seed and the trainer's accelerator and images are used.
+    Of ``config`` only the encoder, the seed and the trainer's accelerator and image limit are used.
 
     Raises:
-        UserError: for a network or captions that cannot be tuned, a rate out of its range, or an
+        UserError: for a network or captions that cannot be tuned, a setting out of range, or an
             ``output`` that another process is tuning.
     """
     for note in data.notes:
         print(f"note: {note}")
     images = select_images(data, Settings.of(config).trainer)
     accelerator = config["trainer"]["accelerator"]
-    device_for(accelerator)  # refuses one that is not there
+    device_for(accelerator)  # raises if it is not available
     try:
         settings = TuningSettings(epochs, lr, config["seed"], accelerator, phrases)
     except ValueError as error:
@@ -312,10 +311,10 @@ def tune_encoder(
 
 
 def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder: Encoder) -> None:
-    """Give ``decoder`` the best weights of the run in ``folder``.
+    """Load the best weights of the run in ``folder`` into ``decoder``.
 
     Raises:
-        UserError: when it has other words, another encoder or another model.
+        UserError: the run has another vocabulary, encoder or model.
     """
     run = load_run(folder)
     asked = f"start_from={folder}: the run has"
@@ -340,7 +339,7 @@ def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder
 
 
 def select_images(data: CaptionData, settings: TrainerSettings) -> Images:
-    """The images of each split that this run uses; training and validation must have some."""
+    """The images of each split that a run uses; raises UserError without train or val images."""
     images: Images = {name: data.split(name)[: settings.limit_images] for name in data.splits}
     if "train" not in images:
         raise UserError(f"{data.name} has no training images; add a train split to train on it")
@@ -362,7 +361,7 @@ def features_of(
     *,
     view: str = "original",
 ) -> FeatureStore:
-    """The stored features of ``images`` in one view; those not yet stored are made first."""
+    """The stored features of ``images`` in one view; missing ones are computed first."""
     stores = ensure_features(
         [(image.image_id, image.path) for image in images],
         encoder if view == "original" else encoder.seeing(VIEWS[view](encoder.preprocessing)),
@@ -383,19 +382,19 @@ def seen_features_of(
     config: Config,
     views: Sequence[str],
 ) -> FeatureSource:
-    """What is seen of ``images`` when their captions are written: one view, or several together.
+    """The features of ``images`` that decoding uses: of one view, or of several together.
 
-    ``store`` has the first of the ``views``, the original.
+    ``store`` has those of the first of the ``views``, the original.
     """
     others = [features_of(images, encoder, kind, config, view=view) for view in views[1:]]
     return SeenTogether([store, *others]) if others else store
 
 
 def _build_within_range(group: str, config: Config, **injected: Any) -> Any:
-    """The object of a group; values of the right type may still be out of their range."""
+    """Build the object of a group; a value out of its range raises UserError."""
     try:
         return build(group, config[group], **injected)
-    except (ValueError, RuntimeError) as error:  # the second is PyTorch's of sizes below 1
+    except (ValueError, RuntimeError) as error:  # PyTorch raises RuntimeError for sizes below 1
         raise UserError(f"{group}: {error}") from error
 
 

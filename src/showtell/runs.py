@@ -3,12 +3,12 @@
 config.yaml              the configuration as composed
 run.json                 what the run is: data, encoder, model, commit, versions, status
 vocabulary.json          the words
-metrics.csv              the curves
-checkpoints/best.safetensors   weights of the best validation, for everyone
-checkpoints/expected.safetensors  what decoding=reranked expects of a picture
-checkpoints/encoder.*          weights of the encoder, where a file of the user's gave them, or
-                               where it learned too: those of the same validation
-checkpoints/last.ckpt          state of the training, for ``resume`` on the machine that made it
+metrics.csv              the learning curves
+checkpoints/best.safetensors   decoder weights of the best validation, to share
+checkpoints/expected.safetensors  the n-gram prediction of decoding=reranked
+checkpoints/encoder.*          weights of the encoder, if they came from a user's file, or if it was
+                               trained too: those of the same validation
+checkpoints/last.ckpt          state of the training, for ``resume``
 captions-<split>.json, scores-<split>.json
 statistics-<split>.safetensors what the scores were computed from, for ``showtell compare``
 members/<number>               instead of checkpoints, the runs that an ensemble is made of
@@ -53,29 +53,29 @@ BEST_WEIGHTS = Path("checkpoints/best.safetensors")
 LEARNED_ENCODER = Path("checkpoints/encoder.safetensors")
 EXPECTED = Path("checkpoints/expected.safetensors")
 MEMBERS = "members"
-# Of an ensemble over several encoders: which of their features each member reads, as spans.
+# run.json of an ensemble of several encoders: which features each member reads, as spans.
 COLUMNS = "columns"
-# The entry of run.json that names the runs of whose weights these are the mean.
+# run.json of averaged weights: the runs that they are the mean of.
 MEAN_OF = "mean_of"
-# Of an encoder that learned: the hash of the weights that it had before.
+# run.json of a trained encoder: the hash of the weights that it started with.
 BEGAN_WITH = "began_with"
-# The entry of such an encoder's file, with what its file said before.
+# Metadata entry in a trained encoder's file, with the metadata of the file it started from.
 LEARNED_IN = "learned_in"
-TRAINING = "training"  # where alarms are raised before any split is evaluated
+TRAINING = "training"  # key of alarms raised before any split is evaluated
 LAST_CHECKPOINT = Path("checkpoints/last.ckpt")
 # libyaml reads hundreds of configurations in the time that PyYAML takes for dozens.
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# What the words of a run are written with, relative to its folder.
+# What decoding needs of a run, relative to its folder.
 DECODER = (BEST_WEIGHTS, Path(VOCABULARY), Path(RECORD))
-# Models that come with the package, each a run folder without the state of its training.
+# Models that come with the package, each a run folder without a training state.
 RELEASED = Path(__file__).parent / "released"
 VERSIONED_PACKAGES = ("showtell", "torch", "torchvision", "lightning", "hydra-core", "timm")
 
 
 def locate(run: str | Path) -> Path:
-    """The folder of a run: the one of that path, or else the released model of that name.
+    """The folder of a run: the run folder at that path, or else the released model of that name.
 
-    A data set may lie in a folder of the same name; it is no run.
+    A folder of that name that is not a run, such as a data set's, does not hide the model.
     """
     folder = Path(run)
     released = RELEASED / folder
@@ -89,7 +89,7 @@ def released_models() -> list[str]:
 
 
 def create_run_folder(root: Path, name: str) -> Path:
-    """Make a new folder below ``root``; nobody else, however quick, gets the same one."""
+    """Make a new run folder below ``root``; concurrent calls never get the same one."""
     readable = re.sub(r"[^\w.=+-]+", "_", name)
     while True:
         stamp = datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
@@ -98,10 +98,10 @@ def create_run_folder(root: Path, name: str) -> Path:
 
 
 def claim_folder(folder: Path) -> Path:
-    """Make the folder the user named for one run.
+    """Make the run folder that the user named.
 
     Raises:
-        UserError: when it exists already.
+        UserError: it exists already, or cannot be made.
     """
     try:
         return _make(folder)
@@ -110,7 +110,7 @@ def claim_folder(folder: Path) -> Path:
 
 
 def _make(folder: Path) -> Path:
-    """Make a folder that must not exist, and what belongs in it."""
+    """Make a run folder that must not exist yet, with its ``checkpoints`` folder."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
@@ -135,12 +135,12 @@ def _json(content: Any) -> bytes:
 
 
 def read_record(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """What ``run.json`` says of the run in ``folder``.
+    """Read ``run.json`` of the run in ``folder``.
 
-    ``needs`` are entries with entries of their own that must be there.
+    ``needs`` are entries that must be there and hold a mapping.
 
     Raises:
-        UserError: when this is no run folder, one of another format, or one that lacks an entry.
+        UserError: this is not a run folder, has another format, or lacks an entry.
     """
     path = folder / RECORD
     try:
@@ -168,14 +168,14 @@ def read_record(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def update_record(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Change some entries of ``run.json``; return all of them."""
+    """Change some entries of ``run.json``; return all entries."""
     record = {**read_record(folder), **changes}
     write_json(folder / RECORD, record)
     return record
 
 
 def write_alarms(folder: Path, where: str, alarms: Sequence[Alarm]) -> None:
-    """Put alarms into ``run.json``, in place of earlier ones of ``where``.
+    """Write alarms into ``run.json``, in place of earlier ones under ``where``.
 
     ``where`` is `TRAINING`, or the split whose captions raised them.
     """
@@ -186,10 +186,10 @@ def write_alarms(folder: Path, where: str, alarms: Sequence[Alarm]) -> None:
 
 
 def alarms_of(record: Mapping[str, Any]) -> dict[str, list[Alarm]]:
-    """The alarms that ``run.json`` holds, by where they were raised.
+    """The alarms in ``run.json``, by where they were raised: `TRAINING` or a split.
 
     Raises:
-        UserError: when it holds something else there.
+        UserError: the entry does not hold alarms.
     """
     try:
         entries = dict(record.get("alarms", {}))
@@ -202,10 +202,10 @@ def alarms_of(record: Mapping[str, Any]) -> dict[str, list[Alarm]]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.yaml`` of the run in ``folder`` as it stands, unchecked.
+    """Read ``config.yaml`` of the run in ``folder``, without checking its options.
 
     Raises:
-        UserError: it is missing, damaged, or no configuration.
+        UserError: it is missing, damaged, or not a configuration.
     """
     path = folder / CONFIG
     try:
@@ -219,12 +219,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def find_run(root: Path, config: Mapping[str, Any]) -> Path | None:
-    """The folder below ``root`` of a run of this very ``config`` that finished or can go on.
+    """A run below ``root`` with this ``config`` that is finished or can be resumed, if any.
 
-    So a job that is started again finds what it began.
+    With it a job that is started again finds its earlier run.
     """
     for folder in sorted(file.parent for file in root.glob(f"*/{RECORD}")):
-        with suppress(UserError):  # half written, or no run
+        with suppress(UserError):  # half written, or not a run
             status = read_record(folder).get("status")
             is_saved = (folder / LAST_CHECKPOINT).is_file()
             of_use = status == "finished" or (is_saved and status in ("running", "interrupted"))
@@ -236,8 +236,9 @@ def find_run(root: Path, config: Mapping[str, Any]) -> Path | None:
 def save_weights(folder: Path, decoder: nn.Module, encoder: Encoder | None = None) -> None:
     """Write the weights of ``decoder`` as ``checkpoints/best.safetensors``.
 
-    Those of an ``encoder`` that learned with it go beside them, and its identity into ``run.json``.
-    Should a kill leave one without the other, loading the run tells, and to resume it mends it.
+    If ``encoder`` was trained with it, its weights are written beside them, and its identity into
+    ``run.json``. If a kill leaves one without the other, loading the run raises an error, and
+    resuming it repairs it.
     """
     from safetensors.torch import save
 
@@ -251,23 +252,23 @@ def save_weights(folder: Path, decoder: nn.Module, encoder: Encoder | None = Non
         record = read_record(folder)
         described = {**record["encoder"], "identity": encoder.identity.to_json()}
         before = {} if earlier is None else facts_of(earlier)
-        if LEARNED_IN in before:  # an earlier validation's
+        if LEARNED_IN in before:  # a file of an earlier validation
             before = json.loads(before[LEARNED_IN])["before"]
         told = json.dumps({"before": before})
         files[folder / LEARNED_ENCODER] = [half_file(encoder.body, {LEARNED_IN: told})]
         files[folder / RECORD] = [_json({**record, "encoder": described})]
     for file in files:
-        remove_parts(file)  # of a training that was killed in the middle of it
+        remove_parts(file)  # left by a training that was killed while writing
     write_together(files)
     if earlier is not None and earlier != folder / LEARNED_ENCODER:
-        earlier.unlink()  # a file of the user's with another ending
+        earlier.unlink()  # a user's file with another suffix
 
 
 def load_weights(folder: Path, decoder: nn.Module) -> None:
-    """Load what ``save_weights`` wrote, or a release in bytes, into a decoder of that architecture.
+    """Load what ``save_weights`` wrote, or a release's 8-bit weights, into ``decoder``.
 
     Raises:
-        UserError: when the file is missing, damaged or of another architecture.
+        UserError: the file is missing, damaged or of another architecture.
     """
     from safetensors.torch import load_file
 
@@ -286,27 +287,27 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
 
 
 def keep_encoder_weights(folder: Path, file: Path) -> None:
-    """Copy the weights file of an encoder beside the decoder's weights."""
+    """Copy an encoder's weights file into the run folder, beside the decoder's weights."""
     kept = folder / BEST_WEIGHTS.with_name(f"encoder{file.suffix}")
     write_atomically(kept, file.read_bytes())
 
 
 def encoder_weights(folder: Path) -> Path | None:
-    """The file of the encoder's weights; None where they are published ones."""
-    if (folder / LEARNED_ENCODER).is_file():  # the later of two, which a kill may leave
+    """The file of the encoder's weights; None if they are published ones."""
+    if (folder / LEARNED_ENCODER).is_file():  # the newer one, if a kill left two
         return folder / LEARNED_ENCODER
     return next((folder / BEST_WEIGHTS.parent).glob("encoder.*"), None)
 
 
 def captioner_files(folder: Path) -> list[Path]:
-    """What captioning needs of a run folder (not an ensemble's), relative to it."""
+    """The files that captioning needs of a run folder (not an ensemble's), relative to it."""
     weights = encoder_weights(folder)
     expected = [EXPECTED] if (folder / EXPECTED).is_file() else []
     return [*DECODER, *expected, *([] if weights is None else [weights.relative_to(folder)])]
 
 
 def save_statistics(folder: Path, split: Split, statistics: CaptionStatistics) -> None:
-    """Write ``statistics-<split>.safetensors``: each metric's [I, K], and of what it is."""
+    """Write ``statistics-<split>.safetensors``: an array [I, K] per metric, and what was scored."""
     facts = {
         "image_ids": json.dumps(statistics.image_ids),
         "references_sha256": statistics.references_sha256,
@@ -316,15 +317,15 @@ def save_statistics(folder: Path, split: Split, statistics: CaptionStatistics) -
 
 
 def has_statistics(folder: Path, split: Split) -> bool:
-    """Whether an evaluation left what ``load_statistics`` reads."""
+    """Whether an evaluation left a file for ``load_statistics``."""
     return _statistics_file(folder, split).is_file()
 
 
 def load_statistics(folder: Path, split: Split) -> CaptionStatistics:
-    """What ``save_statistics`` wrote, if the scores beside it are still those it belongs to.
+    """Read what ``save_statistics`` wrote, and check that it matches the scores beside it.
 
     Raises:
-        UserError: when the split was not evaluated, or the file is damaged or out of date.
+        UserError: the split was not evaluated, or the file is damaged or out of date.
     """
     path = _statistics_file(folder, split)
     remedy = f"run `showtell evaluate {folder} --split {split}`"
@@ -358,7 +359,7 @@ def _read_statistics(path: Path) -> CaptionStatistics:
 
 
 def _stands_in(path: Path, signature: str, scores: Mapping[str, float]) -> bool:
-    """Whether ``scores-<split>.json`` holds these very scores."""
+    """Whether ``scores-<split>.json`` holds these scores, with this signature."""
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
         return written["signature"] == signature and all(
@@ -369,7 +370,7 @@ def _stands_in(path: Path, signature: str, scores: Mapping[str, float]) -> bool:
 
 
 def describe_origin() -> dict[str, Any]:
-    """Commit, versions and platform this process runs with."""
+    """Commit, versions and platform of this process, and the time."""
     versions = {package: version(package) for package in VERSIONED_PACKAGES}
     return {
         "commit": commit(),
@@ -380,7 +381,7 @@ def describe_origin() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the source, ``+changes`` if the tree differs; ``unknown`` without git."""
+    """The commit of the source, with ``+changes`` for a dirty tree; ``unknown`` without git."""
     source = Path(__file__).parent
 
     def git(*arguments: str) -> str:

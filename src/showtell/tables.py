@@ -1,4 +1,4 @@
-"""Scores, words and alarms as the terminal shows them, in 80 columns."""
+"""Prints scores, language statistics and alarms in a terminal, in 80 columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def print_scores(
     yardsticks: Sequence[Yardstick] = (),
     intervals: Mapping[str, Interval] | None = None,
 ) -> None:
-    """Scores times 100, as papers print them, with what stands beside them."""
+    """Print scores times 100, as papers do, with intervals, yardsticks and notes."""
     table = Table(
         title=f"{title}, scores x 100",
         box=SIMPLE_HEAD,
@@ -48,7 +48,7 @@ def print_scores(
 
 
 def print_words(written: WordStatistics, people: WordStatistics) -> None:
-    """What the captions are like as language, beside those of people."""
+    """Print the language statistics of the captions beside those of the references."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("captions", no_wrap=True)
     for name in ("this run", "people"):
@@ -61,7 +61,7 @@ def print_words(written: WordStatistics, people: WordStatistics) -> None:
 
 
 def print_alarms(alarms: Iterable[Alarm]) -> None:
-    """A line for each."""
+    """Print a line for each alarm."""
     for alarm in alarms:
         print(f"warning: {alarm}")
 

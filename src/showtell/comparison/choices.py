@@ -1,4 +1,4 @@
-"""What was swept: the choices that differ between configurations, and the value each has there."""
+"""What was swept: the options that differ between configurations, and their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from showtell.comparison.settings import Settings, differences
 
-# A search draws another number for each run: of that many a mean for each would say nothing.
+# A search draws a new number for each run; a mean for each of more numbers would say nothing.
 MOST_NUMBERS = 8
 RANGES = 4
 NOT_THERE = "not there"
@@ -19,7 +19,7 @@ NOT_THERE = "not there"
 class Choice:
     """An option, or several that always change together.
 
-    ``values`` has one for each configuration; ``levels`` are the different ones, numbers in order.
+    ``values`` has one for each configuration; ``levels`` are the distinct ones, numbers sorted.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Choice:
 
 
 def choices_among(configurations: Sequence[Settings]) -> list[Choice]:
-    """The choices that tell the configurations apart.
+    """The choices in which the configurations differ.
 
     Options that always change together are one choice, named with a "+". A number with more than
     eight values is cut into four ranges of equally many values.
@@ -52,7 +52,7 @@ def _choice(name: str, values: Sequence[str]) -> Choice:
         levels = [*label_of.values(), *(v for v in values if numbers[v] is None)]
         values = [shown[value] for value in values]
     else:
-        # Words keep the order in which they were met, behind the numbers.
+        # Values that are not numbers follow the numbers, in order of appearance.
         levels = sorted(values, key=lambda v: np.inf if (n := numbers[v]) is None else n)
     return Choice(name, tuple(values), tuple(dict.fromkeys(levels)))
 
@@ -66,13 +66,13 @@ def _number(value: str) -> float | None:
 
 
 def _ranges(numbers: Sequence[float]) -> dict[float, str]:
-    """Each of the numbers, which ascend -> the name of the range it lies in."""
+    """Number -> name of the range it lies in; ``numbers`` must be sorted."""
     parts = np.array_split(np.array(numbers), RANGES)
     return {n: f"{part[0]:.3g} to {part[-1]:.3g}" for part in parts for n in part.tolist()}
 
 
 def _partition(values: Sequence[str]) -> tuple[int, ...]:
-    """Equal for choices that part the configurations alike, whatever the values are called."""
+    """A key that is equal for choices that group the configurations in the same way."""
     first: dict[str, int] = {}
     return tuple(first.setdefault(value, len(first)) for value in values)
 

@@ -1,17 +1,19 @@
 """Which of the swept choices matters: main effects by least squares, beside the spread of seeds.
 
-The score of run i, which has the value v(i, c) of each choice c, is taken apart as
+The score of run i, which has the value v(i, c) of each choice c, is decomposed as
 
     y_i = m + sum over c of a_c[v(i, c)] + e_i
 
-with the a_c that make the sum of e_i^2 least (least squares on indicator variables; Searle 1971,
-"Linear Models", chapter 4). The adjusted mean of a value, m + a_c[value] with the mean of a_c
-over the runs 0, is what all runs would have scored with that value, everything else as it was. On
-a full grid it is the plain mean of the runs with the value; where some combinations are missing
-the plain mean would credit a value with the company it keeps.
+with the a_c that minimize the sum of e_i^2 (least squares on indicator variables; Searle 1971,
+"Linear Models", chapter 4). The adjusted mean of a value, m + a_c[value] with a_c centred over the
+runs, is the mean that all runs would have scored with that value, everything else unchanged. On a
+full grid it is the plain mean of the runs with the value; where combinations are missing, the plain
+mean would also contain the effects of the values it happens to be combined with.
 
-The share of a choice is how much of the variance is lost without it, (RSS without c - RSS) / SS.
-What the same configuration scores from another seed is the yardstick. N runs, P columns.
+The share of a choice is the variance that is no longer explained without it, (RSS without c - RSS)
+/ SS. The yardstick is the spread of one configuration over its seeds.
+
+Dimension key: N runs, P columns of the design matrix, L values of a choice.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ from showtell.comparison.rows import Row
 from showtell.comparison.trainings import Training
 from showtell.metrics.statistics import Array
 
-METRICS = ("BLEU-4", "CIDEr")  # how well it is written, and how much of it is about the picture
+METRICS = ("BLEU-4", "CIDEr")  # how well it is written, and how much of it is about the image
 _SAMPLES, _SEED = 9999, 0
-_NOTHING = 1e-12  # of the variance: what rounding leaves
+_NOTHING = 1e-12  # share of the sum of squares that is rounding error
 
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One value of a choice: the runs that have it, by number, and its adjusted mean.
+    """One value of a choice: the numbers of the runs that have it, and its adjusted mean.
 
-    ``error`` is the standard error of the mean. Both are None where the effect cannot be told from
-    that of other choices, the error also where nothing says how much chance there is.
+    ``error`` is the standard error of the mean. Both are None if the effect is confounded with that
+    of other choices; the error also if no degrees of freedom are left to estimate it.
     """
 
     value: str
@@ -49,10 +51,10 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """A choice: its values, its share of the variance, and how easily chance brings as much.
+    """A choice: its values, its share of the variance, and the p-value of its F test.
 
-    The share is None where the choice cannot be told from others, as when a value was only ever
-    tried together with one of another choice. ``p_value`` is that of the F test.
+    The share is None if the choice is confounded with others, as when a value was only ever tried
+    together with one of another choice.
     """
 
     choice: str
@@ -62,27 +64,27 @@ class Effect:
 
     @property
     def means(self) -> list[float]:
-        """The adjusted means of its values; none where they cannot be told."""
+        """The adjusted means of its values; empty if the choice is confounded with others."""
         return [level.mean for level in self.levels if level.mean is not None]
 
     @property
     def reach(self) -> float | None:
-        """From its worst value to its best."""
+        """The difference between its best and its worst adjusted mean; None without means."""
         return max(self.means) - min(self.means) if self.means else None
 
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """All choices on one metric.
+    """The effects of all choices on one metric.
 
     Attributes:
-        runs: with the metric, each beside its score in ``scores``.
-        explained: the share of the variance that the choices explain as a sum.
-        interplay: the share that only some combinations of values bring; None with one seed each.
-        chance: the share within configurations, by their seeds; None with one seed each.
+        runs: the runs that have the metric; ``scores`` are theirs, in the same order.
+        explained: share of the variance that the sum of the main effects explains.
+        interplay: share of the interactions between choices; None with one seed each.
+        chance: share within configurations, between their seeds; None with one seed each.
         spread: standard deviation between the seeds of a configuration, pooled over all. With one
-            seed each, of what the sum of effects leaves over, interplay and chance; None where
-            that is nothing to go by.
+            seed each, that of the residuals of the main effects, interactions and chance together;
+            None if no degrees of freedom are left.
         seeds: whether the spread is that of seeds.
     """
 
@@ -98,15 +100,15 @@ class Effects:
 
     @property
     def mean(self) -> float:
-        """Of all runs."""
+        """The mean score of all runs."""
         return fmean(self.scores)
 
 
 def effects_among(rows: Sequence[Row], choices: Sequence[Choice]) -> list[Effects]:
-    """The effects on BLEU-4 and CIDEr, as far as at least two runs have them.
+    """The effects on BLEU-4 and CIDEr, each if at least two runs have it.
 
-    ``choices`` have a value for each row. The choice that explains most of the first metric comes
-    first, on both.
+    ``choices`` have a value for each row. For both metrics the choices are sorted by their share of
+    the first, largest first.
     """
     found = [each for metric in METRICS if (each := effects_on(metric, rows, choices))]
     if not found:
@@ -120,7 +122,7 @@ def effects_among(rows: Sequence[Row], choices: Sequence[Choice]) -> list[Effect
 
 
 def effects_on(metric: str, rows: Sequence[Row], choices: Sequence[Choice]) -> Effects | None:
-    """The effects on one metric; None of fewer than two runs."""
+    """The effects on one metric; None if fewer than two runs have it."""
     runs = [(n, t) for n, row in enumerate(rows) for t in row.trainings if metric in t.scores]
     if len(runs) < 2:
         return None
@@ -146,15 +148,15 @@ class _Fit:
 
     def __init__(self, scores: Array, places: NDArray[np.int64], choices: Sequence[Choice]) -> None:
         self.scores, self.choices = scores, choices
-        # For each choice: value -> [N], 1 where a run has it; values that some run has.
+        # For each choice: value -> [N], 1 where a run has it; only values that some run has.
         values = [np.array(choice.values)[places] for choice in choices]
         self.indicators = [
             {level: (each == level).astype(np.float64) for level in choice.levels if level in each}
             for choice, each in zip(choices, values, strict=True)
         ]
         design = self._design()
-        # Indicators add up to 1 for each choice: of all solutions the shortest, whose differences
-        # within a choice are those of any other, if they are determined at all.
+        # The indicators of each choice add up to 1, so the solution is not unique. Take the one of
+        # least norm: differences within a choice are the same in all solutions, if determined.
         self.solution_PN = np.linalg.pinv(design)
         self.rank = int(np.linalg.matrix_rank(design))
         self.total = _squares(scores - scores.mean())
@@ -167,11 +169,11 @@ class _Fit:
         self.variance = left_over / self.freedom if self.freedom else None
 
     def share(self, squares: float) -> float:
-        """Of the total."""
+        """A sum of squares as a share of the total, at least 0."""
         return max(0.0, squares / self.total) if self.total > 0 else 0.0
 
     def effect(self, number: int) -> Effect:
-        """That of one of the choices."""
+        """The effect of one of the choices."""
         name = self.choices[number].name
         without = self._design(leaving_out=number)
         freedom = self.rank - int(np.linalg.matrix_rank(without))
@@ -205,7 +207,7 @@ class _Fit:
             yield Level(value, runs, float(weights @ self.scores), error)
 
     def _p_value(self, squares: float, freedom: int) -> float | None:
-        """The share of draws from Fisher's F distribution that reach as far."""
+        """The p-value of the F test, estimated with draws from Fisher's F distribution."""
         if self.variance is None or self.variance <= _NOTHING * self.total:
             return None
         reached = squares / freedom / self.variance

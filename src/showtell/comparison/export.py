@@ -21,7 +21,7 @@ _CSV_COLUMNS = (
 
 
 def check_table_file(file: Path) -> None:
-    """Refuse a file whose form is not known, before any work.
+    """Refuse a file of an unknown format, before any work.
 
     Raises:
         UserError: its name ends neither in ``.md`` nor in ``.csv``.
@@ -31,12 +31,12 @@ def check_table_file(file: Path) -> None:
 
 
 def write_table(table: RunTable, file: Path) -> None:
-    """Write ``table`` in the form that the name of ``file`` asks for."""
+    """Write ``table`` in the format that the suffix of ``file`` names."""
     write_atomically(file, _FORMS[file.suffix](table).encode())
 
 
 def markdown(table: RunTable) -> str:
-    """The scores, what changed against the first row with 95 % intervals, and the notes."""
+    """The table in Markdown: scores, changes against the first row with 95 % intervals, notes."""
     first, *others = table.rows
     parts = [f"### {table.title}", _scores(table)]
     if others:
@@ -85,13 +85,13 @@ def _name(row: Row) -> str:
 
 
 def _code(text: str) -> str:
-    """Code that no bar or backtick in it ends, inside a table too."""
+    """Inline code whose bars and backticks do not end it or a table cell."""
     escaped = text.replace("|", r"\|").replace("`", "'")
     return f"`{escaped}`"
 
 
 def comma_separated(table: RunTable) -> str:
-    """A line for each configuration and metric, scores as they are; what is not known is empty."""
+    """The table as CSV: a line per configuration and metric, raw scores, unknown cells empty."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, _CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()

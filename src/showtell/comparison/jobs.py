@@ -1,4 +1,4 @@
-"""What became of every job of a sweep: nothing that was started is dropped in silence."""
+"""What became of every job of a sweep, so that no started job is silently dropped."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _SAID_OF = {
     "gone": "finished, and its folder is gone",
     "unreadable": "cannot be used",
 }
-# What needs somebody to look at it comes first.
+# What needs attention comes first.
 _ORDER = ("failed", "gone", "unreadable", "interrupted", "running", "prepared", "waiting")
 _LOG_BYTES, _LOG_LINES = 8192, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A training that a sweep was to do.
+    """A training that belongs to a sweep.
 
-    ``name`` are its overrides, or its folder where nobody wrote them down. ``status`` is that of
-    ``run.json``, "waiting" for a turn, "gone" without its folder, or "unreadable". ``log`` lies in
-    the sweep's folder.
+    ``name`` is its overrides, or its folder if they are not recorded. ``status`` is that of
+    ``run.json``, or "waiting" for its turn, "gone" if its folder is missing, or "unreadable".
+    ``log`` is a file in the sweep's folder.
     """
 
     name: str
@@ -44,35 +44,35 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether there is a run to count."""
+        """Whether the job has a finished run."""
         return self.status == "finished"
 
     @property
     def sentence(self) -> str:
-        """Who, what, and why as far as it is known."""
+        """The job's name and what became of it, with the cause as far as known."""
         return f"{self.name} {self.fate}"
 
     @property
     def fate(self) -> str:
-        """What became of it, and why."""
+        """What became of the job, with the cause as far as known."""
         said = _SAID_OF.get(self.status, f"is {self.status}")
         return said + (f": {self.cause}" if self.cause else "")
 
     def unreadable(self, cause: str) -> Job:
-        """The same, with what is wrong with its folder."""
+        """This job with status "unreadable", because its folder is damaged in the way given."""
         return replace(self, status="unreadable", cause=printable(cause))
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether there are jobs to read."""
+    """Whether ``folder`` has a ``sweep.json`` or run folders."""
     return (folder / SWEEP).is_file() or any(folder.glob(f"*/{runs.RECORD}"))
 
 
 def read_jobs(sweep: Path) -> list[Job]:
     """Every job that ``sweep.json`` names, then every run in the folder that belongs to none.
 
-    What a run's own folder says of it counts, for it wrote that itself; the launcher knows of
-    those that could not.
+    A run folder overrules ``sweep.json``, because the run wrote it itself; ``sweep.json`` adds the
+    jobs that could not write one.
 
     Raises:
         UserError: ``sweep.json`` is damaged.
@@ -84,7 +84,7 @@ def read_jobs(sweep: Path) -> list[Job]:
 
 
 def by_urgency(jobs: Sequence[Job]) -> list[Job]:
-    """Those that did not finish, failures first."""
+    """The jobs that did not finish, failures first."""
     places = {status: place for place, status in enumerate(_ORDER)}
     unfinished = [job for job in jobs if not job.finished]
     return sorted(unfinished, key=lambda job: places.get(job.status, len(places)))
@@ -117,7 +117,7 @@ def _launched(sweep: Path, entry: Mapping[str, Any]) -> Job:
 
 
 def _found(folder: Path) -> Job:
-    """A run as its own folder tells it."""
+    """A job from its run folder alone."""
     try:
         record = runs.read_record(folder)
     except UserError as error:
@@ -127,7 +127,7 @@ def _found(folder: Path) -> Job:
 
 
 def _inside(sweep: Path, name: object) -> Path | None:
-    """A path of ``sweep.json``, unless it leads out of the sweep's folder."""
+    """A path from ``sweep.json``; None if it leads out of the sweep's folder."""
     if not isinstance(name, str) or not name:
         return None
     path = sweep / name

@@ -1,4 +1,4 @@
-"""What a reader of a comparison must know beside its numbers, a sentence each."""
+"""Caveats that a reader of a comparison must know beside its numbers, a sentence each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from showtell.comparison.rows import Row
 from showtell.comparison.trainings import Training
 from showtell.types import Split
 
-# What the signatures of two results say of how they were scored, and not on what.
+# Entries of a result's signature that say how captions were decoded and scored, not on what.
 _SCORED_WITH = (
     *("scorers", "bleu", "cider", "tokenizer", "end-token", "showtell"),
     *("views", "beam", "length_penalty", "max_length", "candidates", "weight"),
@@ -16,7 +16,7 @@ _SCORED_WITH = (
 
 
 def notes_on(rows: Sequence[Row], split: Split) -> Iterator[str]:
-    """Sentences on what the test covers, and on all that makes the runs unequal."""
+    """Sentences on what the significance test covers, and on all that makes the runs unequal."""
     trainings = [training for row in rows for training in row.trainings]
     yield from _on_seeds(rows)
     yield from _on_missing_scores(trainings)
@@ -45,7 +45,7 @@ def _on_seeds(rows: Sequence[Row]) -> Iterator[str]:
 
 def _on_missing_scores(trainings: Sequence[Training]) -> Iterator[str]:
     scores = [training.scores for training in trainings]
-    # METEOR is always asked for; without Java no run has it, and its column is not there.
+    # METEOR is always wanted, but without Java no run has it, and there is no column to note.
     for name in dict.fromkeys([name for each in scores for name in each] + ["METEOR"]):
         without = [t for t, each in zip(trainings, scores, strict=True) if name not in each]
         if len(without) == len(trainings):
@@ -69,7 +69,7 @@ def _on_scoring(trainings: Sequence[Training]) -> Iterator[str]:
 def _on_data(trainings: Sequence[Training]) -> Iterator[str]:
     origins = [dict(training.record["data"].get("origin", {})) for training in trainings]
     for file in dict.fromkeys(file for origin in origins for file in origin):
-        # A file that was not there, such as a list of test images, taught nothing.
+        # A file that a run lacked, such as a list of test images, was not trained on.
         having = [(t, o[file]) for t, o in zip(trainings, origins, strict=True) if file in o]
         if len({checksum for _, checksum in having}) > 1:
             told = _told_apart([str(c)[:8] for _, c in having], [t for t, _ in having])
@@ -83,7 +83,7 @@ def _on_looks(trainings: Sequence[Training]) -> Iterator[str]:
 
 
 def _told_apart(values: Sequence[str], trainings: Sequence[Training]) -> str:
-    """``3 in A, B; 5 in C``."""
+    """The trainings by value: ``3 in A, B; 5 in C``."""
     groups: dict[str, list[Training]] = {}
     for value, training in zip(values, trainings, strict=True):
         groups.setdefault(value, []).append(training)
@@ -91,7 +91,7 @@ def _told_apart(values: Sequence[str], trainings: Sequence[Training]) -> str:
 
 
 def _named(trainings: Sequence[Training]) -> str:
-    """At most three by name."""
+    """The names of at most three trainings, and the number of the rest."""
     names = [training.folder.name for training in trainings]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -1,4 +1,4 @@
-"""Rows of a comparison: one for each configuration, over its seeds, with the test."""
+"""Rows of a comparison: one for each configuration, over its seeds, with significance tests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from showtell.metrics.statistics import SCORE_NAMES
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A configuration: the overrides that tell it from others, its trainings, the test.
+    """A configuration: the overrides that distinguish it, its trainings and its scores.
 
-    ``means`` over its trainings are of the scores that all of them have, ``spreads`` their sample
-    standard deviations, none of a single training. ``comparisons`` are with the first row.
+    ``means`` are over its trainings, of the scores that all of them have; ``spreads`` are their
+    sample standard deviations, empty for a single training. ``comparisons`` are tests against the
+    first row.
     """
 
     name: tuple[str, ...]
@@ -29,13 +30,13 @@ class Row:
 
     @property
     def minutes(self) -> float | None:
-        """Mean time of a training; None where it is not known of each."""
+        """Mean training time in minutes; None unless it is known for every training."""
         seconds = _mean([training.seconds for training in self.trainings])
         return None if seconds is None else seconds / 60
 
     @property
     def best_epoch(self) -> float | None:
-        """Mean epoch of the best weights, from 1; None where it is not known of each."""
+        """Mean 1-based epoch of the best weights; None unless it is known for every training."""
         return _mean([t.best.epoch if t.best else None for t in self.trainings])
 
 
@@ -45,9 +46,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def rows_of(trainings: Sequence[Training]) -> list[Row]:
-    """One row for each configuration, in the order of its first training; the first is the base.
+    """One row for each configuration, in the order of first trainings; the first is the baseline.
 
-    A training that was not evaluated takes no part in the test.
+    Trainings that were not evaluated take no part in the tests.
     """
     groups = _grouped(trainings)
     names = names_of([group[0].settings for group in groups])
@@ -55,7 +56,7 @@ def rows_of(trainings: Sequence[Training]) -> list[Row]:
 
 
 def best_first(trainings: Sequence[Training], metric: str) -> list[Training]:
-    """The trainings by the mean of their configuration, then by their own score, best first."""
+    """Sort trainings by the mean of their configuration, then by their own score, best first."""
 
     def worse(each: Sequence[Training]) -> float:
         mean = _mean([training.scores.get(metric) for training in each])
@@ -73,7 +74,7 @@ def _grouped(trainings: Sequence[Training]) -> list[list[Training]]:
 
 
 def _tests(groups: Sequence[Sequence[Training]]) -> list[dict[str, Comparison]]:
-    """The comparison of each group with the first; none of the first itself."""
+    """The tests of each group against the first; empty for the first itself."""
     statistics = [[t.statistics for t in group if t.statistics is not None] for group in groups]
     tested = [number for number in range(1, len(groups)) if statistics[0] and statistics[number]]
     tests: list[dict[str, Comparison]] = [{} for _ in groups]

@@ -1,4 +1,4 @@
-"""What tells the configurations of runs apart, and names for them in the words of a command line.
+"""Differences between the configurations of runs, named as command-line overrides.
 
 A configuration here is flat: path of an option -> its value as one would type it.
 """
@@ -20,8 +20,7 @@ from showtell.runs import BEGAN_WITH, MEAN_OF
 
 Settings = Mapping[str, str]
 
-# Where things lie, how a run is watched and what it is called change no score; the seed changes
-# it by chance.
+# Paths, tracking and names do not affect scores; the seed does so by chance only.
 _WITHOUT_EFFECT = (
     *("name", "seed", "resume", "start_from", "output", "features", "tracking"),
     *("search", "data.skip_rejected"),
@@ -29,19 +28,19 @@ _WITHOUT_EFFECT = (
     *("callbacks.checkpoint_every_steps", "callbacks.progress_refresh"),
     *(place.removesuffix("=") for place in PLACES_OF_DATA),
 )
-# Options that name a file count by what was in it; by their name they are only shown.
+# Options that name a file are compared by its content (`_CONTENTS`); the name is only shown.
 _FILES = ("encoder.weights", "text.vectors")
 _CONTENTS = ("weights", "vectors", "training images", "validation images", "start", "mean of")
 _HASH_DIGITS = 8
-_PLAIN = ("seed", "start_from")  # outside the groups, and part of what a run is
-# Of a picture when it is captioned; with one there is nothing to tell.
+_PLAIN = ("seed", "start_from")  # outside the groups, but part of the command
+# The views in which an image is captioned; the usual one is not shown.
 _VIEWS, _ONE_VIEW = "views", "original"
 _UNQUOTED = re.compile(r"[\w./+@-]+(:[\w./+@-]+)*")
 _ABSENT = "absent"
 
 
 def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
-    """All that may change the scores of the run of this ``config.yaml`` and ``run.json``."""
+    """All settings that may affect a run's scores, from its ``config.yaml`` and ``run.json``."""
     text, images = record["text"], record["data"].get("images", {})
     contents = (
         _encoder_of(record["encoder"]),
@@ -51,9 +50,9 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
         len(record.get(MEAN_OF, ())) or None,
     )
     shown = (_shown(content)[:_HASH_DIGITS] for content in contents)
-    if "members" in record:  # the configuration tells of the first of them
+    if "members" in record:  # the configuration has only the first one's
         config = {**config, "model": record["model"]}
-    views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # runs of before there were views do not say
+    views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # older runs have no views
     return _flat(completed(config)) | views | dict(zip(_CONTENTS, shown, strict=True))
 
 
@@ -65,7 +64,7 @@ def _encoder_of(described: Mapping[str, Any]) -> str | None:
 
 
 def _start_of(record: Mapping[str, Any]) -> str | None:
-    """What the run began with: None, or the hash of a run's settings, whatever its seed."""
+    """The run that this one started from: None, or a hash of its settings without the seed."""
     start = record.get("start")
     if not start:
         return None
@@ -75,12 +74,12 @@ def _start_of(record: Mapping[str, Any]) -> str | None:
 
 
 def key_of(settings: Settings) -> frozenset[tuple[str, str]]:
-    """Equal for runs that differ by their seeds only."""
+    """A key that is equal for runs that differ by their seeds only."""
     return frozenset(item for item in settings.items() if item[0] not in _FILES)
 
 
 def names_of(configurations: Sequence[Settings]) -> list[tuple[str, ...]]:
-    """For each of some different configurations the overrides that tell it from the others."""
+    """For each of several different configurations, the overrides that distinguish it."""
     return [
         tuple(f"{key}={value}" for key, value in each.items())
         for each in differences(configurations)
@@ -88,10 +87,10 @@ def names_of(configurations: Sequence[Settings]) -> list[tuple[str, ...]]:
 
 
 def differences(configurations: Sequence[Settings]) -> list[dict[str, str]]:
-    """For each of some different configurations the values that tell it from the others.
+    """For each of several different configurations, the values that distinguish it.
 
-    What one has no place for, such as an option of another model, it has no value of. A single
-    configuration has its model.
+    An option that a configuration does not have, such as one of another model, is left out of it. A
+    single configuration is named by its model.
     """
     overrides = [_overrides(settings) for settings in configurations]
     keys = list(dict.fromkeys(key for each in overrides for key in each))
@@ -106,7 +105,7 @@ def differences(configurations: Sequence[Settings]) -> list[dict[str, str]]:
 
 
 def common_part(configurations: Sequence[Settings]) -> str:
-    """The overrides that all of them share."""
+    """The overrides that all configurations share."""
     first, *others = [_overrides(settings) for settings in configurations]
     shared = [key for key in first if all(each.get(key) == first[key] for each in others)]
     return " ".join(f"{key}={first[key]}" for key in shared)
@@ -115,7 +114,7 @@ def common_part(configurations: Sequence[Settings]) -> str:
 def command_of(config: Mapping[str, Any]) -> str:
     """The command line that composes this configuration again, safe to paste into a shell.
 
-    How it was watched and where it was written are left to whoever types it.
+    Tracking and output options are left out.
     """
     flat = _flat(completed(config), whole=True)
     overrides = {
@@ -133,7 +132,7 @@ def _picked(keys: Sequence[str], values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _overrides(settings: Settings, *, whole: bool = False) -> dict[str, str]:
-    """The shortest command line with these settings: a choice of each group, and what differs."""
+    """The shortest command line with these settings: a choice per group, and what differs."""
     overrides: dict[str, str] = {}
     for group in (group for group in INJECTED if f"{group}.{TARGET}" in settings):
         own = {key: value for key, value in settings.items() if key.startswith(f"{group}.")}
@@ -146,9 +145,9 @@ def _overrides(settings: Settings, *, whole: bool = False) -> dict[str, str]:
 
 
 def _nearest_choice(group: str, own: Settings, *, whole: bool) -> tuple[str, Settings]:
-    """Name and settings of the file of ``conf/<group>/`` that comes nearest.
+    """Name and settings of the most similar file in ``conf/<group>/``.
 
-    The class itself, when it is none of ours any more.
+    If no file there has this class any more, the class name and its ``_target_``.
     """
     target = f"{group}.{TARGET}"
 
@@ -169,7 +168,10 @@ def _choices(group: str, *, whole: bool) -> dict[str, Settings]:
 
 
 def _flat(node: Mapping[str, Any], above: str = "", *, whole: bool = False) -> dict[str, str]:
-    """Path of an option -> its value; ``whole`` with what has no effect, and as Hydra reads it."""
+    """Path of an option -> its value.
+
+    With ``whole``, options without effect are included and values are in Hydra's syntax.
+    """
     flat: dict[str, str] = {}
     for key, value in node.items():
         path = f"{above}{key}"
@@ -199,7 +201,7 @@ def _shown(value: object) -> str:
 
 
 def _typed(value: object) -> str:
-    """A value for Hydra: text that it would take for something else stands in quotes."""
+    """A value in Hydra's syntax: text that Hydra would read as something else is quoted."""
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"
     if not isinstance(value, str):
@@ -211,5 +213,5 @@ def _typed(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` without what could move a cursor: it may come from a folder of somebody else."""
+    """``text`` with control characters replaced: it may come from somebody else's folder."""
     return "".join(character if character.isprintable() else "?" for character in text)

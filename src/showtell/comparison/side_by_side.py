@@ -1,4 +1,4 @@
-"""A few pictures with what the best configurations write about them."""
+"""A few images with the captions that the best configurations write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_CONFIGURATIONS, SHOWN_PICTURES = 3, 6
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The number of a configuration in the table, and its caption."""
+    """A caption, with the number of its configuration in the table."""
 
     number: int
     words: tuple[Word, ...]
@@ -26,7 +26,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture, None when it cannot be read; its references; what each configuration wrote."""
+    """An image (None if unreadable), its references, and the caption of each configuration."""
 
     name: str
     image: str | None
@@ -36,14 +36,14 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class SideBySide:
-    """The pictures, or why there are none; ``problem`` may also be a doubt."""
+    """The images; ``problem`` says why there are none, or that the data set may be another one."""
 
     pictures: Sequence[Shown]
     problem: str | None
 
 
 def side_by_side(rows: Sequence[Row], split: Split) -> SideBySide:
-    """Pictures drawn at random, with the captions of the best run of each of the first rows."""
+    """Random images with the captions of the best run that has some, in each of the first rows."""
     captions, problem = _captions(rows[:SHOWN_CONFIGURATIONS], split)
     if not captions:
         return SideBySide([], problem)
@@ -60,7 +60,7 @@ def side_by_side(rows: Sequence[Row], split: Split) -> SideBySide:
 
 
 def _captions(rows: Sequence[Row], split: Split) -> tuple[dict[int, dict[str, str]], str | None]:
-    """Number of a row, from 1 -> its captions; and what is wrong with those of the last."""
+    """Number of a row, from 1 -> its captions; and the problem to report if no row has any."""
     captions: dict[int, dict[str, str]] = {}
     problem = "no captions were written: `showtell evaluate` writes them"
     for number, row in enumerate(rows, start=1):

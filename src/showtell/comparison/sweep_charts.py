@@ -1,4 +1,4 @@
-"""The charts of a sweep: what each choice does, and the curves of all runs over each other."""
+"""The charts of a sweep: the effect of each choice, and the curves of all runs in one chart."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from showtell.comparison.trainings import Training
 from showtell.report.charts import Chart, EffectChart, Line, Point, Value, effect_chart, line_chart
 from showtell.report.curves import METRICS_FILE, read_curves
 
-# Colours that are told apart at a glance, in both schemes; style.css has as many.
+# Colours that are easily distinguished in both colour schemes; style.css has as many.
 COLOURS = 6
 UNFINISHED, PLAIN = "unfinished", "plain"
 
-# Points of a score that are nothing to look at.
+# A difference of scores (times 100) that is only rounding.
 LEAST_SPAN = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceCharts:
-    """One choice: a chart for each metric, beside the effect it shows."""
+    """One choice: its effect on each metric, with a chart of it."""
 
     choice: str
     effects: Sequence[tuple[str, Effect]]
@@ -41,7 +41,7 @@ class AllCurves:
 
 
 def choice_charts(effects: Sequence[Effects]) -> list[ChoiceCharts]:
-    """The choices, what matters most first; all charts of a metric have one scale."""
+    """Charts of the choices, most important first; all charts of a metric share one scale."""
     charts: dict[str, ChoiceCharts] = {}
     for each in effects:
         axis = _axis(each)
@@ -58,7 +58,7 @@ def _axis(effects: Effects) -> tuple[float, float]:
     means = [mean for effect in effects.effects for mean in effect.means]
     shown = [100 * value for value in (*effects.scores, *means)]
     low, high = min(shown), max(shown)
-    # Where all runs score the same their means differ by rounding, which is nothing to look at.
+    # If all runs score the same, their means differ by rounding only, which must not be magnified.
     return (low, high) if high - low > LEAST_SPAN else (low, low)
 
 
@@ -82,9 +82,9 @@ def _told(effects: Effects, run: int) -> str:
 
 
 def all_curves(table: RunTable, jobs: Sequence[Job], best: Training) -> AllCurves | None:
-    """BLEU-4 and CIDEr of every run by epoch, the best drawn last; None where none was logged.
+    """BLEU-4 and CIDEr of every run by epoch, the best drawn last; None if none was logged.
 
-    Coloured by the choice that matters most, unless it has more values than there are colours.
+    Coloured by the most important choice, unless it has more values than there are colours.
     """
     choice = _colouring(table)
     tones = _tones(choice)
@@ -114,7 +114,7 @@ def _points(points: Mapping[str, Sequence[Point]], name: str) -> list[Point]:
 
 
 def _colouring(table: RunTable) -> Choice | None:
-    """The choice whose values the colours are."""
+    """The choice that the curves are coloured by, if any."""
     if not table.effects or not table.effects[0].effects:
         return None
     first = table.effects[0].effects[0].choice

@@ -1,4 +1,4 @@
-"""The page about a sweep: what failed, what was best, which choice matters, what is written."""
+"""The report about a sweep: failed jobs, the best run, which choice matters, example captions."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from showtell.report.results import SplitScores, read_scores
 from showtell.report.run_page import REPORT
 from showtell.types import Split
 
-# Choosing by the test split would spend it.
+# Selecting on the test split would make its scores optimistic.
 SPLIT: Split = "val"
 USUAL_METRIC = "BLEU-4"
-# Beyond that many, the rest of a table or list is folded away.
+# Further rows of a table or list are folded away.
 SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A job that has no scores; where its log is, from the sweep's folder, and how it ends."""
+    """A job without scores; path of its log relative to the sweep's folder, and its last lines."""
 
     job: Job
     log: str | None
@@ -58,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A configuration as the table shows it."""
+    """A configuration as a line of the table."""
 
     number: int
     name: Sequence[str]
@@ -69,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class BestRun:
-    """The best run of the best configuration, how to have it again, and where its own page is."""
+    """The best run of the best configuration, the command to repeat it, the link to its report."""
 
     training: Training
     line: Line
@@ -81,7 +81,7 @@ class BestRun:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is shown where at least one run was scored; ``metric`` chose the best."""
+    """All that is shown if at least one run was scored; ``metric`` ranks the configurations."""
 
     table: RunTable
     metric: str
@@ -94,15 +94,16 @@ class Results:
 
     @property
     def runs(self) -> int:
-        """How many were scored."""
+        """The number of scored runs."""
         return sum(line.seeds for line in self.lines)
 
 
 def write_sweep_report(sweep: Path, output: Path | None = None) -> Path:
     """Write one self-contained HTML page about a folder of runs; return where it is.
 
-    Configurations are ranked by the mean over their seeds of what chose the weights, on the
-    validation split. A job that failed, still runs or cannot be read is named with its cause.
+    Configurations are ranked on the validation split, by the mean over their seeds of the metric
+    that selected the weights. A job that failed, still runs or cannot be read is listed with its
+    cause.
 
     Args:
         sweep: the folder with the runs, and ``sweep.json`` where a launcher wrote one.
@@ -153,7 +154,7 @@ def _results(sweep: Path, output: Path, collection: Collection) -> Results:
 
 
 def ranking_metric(trainings: Sequence[Training]) -> str:
-    """What chose the weights of all, else BLEU-4 or the first score that all have."""
+    """The metric that selected the weights of all, else BLEU-4, else the first that all have."""
     monitors = {(training.monitor or "").removeprefix(f"{SPLIT}/") for training in trainings}
     common = [name for name in SCORE_NAMES if all(name in t.scores for t in trainings)]
     for name in (*monitors, USUAL_METRIC):
@@ -173,7 +174,7 @@ def _title(results: Results | None) -> str:
 
 
 def _counts(jobs: Sequence[Job]) -> list[tuple[str, int]]:
-    """How many jobs ended how, failures first, then what is not over, then the finished."""
+    """Number of jobs by status: failed first, finished last."""
     counts = Counter(job.status for job in jobs)
     finished = counts.pop("finished", 0)
     return [*sorted(counts.items(), key=lambda item: item[0] != "failed"), ("finished", finished)]

@@ -1,4 +1,4 @@
-"""The table of ``showtell compare``: what stands in it, and its form for a terminal."""
+"""The table of ``showtell compare``: its content, and its printing in a terminal."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from showtell.metrics.statistics import SCORE_NAMES
 from showtell.types import Split
 
 console = Console(highlight=False, markup=False)
-EFFECTS_WIDTH = 67  # as wide as all metrics above it
+EFFECTS_WIDTH = 67  # as wide as the table with all metrics above it
 
 
 @dataclass(frozen=True, eq=False)
 class RunTable:
     """Rows to compare on one split.
 
-    ``common`` are the overrides of all, ``choices`` what differs, with its ``effects``;
-    ``unfinished`` are the jobs without a row, failures first, and ``notes`` sentences.
+    ``common`` are the overrides that all share, ``choices`` what differs, ``effects`` what that
+    does to the scores, ``unfinished`` the jobs without a row, failures first, and ``notes`` the
+    caveats.
     """
 
     data: str
@@ -50,19 +51,19 @@ class RunTable:
 
     @property
     def title(self) -> str:
-        """What was scored, and the unit of the numbers."""
+        """Data set, split, number of images, and the unit of the scores."""
         return f"{self.data} {self.split}, {self.images:,} images, scores x 100"
 
 
 def tabulate(paths: Sequence[Path], split: Split) -> RunTable:
-    """The runs in ``paths``, those that differ by their seed only in one row.
+    """The runs in ``paths`` as a table; runs that differ by their seed only share a row.
 
-    A path is a run folder or a folder of them, of which the finished count. The configuration of
-    the first run is the first row, which all others are compared with.
+    A path is a run folder, or a folder of runs, of which the finished ones count. The configuration
+    of the first run is the first row, which all others are compared with.
 
     Raises:
-        UserError: a path holds no finished run; a run was not evaluated on the split, or on other
-            images or references than the first.
+        UserError: a path holds no runs, no run is finished, a run has no scores on the split, or
+            two were scored on different images or references.
     """
     collection = collect(paths, split)
     if not collection.trainings:
@@ -74,10 +75,10 @@ def tabulate(paths: Sequence[Path], split: Split) -> RunTable:
 
 
 def table_of(collection: Collection, trainings: Sequence[Training], split: Split) -> RunTable:
-    """The table of a collection, its ``trainings`` in the order that the rows shall have.
+    """The table of a collection, with rows in the order of ``trainings``.
 
     Raises:
-        UserError: two were scored on other images or references.
+        UserError: two were scored on different images or references.
     """
     check_comparable(trainings, split)
     rows = rows_of(trainings)
@@ -99,7 +100,7 @@ def table_of(collection: Collection, trainings: Sequence[Training], split: Split
 
 
 def print_table(table: RunTable) -> None:
-    """What did not finish, then the rows by number, then which choice matters; 80 columns do."""
+    """Print unfinished jobs, the numbered rows, then which choice matters, in 80 columns."""
     if table.unfinished:
         console.print(f"not finished: {len(table.unfinished)}")
         for job in table.unfinished:
@@ -107,7 +108,7 @@ def print_table(table: RunTable) -> None:
         console.print()
     console.print(f"{table.title}\nall: {table.common}\n")
     _print_rows(table)
-    # Of a single choice the rows say it all.
+    # With a single choice the rows already show its effect.
     if len(table.choices) > 1 and table.effects:
         _print_effects(table.effects)
     for note in table.notes:
@@ -128,7 +129,7 @@ def _print_rows(table: RunTable) -> None:
 
 
 def _print_effects(effects: Sequence[Effects]) -> None:
-    """A block for each choice: its share, then the adjusted mean of each value."""
+    """Print a block for each choice: its share, then the adjusted mean of each value."""
     shown = Table(
         Column("which choice matters", overflow="fold", min_width=20),
         Column("runs", justify="right"),
@@ -168,7 +169,7 @@ def _mean_cell(effect: Effect | None, value: str) -> str:
 
 
 def remainders(effects: Sequence[Effects]) -> Iterator[tuple[str, list[str]]]:
-    """What the choices one by one do not explain, and the yardstick: a name, a cell a metric."""
+    """Rows for what the main effects do not explain, and the spread: name, a cell per metric."""
     if any(each.seeds for each in effects):
         yield "their interplay", [share_text(each.interplay) for each in effects]
         yield "seeds", [share_text(each.chance) for each in effects]
@@ -181,12 +182,12 @@ def remainders(effects: Sequence[Effects]) -> Iterator[tuple[str, list[str]]]:
 
 
 def share_text(share: float | None) -> str:
-    """Per cent of the variance."""
+    """A share of the variance in per cent; empty if unknown."""
     return "" if share is None else f"{100 * share:.0f} %"
 
 
 def _lines(row: Row, metrics: Sequence[str]) -> Iterator[list[str]]:
-    """The lines of a block: its word, then a cell for each metric."""
+    """The lines of a row's block: a label, then a cell for each metric."""
     tests = row.comparisons.items()
     yield _line("mean" if row.spreads else "score", metrics, _percentages(row.means))
     if row.spreads:
@@ -207,22 +208,22 @@ def _percentages(scores: Mapping[str, float]) -> dict[str, str]:
 
 
 def in_percent(score: float) -> str:
-    """Times 100, as papers print scores."""
+    """A score times 100, as papers print it."""
     return f"{100 * score:.1f}"
 
 
 def p_text(p_value: float) -> str:
-    """``.012``, the usual three digits; never ``.000``, which no test can find."""
+    """A p-value with three digits, ``.012``; ``<.001`` instead of ``.000``."""
     return "<.001" if p_value < 0.001 else f"{p_value:.3f}".lstrip("0")
 
 
 def cost_of(row: Row) -> str:
-    """``3 seeds, 38 min``, the time that one training took."""
+    """The number of seeds and the mean time of one training: ``3 seeds, 38 min``."""
     n = len(row.trainings)
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     return seeds if row.minutes is None else f"{seeds}, {minutes_text(row.minutes)}"
 
 
 def minutes_text(minutes: float) -> str:
-    """``0.4 min``, ``38 min``."""
+    """Minutes as text: ``0.4 min``, ``38 min``."""
     return f"{minutes:.1f} min" if minutes < 10 else f"{minutes:.0f} min"

@@ -1,4 +1,4 @@
-"""Run folders, or folders of them, read for a comparison."""
+"""Reads run folders, or folders of them, for a comparison."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from showtell.types import Split
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """One run: how it came about, and how it scored.
+    """One run: its origin and its scores.
 
-    ``statistics`` are what its scores are computed from; None where it was not evaluated. Then
-    the scores are those of its best validation, which ``metrics.csv`` keeps.
+    ``statistics`` are what its scores are computed from; None if it was not evaluated. Then the
+    scores are those of its best validation, from ``metrics.csv``.
     """
 
     folder: Path
@@ -42,26 +42,26 @@ class Training:
 
     @property
     def monitor(self) -> str | None:
-        """What chose its weights, such as ``val/BLEU-4``."""
+        """The metric that selected its weights, such as ``val/BLEU-4``."""
         callbacks = self.config.get("callbacks")
         name = callbacks.get("monitor") if isinstance(callbacks, Mapping) else None
         return None if name is None else str(name)
 
     @property
     def best(self) -> Best | None:
-        """The validation of its weights; None where there are no curves."""
+        """The validation that selected its weights; None without curves."""
         return self.curves.best(self.monitor)
 
     @property
     def seconds(self) -> float | None:
-        """Time spent in training and validation; None where nobody measured it."""
+        """Time spent in training and validation; None if it was not measured."""
         seconds = self.record.get("training_seconds")
         return float(seconds) if isinstance(seconds, int | float) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """All that some folders hold: what can be compared, the jobs of sweeps, and remarks."""
+    """The content of some folders: comparable runs, jobs of sweeps, and notes."""
 
     trainings: Sequence[Training]
     jobs: Sequence[Job]
@@ -69,14 +69,13 @@ class Collection:
 
 
 def collect(paths: Sequence[Path], split: Split) -> Collection:
-    """Each run once, in the order of ``paths``; of a folder of runs those that finished.
+    """Read each run once, in the order of ``paths``; from a folder of runs the finished ones.
 
-    A run that cannot be used is an error where its folder is given, and a job of that status where
-    the folder around it is.
+    A run that cannot be used is an error if its own folder is given, and a job with status
+    "unreadable" if the folder around it is.
 
     Raises:
-        UserError: a path holds no run, or the run in it was not evaluated on the split or is
-            damaged.
+        UserError: a path holds no run, or the run in it has no scores on the split or is damaged.
     """
     found: dict[Path, Training] = {}
     jobs: list[Job] = []
@@ -97,7 +96,7 @@ def collect(paths: Sequence[Path], split: Split) -> Collection:
 
 
 def _used(job: Job, split: Split, found: dict[Path, Training]) -> Job:
-    """The job, its run among ``found`` if it finished and can be read."""
+    """Add the run of a finished job to ``found``; return the job, "unreadable" if that fails."""
     if not job.finished or job.folder is None:
         return job
     try:
@@ -109,15 +108,15 @@ def _used(job: Job, split: Split, found: dict[Path, Training]) -> Job:
 
 
 def read_training(folder: Path, split: Split) -> Training:
-    """The run in ``folder`` as ``showtell evaluate`` left it, or its training.
+    """Read the run in ``folder``, with the scores of ``showtell evaluate`` or of its training.
 
     Raises:
-        UserError: one of its files is damaged, or nothing tells its scores on the split.
+        UserError: one of its files is damaged, or it has no scores on the split.
     """
     record = runs.read_record(folder, needs=["data", "encoder", "text"])
     config = runs.read_config(folder)
     curves = read_curves(folder / METRICS_FILE)
-    # Curves are of the validation split.
+    # Learning curves have scores of the validation split only.
     evaluated = split != "val" or runs.has_statistics(folder, split)
     training = Training(
         folder=folder,
@@ -128,7 +127,7 @@ def read_training(folder: Path, split: Split) -> Training:
         statistics=runs.load_statistics(folder, split) if evaluated else None,
     )
     if not training.scores:
-        runs.load_statistics(folder, split)  # says what is missing, and the remedy
+        runs.load_statistics(folder, split)  # raises, saying what is missing and the remedy
     return training
 
 
@@ -151,7 +150,7 @@ def _on_unscored(trainings: Sequence[Training]) -> list[str]:
 
 
 def without_repeats(trainings: Sequence[Training]) -> tuple[list[Training], list[str]]:
-    """One training of each configuration and seed: a copy would pass for agreement of seeds."""
+    """Keep one training per configuration and seed, as copies would look like agreeing seeds."""
     first: dict[object, Training] = {}
     notes = []
     for training in trainings:
@@ -166,7 +165,7 @@ def without_repeats(trainings: Sequence[Training]) -> tuple[list[Training], list
 
 
 def check_comparable(trainings: Sequence[Training], split: Split) -> None:
-    """Refuse runs that were not given the same task.
+    """Refuse runs whose scores cannot be compared.
 
     Raises:
         UserError: two were scored on different images or against different references.

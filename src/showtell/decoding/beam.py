@@ -26,21 +26,21 @@ from showtell.text.vocabulary import BEGIN, END, PAD, Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a search goes about its work on a device; it changes no caption.
+    """How a search batches its work on a device; affects its speed, not its captions.
 
     Attributes:
         rows: beams computed together, images times K.
-        words: words written between two looks at which images are decided.
+        words: words decoded between two checks for images that are decided.
     """
 
     rows: int
     words: int
 
 
-# Scores of more rows over a vocabulary of thousands leave a CPU's cache before they are read again;
-# products of fewer rows are slower.
+# With more rows, scores over a vocabulary of thousands leave a CPU's cache before they are read
+# again; with fewer, matrix products are less efficient.
 CPU_PACE = Pace(rows=768, words=1)
-# A GPU wants all it can get, and a look makes it wait for the host.
+# A GPU needs large batches, and each check makes it wait for the host.
 GPU_PACE = Pace(rows=8192, words=4)
 
 
@@ -49,29 +49,29 @@ class Hypothesis:
     """One decoded caption: its token ids without BEGIN and END, and how the search rated it."""
 
     token_ids: tuple[int, ...]
-    # Log probability (natural, END included) / (words + 1)^length_penalty, and what a search that
-    # compares the ended ones once more adds to it.
+    # Log probability (natural, END included) / (words + 1)^length_penalty, plus what a reranking
+    # search adds to it.
     score: float
-    ended: bool  # False when the longest length made it end, though another word was likelier
+    ended: bool  # False if cut off at the longest length, where a word was likelier than END
 
 
 @dataclass(frozen=True, slots=True)
 class BeamSearch:
-    """Beam search with a pool of ended captions per image; one beam is greedy search.
+    """Beam search with a pool of ended hypotheses per image; one beam is greedy search.
 
     Attributes:
-        beam_size: unended captions kept per image, at least 1; the search of an image is over
-            when as many have ended, or when none of those left can become better.
+        beam_size: unended hypotheses kept per image, at least 1; the search of an image stops when
+            as many have ended, or when none of the unended can become better than the best.
         min_length: shortest caption in words, at least 0.
         max_length: longest caption in words; at this length END is the only continuation.
-        length_penalty: ended captions compare by log probability / (words + 1)^penalty (Wu et al.
+        length_penalty: ended hypotheses compare by log probability / (words + 1)^penalty (Wu et al.
             2016, "Google's Neural Machine Translation System", equation 14 without its
             constants). 0 compares plain log probabilities, which prefers short captions.
         allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
-        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        no_repeat: no n-gram of this many words is written twice; 0 allows all.
         bad_endings: words that are never the last one.
         repeatable: words that may be written more than once; None: all.
-        word_ids: the ids of these words, by `with_vocabulary`.
+        word_ids: ids of the words in ``bad_endings`` and ``repeatable``; see `with_vocabulary`.
     """
 
     beam_size: int
@@ -79,7 +79,7 @@ class BeamSearch:
     max_length: int
     length_penalty: float
     allow_unknown: bool
-    # Runs of before these rules have none in their `run.json`; conf/decoding gives them all.
+    # Defaults for the `run.json` of runs older than these rules; conf/decoding sets them all.
     no_repeat: int = 0
     bad_endings: Sequence[str] = ()
     repeatable: Sequence[str] | None = None
@@ -89,10 +89,10 @@ class BeamSearch:
         if self.beam_size < 1:
             raise ValueError(f"beam_size is at least 1, not {self.beam_size}")
         check_length_penalty(self.length_penalty)
-        Constraints.of(self)  # refuses what makes no sense
+        Constraints.of(self)  # raises for invalid rules
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
-        """The same search, told the ids of its words."""
+        """A copy of this search that knows the ids of the words in its rules."""
         return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     @torch.inference_mode()
@@ -102,10 +102,10 @@ class BeamSearch:
 
     @torch.inference_mode()
     def several(self, decoder: StepDecoder, features: Tensor, count: int) -> list[list[Hypothesis]]:
-        """The best ``count`` captions of each image that the beams come by, the best first.
+        """Up to ``count`` ended hypotheses of each image, best first, at least one.
 
-        The search of an image is over when as many have ended. There is at least one, and there are
-        fewer than ``count`` where the longest length ends them.
+        The search of an image stops when ``count`` have ended; at the longest length there may be
+        fewer.
         """
         groups = self._in_groups(decoder, features, count)
         return [hypotheses for ended in groups for hypotheses in ended.all()]
@@ -113,7 +113,7 @@ class BeamSearch:
     def _in_groups(
         self, decoder: StepDecoder, features: Tensor, count: int | None
     ) -> Iterator[Ended]:
-        """What ends, of some images after the others; without a ``count`` the best is enough."""
+        """Search the images group by group; without ``count`` only each one's best is needed."""
         rules = told_constraints(self)
         pace = pace_on(features.device)
         for group in torch.split(features, max(1, pace.rows // self.beam_size)):
@@ -136,7 +136,7 @@ class BeamSearch:
             rules.forbid(scores_LKV.flatten(0, 1), beams.tokens.flatten(0, 1))
             cut_LK = end_all(scores_LKV) if words == self.max_length else None
             totals_LC = beams.totals(scores_LKV).flatten(1)
-            # Of 2K continuations at most K end, so that K are left to go on.
+            # At most K of 2K continuations end, one for each beam, so that K can go on.
             best = best_continuations(totals_LC, 2 * self.beam_size, scores_LKV.shape[2])
             norm = length_norm(words, self.length_penalty)
             ended.add(beams, ending(best, self.beam_size), words, norm, cut_LK)
@@ -154,12 +154,12 @@ class BeamSearch:
 
 
 def pace_on(device: torch.device) -> Pace:
-    """How searches go about their work there."""
+    """The pace of searches on ``device``."""
     return CPU_PACE if device.type == "cpu" else GPU_PACE
 
 
 def check_length_penalty(penalty: float) -> None:
-    """Refuse one that would make longer captions ever worse."""
+    """Raise ValueError unless ``penalty`` is finite and at least 0."""
     if penalty < 0:
         raise ValueError("a negative length_penalty would make longer captions ever worse")
     if not penalty < math.inf:
@@ -167,20 +167,20 @@ def check_length_penalty(penalty: float) -> None:
 
 
 def length_norm(words: int, penalty: float) -> float:
-    """What the log probability of a caption of so many words is divided by."""
+    """What the log probability of a caption of ``words`` words is divided by."""
     return float((words + 1) ** penalty)
 
 
 class Continuations(NamedTuple):
-    """Ways to go on, each image's best first; minus infinity marks a dead one."""
+    """Beams extended by one word, best first for each image; minus infinity marks a dead one."""
 
-    log_probs: Tensor  # (L, C) of the caption with its new word
-    parents: Tensor  # (L, C) the beam, in 0..K-1
+    log_probs: Tensor  # (L, C) of the hypothesis with its new word
+    parents: Tensor  # (L, C) the extended beam, in 0..K-1
     token_ids: Tensor  # (L, C) the new word
 
 
 def best_continuations(totals: Tensor, count: int, vocabulary_size: int) -> Continuations:
-    """The best ``count`` for each row of ``totals`` (L, K * V); dead ones where there are fewer."""
+    """The best ``count`` in each row of ``totals`` (L, K * V), filled up with dead ones."""
     found = min(count, totals.shape[1])
     log_probs, flat = totals.topk(found, dim=1)
     log_probs = pad(log_probs, (0, count - found), value=-torch.inf)
@@ -189,14 +189,14 @@ def best_continuations(totals: Tensor, count: int, vocabulary_size: int) -> Cont
 
 
 def ending(best: Continuations, size: int) -> Continuations:
-    """Of the best ``size`` those that end; the others are dead."""
+    """The continuations that end, if they are among the best ``size``; the others are dead."""
     ends = best.token_ids == END
     ends[:, size:].fill_(False)
     return best._replace(log_probs=best.log_probs.masked_fill(~ends, -torch.inf))
 
 
 def going_on(best: Continuations, size: int) -> Continuations:
-    """The best ``size`` of those that do not end."""
+    """The best ``size`` continuations that do not end."""
     live = best.log_probs.masked_fill(best.token_ids == END, -torch.inf)
     log_probs, chosen = live.topk(size, dim=1)
     return Continuations(
@@ -205,45 +205,45 @@ def going_on(best: Continuations, size: int) -> Continuations:
 
 
 class Beams:
-    """The unended captions of each image still searched: one at first, K after the first word."""
+    """Unended hypotheses of the images still searched: one each at first, then K each."""
 
     def __init__(self, start: State, images: int, size: int) -> None:
         device = start.rows[0].device
         self.size = size
-        self.images = torch.arange(images, device=device)  # (L,) which image each group is
+        self.images = torch.arange(images, device=device)  # (L,) index of each live image
         self.state = start  # of the rows: (N, ...)
-        # All beams of an image begin alike: until the first word one row does for them.
+        # All beams of an image begin alike: until the first word one row stands for them.
         self.tokens = torch.full((images, 1, 0), PAD, device=device)  # (L, K, words so far)
         self.log_probs = torch.zeros((images, 1), device=device)  # (L, K)
         self.last = torch.full((images,), BEGIN, device=device)  # (N,)
         self._memory: tuple[Tensor, Tensor] | None = None
 
     def step(self, decoder: StepDecoder) -> Tensor:
-        """Advance all rows by their last word; log probabilities (L, K, V) of the next.
+        """Feed each row's last word to the decoder; log probabilities (L, K, V) of the next word.
 
-        They are good until the next step, and may be written over.
+        The result is valid until the next step, and may be overwritten.
         """
         scores_NV, self.state = decoder.step(self.last, self.state)
         rows, words = scores_NV.shape
         if self._memory is None:
-            # Megabytes that were asked for anew at every word would come page by page, cleared.
+            # Allocated once: at every word the system would have to map and clear new pages.
             most = len(self.images) * self.size
             self._memory = (
                 torch.empty((most, words), device=scores_NV.device),
                 torch.empty((most, words), device=scores_NV.device),
             )
         plain, log_probs = (part[:rows] for part in self._memory)
-        # Between the rows of a decoder's scores there may be gaps, which softmax is slow with.
+        # A decoder's scores may have gaps between their rows, which slow softmax down.
         whole = scores_NV.float() if scores_NV.is_contiguous() else plain.copy_(scores_NV)
         torch.log_softmax(whole, dim=-1, out=log_probs)
         return log_probs.view(*self.log_probs.shape, words)
 
     def totals(self, scores_LKV: Tensor) -> Tensor:
-        """Log probabilities (L, K, V) of the captions, each a word longer; written over."""
+        """Log probabilities (L, K, V) of the hypotheses with one more word, computed in place."""
         return scores_LKV.add_(self.log_probs.unsqueeze(-1))
 
     def advance(self, chosen: Continuations) -> None:
-        """Go on with these, K for each image."""
+        """Make the chosen continuations, K for each image, the new beams."""
         images, width = self.log_probs.shape
         self.log_probs, parents, token_ids = chosen
         prefix = self.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1]))
@@ -253,11 +253,11 @@ class Beams:
         self.last = token_ids.flatten()
 
     def stop(self, decided: Tensor) -> None:
-        """Let nothing that is still computed for the decided images (L,) count."""
+        """Mark the beams of the decided images (L,) as dead."""
         self.log_probs.masked_fill_(decided.unsqueeze(1), -torch.inf)
 
     def drop(self, decided: Tensor) -> None:
-        """Compute nothing more for the decided images (L,)."""
+        """Remove the decided images (L,) from the computation."""
         left = (~decided).nonzero().squeeze(1)
         if len(left) == len(decided):
             return
@@ -270,7 +270,7 @@ class Beams:
 
 
 class Ended:
-    """The best K ended captions of every image."""
+    """The best K ended hypotheses of every image."""
 
     def __init__(self, images: int, beams: int, max_length: int, device: torch.device) -> None:
         self.scores = torch.full((images, beams), -torch.inf, device=device)
@@ -286,9 +286,10 @@ class Ended:
         norm: float,
         cut_LK: Tensor | None,
     ) -> None:
-        """Offer captions that end after ``words``; ``norm`` divides their log probability.
+        """Add hypotheses of ``words`` words that end, as far as they are among the best K.
 
-        ``cut_LK`` tells at the longest length which captions would have gone on.
+        ``norm`` divides their log probability. At the longest length ``cut_LK`` marks the beams
+        that would have gone on.
         """
         log_probs, parents, _ = offers
         size, max_length = self.tokens.shape[1:]
@@ -301,16 +302,16 @@ class Ended:
         self.scores[live], chosen = scores.topk(size, dim=1)
         self.tokens[live] = tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, max_length))
         self.lengths[live] = lengths.gather(1, chosen)
-        if cut_LK is not None:  # the last words: nothing was cut before
+        if cut_LK is not None:  # at the longest length; nothing is cut before
             cut = torch.cat([self.cut[live], cut_LK.gather(1, parents)], dim=1)
             self.cut[live] = cut.gather(1, chosen)
 
     def decided(self, images: Tensor, bound: Tensor | None) -> Tensor:
-        """Which ``images`` (L,) have K ended captions, or one that none left can surpass.
+        """Which ``images`` (L,) have K ended hypotheses, or one that no unended one can surpass.
 
-        A log probability only falls as words are added, so an unended caption ends at most with
-        what it has now, divided by the norm of the longest caption: ``bound`` (L,). None: only K
-        ended captions decide.
+        A log probability only falls as words are added, so an unended hypothesis scores at most
+        its present log probability divided by the norm of the longest caption: ``bound`` (L,) is
+        the largest such score. None: only K ended hypotheses decide.
         """
         full = self.scores[images].isfinite().all(dim=1)
         return full if bound is None else full | (self.scores[images, 0] >= bound)
@@ -320,7 +321,7 @@ class Ended:
         return [found[0] for found in self._rows(1)]
 
     def all(self) -> list[list[Hypothesis]]:
-        """All captions of each image, the best first; at least one."""
+        """All captions of each image, best first; at least one."""
         return self._rows(self.scores.shape[1])
 
     def _rows(self, count: int) -> list[list[Hypothesis]]:
@@ -337,7 +338,7 @@ class Ended:
 
 
 def end_all(scores_LKV: Tensor) -> Tensor:
-    """Leave END as the only continuation; which captions (L, K) had a more probable one."""
+    """Leave END as the only continuation, in place; returns which beams (L, K) preferred a word."""
     cut_LK = scores_LKV.argmax(dim=-1) != END
     scores_LKV[..., :END].fill_(-torch.inf)
     scores_LKV[..., END + 1 :].fill_(-torch.inf)

@@ -1,4 +1,4 @@
-"""What a caption may be, whatever searches for it: masks over the scores of the next word.
+"""Rules for captions, the same for every search: masks over the scores of the next word.
 
 Dimension key: N rows, T words so far, V vocabulary.
 """
@@ -20,7 +20,7 @@ RULES = ("min_length", "max_length", "allow_unknown", "no_repeat", "bad_endings"
 
 
 class WordIds(NamedTuple):
-    """The words of a search's rules as a vocabulary numbers them."""
+    """The vocabulary ids of the words in a search's rules."""
 
     endings: tuple[int, ...] = ()
     repeatable: tuple[int, ...] | None = None
@@ -46,7 +46,7 @@ class Constrained(Protocol):
 
     @property
     def no_repeat(self) -> int:
-        """No sequence of so many words is written twice; 0 allows all."""
+        """No n-gram of this many words is written twice; 0 allows all."""
         ...
 
     @property
@@ -61,19 +61,19 @@ class Constrained(Protocol):
 
     @property
     def word_ids(self) -> WordIds | None:
-        """The ids of these words, once a vocabulary is known."""
+        """The ids of the words in these rules; None until a vocabulary is known."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """Rules that forbid words by what was written before; PAD and BEGIN are never written.
+    """Rules that forbid next words given the words so far; PAD and BEGIN are never written.
 
     Attributes:
         min_length: shortest caption in words, at least 0.
         max_length: longest caption in words, at least 1.
         allow_unknown: whether UNKNOWN may be written.
-        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        no_repeat: no n-gram of this many words is written twice; 0 allows all.
         endings: ids of words that are never the last one.
         repeatable: ids of the words that may be written more than once; None: all.
     """
@@ -93,10 +93,10 @@ class Constraints:
 
     @classmethod
     def of(cls, search: Constrained) -> Self:
-        """Those of ``search``, without rules for words where their ids are not told.
+        """The rules of ``search``, without those that name words as long as it lacks their ids.
 
         Raises:
-            ValueError: rules that make no sense.
+            ValueError: the rules are invalid.
         """
         ids = search.word_ids or WordIds()
         return cls(
@@ -111,8 +111,8 @@ class Constraints:
     def forbid(self, scores: Tensor, tokens: Tensor) -> None:
         """Set ``scores`` (N, V) to minus infinity for what may not follow ``tokens`` (N, T).
 
-        Where nothing at all may follow, END may: every search comes to a caption. A caption of
-        ``max_length`` words may go on; it is for the search to end it.
+        If nothing else may follow, END may, so that every search produces a caption. To end a
+        caption of ``max_length`` words is left to the search.
         """
         ends_N = scores[:, END].clone() if self._may_run_dry(scores.shape[1]) else None
         for token_id in self._forbidden_at(tokens.shape[1]):
@@ -122,7 +122,7 @@ class Constraints:
             self._forbid_repeats(scores, tokens)
         if tokens.shape[1] and self.repeatable is not None:
             again_NT = torch.isin(tokens, _on(tokens.device, self.repeatable))
-            # PAD, which is forbidden anyway, takes the place of those that may come again.
+            # PAD, which is forbidden anyway, takes the place of words that may be repeated.
             scores.scatter_(1, tokens.masked_fill(again_NT, PAD), -torch.inf)
         if tokens.shape[1] and self.endings:
             bad_N = torch.isin(tokens[:, -1], _on(tokens.device, self.endings))
@@ -132,40 +132,40 @@ class Constraints:
             scores[:, END] = ends_N.where(dry_N, scores[:, END])
 
     def _forbidden_at(self, words: int) -> list[int]:
-        """The tokens that may not follow, whichever the ``words`` before are."""
+        """The tokens that may not follow ``words`` words, whatever these are."""
         forbidden = [PAD, BEGIN] if self.allow_unknown else [PAD, BEGIN, UNKNOWN]
         if words < self.min_length:
             forbidden.append(END)
-        if words == self.max_length - 1:  # END has to follow on what comes now
+        if words == self.max_length - 1:  # only END can follow the word that comes now
             forbidden += self.endings
         return forbidden
 
     def _forbid_repeats(self, scores: Tensor, tokens: Tensor) -> None:
-        """Forbid each word that once followed the last ``no_repeat`` - 1 words."""
+        """Forbid each word that has already followed the last ``no_repeat`` - 1 words."""
         length = self.no_repeat
         if tokens.shape[1] < length:
             return
-        runs_NRn = tokens.unfold(1, length, 1)  # all of so many words, from the first on
+        runs_NRn = tokens.unfold(1, length, 1)  # all n-grams so far
         last_N1n = tokens[:, tokens.shape[1] - length + 1 :].unsqueeze(1)
         again_NR = (runs_NRn[:, :, :-1] == last_N1n).all(dim=2)
-        # PAD, which is forbidden anyway, takes the place of those that are not.
+        # PAD, which is forbidden anyway, takes the place of words that are not.
         scores.scatter_(1, runs_NRn[:, :, -1].where(again_NR, PAD), -torch.inf)
 
     def _may_run_dry(self, vocabulary_size: int) -> bool:
-        """Whether the rules could forbid every word; they cannot with thousands."""
+        """Whether the rules could forbid every word, which only a small vocabulary allows."""
         repeats = self.max_length if self.no_repeat or self.repeatable is not None else 0
         return vocabulary_size - len(SPECIALS) <= repeats + len(self.endings)
 
 
 @lru_cache(maxsize=16)
 def _on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
-    """``ids`` there; copied anew at every word they would make a GPU wait."""
+    """``ids`` on ``device``; cached, since copying them at every word would make a GPU wait."""
     with torch.inference_mode(False):
         return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def word_ids_of(search: Constrained, vocabulary: Vocabulary) -> WordIds:
-    """The ids of those words of its rules that the vocabulary has."""
+    """The ids of the words in the rules of ``search``, except words unknown to the vocabulary."""
     endings, repeatable = search.bad_endings, search.repeatable
     return WordIds(
         _known(endings, vocabulary), None if repeatable is None else _known(repeatable, vocabulary)
@@ -177,10 +177,10 @@ def _known(words: Sequence[str], vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 def told_constraints(search: Constrained) -> Constraints:
-    """Those of a search that is about to begin.
+    """The rules of a search that is about to begin.
 
     Raises:
-        ValueError: when they name words whose ids nobody told.
+        ValueError: they name words, but the search does not know their ids.
     """
     if search.word_ids is None and (search.bad_endings or search.repeatable is not None):
         raise ValueError(

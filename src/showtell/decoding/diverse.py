@@ -1,4 +1,4 @@
-"""Beam search in groups that avoid each other's words, all images at once.
+"""Diverse beam search: groups of beams that avoid each other's words, all images at once.
 
 Dimension key: B images, L live images, G groups, k beams of a group, K = G * k beams of an image,
 V vocabulary, C continuations.
@@ -39,25 +39,25 @@ from showtell.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class DiverseBeamSearch:
-    """One beam for each group; at every word, later groups avoid what earlier ones just wrote.
+    """A beam search in each group; at every step, later groups avoid the words of earlier ones.
 
     Vijayakumar et al. 2018, "Diverse Beam Search for Improved Description of Complex Scenes",
     with the Hamming diversity: a group chooses its continuations by log probability minus
-    ``diversity`` for each beam of an earlier group that goes on with the same word. Captions are
-    compared by their log probability alone, and END is nobody's own: it is not avoided.
+    ``diversity`` for each beam of an earlier group that goes on with the same word. Ended
+    hypotheses are compared without this penalty, and END is never penalized.
 
     Attributes:
         groups: at least 1; the first is plain beam search.
         beam_size: beams of each group, at least 1.
-        diversity: at least 0, in nats.
+        diversity: penalty in nats, at least 0.
         min_length: shortest caption in words, at least 0.
         max_length: longest caption in words; at this length END is the only continuation.
         length_penalty: see ``BeamSearch``.
         allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
-        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        no_repeat: no n-gram of this many words is written twice; 0 allows all.
         bad_endings: words that are never the last one.
         repeatable: words that may be written more than once; None: all.
-        word_ids: the ids of these words, by `with_vocabulary`.
+        word_ids: ids of the words in ``bad_endings`` and ``repeatable``; see `with_vocabulary`.
     """
 
     groups: int
@@ -69,7 +69,7 @@ class DiverseBeamSearch:
     allow_unknown: bool
     no_repeat: int
     bad_endings: Sequence[str]
-    repeatable: Sequence[str] | None = None  # runs of before this rule have none in `run.json`
+    repeatable: Sequence[str] | None = None  # for the `run.json` of older runs
     word_ids: WordIds | None = None
 
     def __post_init__(self) -> None:
@@ -78,20 +78,20 @@ class DiverseBeamSearch:
         if not 0 <= self.diversity < math.inf:
             raise ValueError(f"diversity is at least 0 and finite, not {self.diversity}")
         check_length_penalty(self.length_penalty)
-        Constraints.of(self)  # refuses what makes no sense
+        Constraints.of(self)  # raises for invalid rules
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
-        """The same search, told the ids of its words."""
+        """A copy of this search that knows the ids of the words in its rules."""
         return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
-        """The best caption of each image of ``features`` (B, D) or (B, R, D), of all groups."""
+        """The best caption over all groups of each image of ``features`` (B, D) or (B, R, D)."""
         found = self.by_group(decoder, features)
         return [max(each, key=lambda hypothesis: hypothesis.score) for each in found]
 
     @torch.inference_mode()
     def by_group(self, decoder: StepDecoder, features: Tensor) -> list[list[Hypothesis]]:
-        """The best caption of each group, for each image."""
+        """For each image, the best caption of each group."""
         rules = told_constraints(self)
         pace = pace_on(features.device)
         parts = torch.split(features, max(1, pace.rows // (self.groups * self.beam_size)))
@@ -126,11 +126,11 @@ class DiverseBeamSearch:
         return [list(each) for each in zip(*(group.best() for group in ended), strict=True)]
 
     def _continue(self, totals_LKV: Tensor) -> Iterator[tuple[Continuations, Continuations]]:
-        """What ends and what goes on of each group, as the groups before let it choose."""
+        """For each group in turn, the continuations that end and those that go on."""
         size = self.beam_size
         taken_LV = torch.zeros_like(totals_LKV[:, 0])
         for group in range(self.groups):
-            # All beams are one until the first word.
+            # Until the first word one beam stands for all.
             first = 0 if totals_LKV.shape[1] == 1 else group * size
             own_LkV = totals_LKV[:, first : first + size]
             rated_LC = (own_LkV - self.diversity * taken_LV.unsqueeze(1)).flatten(1)
@@ -141,7 +141,7 @@ class DiverseBeamSearch:
             taken_LV.scatter_add_(1, goes_on.token_ids, live)
 
     def _stop(self, beams: Beams, ended: Sequence[Ended]) -> Tensor:
-        """Which live images (L,) all groups have decided; what is decided no longer counts."""
+        """Which live images (L,) all groups have decided; marks decided groups' beams as dead."""
         norm = length_norm(self.max_length, self.length_penalty)
         decided = []
         log_probs_LGk = beams.log_probs.view(-1, self.groups, self.beam_size)
@@ -153,7 +153,7 @@ class DiverseBeamSearch:
 
 
 def _unrated(chosen: Continuations, own_LkV: Tensor, first: int) -> Continuations:
-    """With plain log probabilities, and beams counted from the image's first."""
+    """Restore log probabilities without the penalty, and number parents over all groups."""
     flat = chosen.parents * own_LkV.shape[2] + chosen.token_ids
     log_probs = own_LkV.flatten(1).gather(1, flat)
     log_probs = log_probs.masked_fill(chosen.log_probs == -torch.inf, -torch.inf)

@@ -1,4 +1,4 @@
-"""Several decoders of one vocabulary that write a caption together, word by word.
+"""Several decoders with one vocabulary that write a caption together, word by word.
 
 Dimension key: B images, N rows, R regions, D feature size, V vocabulary, M members.
 """
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from showtell.models.decoder import State, StepDecoder
 from showtell.types import FeatureKind
 
-Spans = Sequence[tuple[int, int]]  # of columns, each without its end
+Spans = Sequence[tuple[int, int]]  # half-open ranges of feature columns
 
 
 class Ensemble(nn.Module):
-    """The mean of its members' scores of the next word, whatever their architectures.
+    """Averages its members' scores (logits) of the next word, whatever their architectures.
 
     p(w | words, image) is proportional to the geometric mean of the members' p_m(w | words, image),
-    because softmax takes a constant of each row away. The arithmetic mean, the other usual choice,
+    because softmax ignores a constant added to a row. The arithmetic mean, the other usual choice,
     needs the softmax of every member, and wrote no better captions of Flickr8k: see captioning.md.
 
     Args:
-        members: decoders of one vocabulary.
-        columns: which of the D features each member reads, as spans (from, to) in its order; None
-            where all read all.
+        members: decoders with one vocabulary.
+        columns: which of the D features each member reads, as half-open spans (from, to) in the
+            order it reads them; None if all members read all features.
 
     Attributes:
-        feature_kind: the grid where any member reads it; the pooled features that the others read
+        feature_kind: ``grid`` if any member reads a grid; the pooled features that the others read
             are its mean (see ``EncoderOutput``).
         columns: as given.
     """
@@ -49,11 +49,11 @@ class Ensemble(nn.Module):
         kinds = {member.feature_kind for member in self._each()}
         self.feature_kind = "grid" if "grid" in kinds else "pooled"
         self.columns = columns
-        # Tensors of each member's state: rows, images, weights.
+        # How many tensors each member's state has: rows, images, weights.
         self._parts: tuple[tuple[int, int, int], ...] = ()
 
     def start(self, features: Tensor) -> State:
-        """The states of all members as one, from features (B, D), or (B, R, D) if any reads a grid.
+        """The members' states in one, from features (B, D), or (B, R, D) if any reads a grid.
 
         Its tensors are those of the first member, then those of the second, and so on.
         """
@@ -72,7 +72,7 @@ class Ensemble(nn.Module):
         return (cast(StepDecoder, member) for member in self.members)
 
     def _read(self, features: Tensor) -> Iterator[tuple[StepDecoder, Tensor]]:
-        """Each member with its features."""
+        """Each member with the features that it reads."""
         for number, member in enumerate(self._each()):
             own = features if self.columns is None else _take(features, self.columns[number])
             is_mean = member.feature_kind == "pooled" and self.feature_kind == "grid"

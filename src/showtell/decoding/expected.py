@@ -1,18 +1,18 @@
-"""What people would say of a picture, as far as its features tell: the n-grams to be expected.
+"""Expected CIDEr: scores captions by the n-grams that an image's features predict.
 
 CIDEr-D (Vedantam et al. 2015, see `showtell.metrics.cider`) compares a caption with the references
-of its image by the tf-idf weights of their n-grams. A new picture has no references, but their mean
+of its image by the tf-idf weights of their n-grams. A new image has no references, but their mean
 vector can be predicted from its features, by kernel ridge regression fitted to the training images.
-What a caption scores against that prediction is the CIDEr to be expected of it, without the penalty
-on length. CIDEr-D clips the count of an n-gram to that of the reference; here it is clipped to one,
-since references seldom repeat a word that weighs anything. With the references of the most similar
-training images in place of a prediction this is the consensus re-ranking of Devlin et al. 2015,
-"Language Models for Image Captioning", and Mao et al. 2015, "Learning like a Child".
+The score of a caption against that prediction is its expected CIDEr, without the penalty on length.
+CIDEr-D clips the count of an n-gram to that of the reference; here it is clipped to one, since
+references seldom repeat a word of any weight. With the references of the most similar training
+images in place of a prediction this is the consensus re-ranking of Devlin et al. 2015, "Language
+Models for Image Captioning", and Mao et al. 2015, "Learning like a Child".
 
-All training images would be too many to keep. The regression sees a picture by its similarity to
-some of them, the landmarks (Williams and Seeger 2001, "Using the Nystrom Method to Speed Up Kernel
-Machines"), in the directions in which features differ most, and its weights are the best ones of a
-given rank (Mukherjee and Zhu 2011, "Reduced Rank Ridge Regression and Its Kernel Extensions").
+All training images would be too many to keep. The regression represents an image by its similarity
+to some of them, the landmarks (Williams and Seeger 2001, "Using the Nystrom Method to Speed Up
+Kernel Machines"), along the principal components of the features, and its weights are the best ones
+of a given rank (Mukherjee and Zhu 2011, "Reduced Rank Ridge Regression and Its Kernel Extensions").
 
 Dimension key: I training images, B images, D feature size, E directions, M landmarks, Q rank,
 G n-grams, N n-grams of all captions.
@@ -40,36 +40,37 @@ from showtell.metrics.cider import LONGEST, SCALE, ngrams
 from showtell.text.vocabulary import PAD
 
 Ngram = tuple[int, ...]
-Captions = Sequence[Sequence[int]]  # of one image, each the ids of its tokens
+Captions = Sequence[Sequence[int]]  # of one image, each as token ids
 
-# The most frequent are predicted, and bound the memory; Flickr8k has 21,600 in five images or more.
+# At most this many n-grams, the most frequent, are predicted: a bound on memory. Flickr8k has
+# 21,600 n-grams that occur in five images or more.
 MOST_NGRAMS = 30_000
-# Similarity is exp(-WIDTH * d), d the mean squared difference of the features, each in its standard
-# deviations: two pictures that have nothing in common are 2 apart.
+# Similarity is exp(-WIDTH * d), with d the mean squared difference of the features, each in units
+# of its standard deviation: d is 2 for two images that have nothing in common.
 WIDTH = 0.5
-# What is added to the similarity of a training image with itself, 1: the larger, the smoother.
+# Added to the similarity of a training image with itself, which is 1: the larger, the smoother.
 RIDGE = 0.3
 MOST_DIRECTIONS = 256
-# All training images of Flickr8k: with a third of them most of what is gained over a regression on
-# the features themselves is lost.
+# Enough for all training images of Flickr8k: a third of them loses most of the gain over a
+# regression on the features themselves.
 MOST_LANDMARKS = 6_000
-# Landmarks may be alike: so much is added to what each has in common with itself.
+# Added to the similarity of a landmark with itself, because landmarks may be alike.
 _ALIKE = 1e-4
-# A direction in which features differ by less, beside the first one, is none.
+# Directions whose variance is less than this share of the largest are dropped.
 _LEAST_VARIANCE = 1e-5
-# Images whose n-grams are dense in memory together.
+# Images whose dense n-gram vectors are in memory at a time.
 _CHUNK = 250
-# The entry of the file's metadata with what is no tensor.
+# Metadata entry of the file for what is not a tensor.
 FACTS = "facts"
 
 
 @dataclass(frozen=True, slots=True)
 class NgramWeights:
-    """The tf-idf of n-grams, by how many training images have them.
+    """Tf-idf weights of n-grams, by the number of training images whose references have them.
 
     Attributes:
         ngrams: n-gram of token ids -> its number, 0 to G - 1.
-        idf: of each, log(training images / images with the n-gram).
+        idf: of each n-gram, log(training images / images with the n-gram).
         unseen: the idf of all other n-grams, log(training images).
     """
 
@@ -79,11 +80,11 @@ class NgramWeights:
 
     @classmethod
     def of(cls, captions: Sequence[Captions], least_images: int) -> Self:
-        """Those of ``least_images`` and more, of the references of each training image."""
+        """Weights of the n-grams in the references of at least ``least_images`` training images."""
         documents: Counter[Ngram] = Counter()
         for references in captions:
             documents.update({gram for tokens in references for gram in ngrams(tokens)})
-        # By their ids where equally frequent: not in the order of the images.
+        # Ties are sorted by token ids, not by the order of the images.
         ranked = sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:MOST_NGRAMS]
         chosen = [(gram, count) for gram, count in ranked if count >= least_images]
         return cls(
@@ -93,9 +94,9 @@ class NgramWeights:
         )
 
     def vector(self, tokens: Sequence[int], *, once: bool = False) -> Iterator[tuple[int, float]]:
-        """Number and tf-idf of the known n-grams of a caption, whose norm is 1 for each length.
+        """Number and tf-idf of a caption's known n-grams; all its n-grams of a length have norm 1.
 
-        With ``once`` each n-gram counts once, though in the norm as often as it is there.
+        With ``once`` each n-gram counts once, but in the norm as often as it occurs.
         """
         squares = [0.0] * LONGEST
         known = []
@@ -112,7 +113,7 @@ class NgramWeights:
     def scores(
         self, captions: Captions, weights: Tensor, bias: Tensor, read: Tensor
     ) -> list[float]:
-        """CIDEr of ``captions`` of an image of which ``weights @ read + bias`` (G,) is expected.
+        """CIDEr of ``captions`` against the predicted vector ``weights @ read + bias`` (G,).
 
         ``weights`` are (G, Q), ``read`` is (Q,).
         """
@@ -122,7 +123,7 @@ class NgramWeights:
                 owners.append(owner)
                 numbers.append(number)
                 values.append(value)
-        # No product of matrices: in a training of mixed precision that would be one of bfloat16.
+        # Not a matrix product, which autocast would compute in bfloat16 during training.
         expected_N = (weights[numbers] * read).sum(dim=1) + bias[numbers]
         products_N = torch.tensor(values) * expected_N * (SCALE / LONGEST)
         owners_N = torch.tensor(owners, dtype=torch.long)
@@ -130,7 +131,7 @@ class NgramWeights:
         return scores
 
     def mean_vectors(self, captions: Sequence[Captions]) -> Tensor:
-        """For some images the mean (images, G) of their references' vectors."""
+        """The mean (images, G) of the vectors of each image's references."""
         means = torch.zeros(len(captions), len(self.ngrams))
         for row, references in enumerate(captions):
             sums: defaultdict[int, float] = defaultdict(float)
@@ -144,14 +145,14 @@ class NgramWeights:
 
 @dataclass(frozen=True, slots=True)
 class Directions:
-    """Where features differ most over the training images: their first principal components.
+    """The first principal components of the features of the training images.
 
     Attributes:
-        means: (D,) of the features.
-        scales: (D,) what they are divided by: their standard deviations times the root of D, so
-            that the squared distance of two pictures is the mean squared difference of their
-            features, each in its standard deviations.
-        vectors: (D, E) of norm 1.
+        means: (D,) means of the features.
+        scales: (D,) what features are divided by: their standard deviations times the root of D, so
+            that the squared distance of two images is the mean squared difference of their
+            features, each in units of its standard deviation.
+        vectors: (D, E) components, as columns of norm 1.
     """
 
     means: Tensor
@@ -160,11 +161,11 @@ class Directions:
 
     @classmethod
     def of(cls, features: Iterable[Tensor]) -> Self:
-        """Of the features of the training images, in chunks (any, D)."""
+        """Compute them from the features of the training images, in chunks (any, D)."""
         images, shift = 0, torch.empty(0)
         for chunk in features:
             if images == 0:
-                # Sums of squares around something near the mean lose nothing in single precision.
+                # Near the mean, sums of squares lose little in single precision.
                 shift = chunk.mean(dim=0)
                 sums, squares_DD = torch.zeros_like(shift), torch.zeros(len(shift), len(shift))
             near = chunk - shift
@@ -173,18 +174,19 @@ class Directions:
             images += len(chunk)
         mean = sums / images
         covariance_DD = squares_DD / images - torch.outer(mean, mean)
-        # A feature that never changes tells nothing, and shall not be divided by nothing.
+        # A constant feature tells nothing and must not be divided by 0.
         deviations = covariance_DD.diagonal().clamp(min=0).sqrt() + 1e-3
         covariance_DD = covariance_DD / deviations / deviations.unsqueeze(1)
         variances, vectors = torch.linalg.eigh(covariance_DD)
-        # Along the others nothing was seen: a new picture would be unlike all by chance alone.
+        # The training images do not vary along the others: there a new image would be unlike all
+        # of them by chance alone.
         vectors = vectors[:, variances >= _LEAST_VARIANCE * variances[-1]][:, -MOST_DIRECTIONS:]
-        # In the digits that are kept, so that everything is fitted to what will be read again.
+        # In the precision of the file, so that everything is fitted to what will be loaded.
         kept = vectors.half().float()
         return cls(shift + mean, deviations * math.sqrt(len(deviations)), kept)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Where pictures of ``features`` (B, D) lie: (B, E)."""
+        """Project ``features`` (B, D) on the components: points (B, E)."""
         return (features - self.means) / self.scales @ self.vectors
 
 
@@ -193,12 +195,12 @@ class ExpectedNgrams:
     """Predicts the mean tf-idf vector of an image's references from its pooled features.
 
     Attributes:
-        known: the n-grams that are predicted, and what they weigh.
-        directions: in which a picture is compared with the landmarks.
-        landmarks: (M, E) training images.
-        projection: (M, Q) what is read of the similarities to them.
-        weights: (G, Q) what follows from it.
-        bias: (G,) what is predicted where nothing is read.
+        known: the n-grams that are predicted, and their weights.
+        directions: components along which an image is compared with the landmarks.
+        landmarks: (M, E) points of training images.
+        projection: (M, Q) maps the similarities to the landmarks to the Q inputs of ``weights``.
+        weights: (G, Q) maps these inputs to the n-grams.
+        bias: (G,) prediction for inputs of 0.
     """
 
     known: NgramWeights
@@ -217,13 +219,13 @@ class ExpectedNgrams:
         least_images: int,
         rank: int,
     ) -> Self:
-        """Fit it to training images.
+        """Fit the prediction to training images.
 
         Args:
             captions: all references of each image.
-            features: the pooled features of the same images in chunks (at most I, D); they are
-                passed over twice.
-            least_images: an n-gram of fewer images is not predicted.
+            features: the pooled features of the same images in chunks (at most I, D); iterated
+                over twice.
+            least_images: an n-gram in the references of fewer images is not predicted.
             rank: largest Q; the prediction is the best one of that rank.
         """
         known = NgramWeights.of(captions, least_images)
@@ -234,8 +236,8 @@ class ExpectedNgrams:
         between_MM = similarities(landmarks.double(), landmarks.double())
         between_MM.diagonal().add_(_ALIKE)
         lower_MM = torch.linalg.cholesky(gram_MM + RIDGE * between_MM).float()
-        # With C = L L' the solution C^-1 T is L'^-1 W, where W = L^-1 T: what is lost of it by a
-        # smaller rank is least along the first left singular vectors of W.
+        # With C = L L' the solution C^-1 T is L'^-1 W, where W = L^-1 T: a smaller rank loses least
+        # if it keeps the first left singular vectors of W.
         whitened_MG = torch.linalg.solve_triangular(lower_MM, together_MG, upper=False)
         best_MQ = left_singular_vectors(whitened_MG, rank)
         projection = torch.linalg.solve_triangular(lower_MM.T, best_MQ, upper=True)
@@ -245,7 +247,7 @@ class ExpectedNgrams:
         return cls(known, directions, landmarks, projection, weights, bias)
 
     def scores(self, features: Tensor, captions: Sequence[Captions]) -> list[list[float]]:
-        """The CIDEr to be expected of each of the ``captions`` of each image.
+        """The expected CIDEr of each of the ``captions`` of each image.
 
         ``features`` are pooled, (B, D).
         """
@@ -257,7 +259,7 @@ class ExpectedNgrams:
         ]
 
     def save(self, path: Path, made_for: str) -> None:
-        """Write it as ``.safetensors``; ``made_for`` names the features and the ids of words."""
+        """Write a ``.safetensors`` file; ``made_for`` identifies the features and word ids."""
         padded = [(*gram, *(PAD,) * (LONGEST - len(gram))) for gram in self.known.ngrams]
         tensors = {
             "ngrams": torch.tensor(padded, dtype=torch.int32).view(-1, LONGEST),
@@ -271,16 +273,16 @@ class ExpectedNgrams:
         for name, tensor in (wide | {"weights": self.weights}).items():
             tensors[name], tensors[name + STEPS] = in_bytes(tensor)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        # In one entry: several would stand in another order each time.
+        # One entry only: the order of several would differ each time.
         facts = json.dumps({"unseen": self.known.unseen, "made_for": made_for})
         write_atomically(path, save(contiguous, metadata={FACTS: facts}))
 
     @classmethod
     def load(cls, path: Path, made_for: str) -> Self:
-        """Inverse of ``save``.
+        """Read a file that ``save`` wrote.
 
         Raises:
-            UserError: it is missing, damaged, or was made for something else.
+            UserError: the file is missing, damaged, or was made for something else.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -332,12 +334,12 @@ class ExpectedNgrams:
 def _moments(
     known: NgramWeights, captions: Sequence[Captions], points: Tensor, landmarks: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of training images at ``points`` (I, E), their landmarks, and their references' vectors.
+    """Moments of the similarities and n-gram vectors of the training images at ``points`` (I, E).
 
-    The mean similarities (M,), the mean vector (G,), and around these means the sums over the
-    images of similarity x similarity (M, M) and of similarity x vector (M, G).
+    Returns the mean similarities to the landmarks (M,), the mean vector (G,), and the sums over the
+    images, around these means, of similarity x similarity (M, M) and similarity x vector (M, G).
     """
-    # In single precision what pictures have in common would hide how little they differ.
+    # In single precision what images have in common would drown the little in which they differ.
     landmarks, count = landmarks.double(), len(landmarks)
     starts = range(0, len(points), _CHUNK)
     chunks = [points[start : start + _CHUNK].double() for start in starts]
@@ -358,10 +360,10 @@ def _moments(
 
 
 def left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
-    """Those of the ``count`` largest singular values of ``matrix`` (M, G), as columns.
+    """Left singular vectors of the ``count`` largest singular values of ``matrix``, as columns.
 
     Found by subspace iteration from a random start (Halko, Martinsson and Tropp 2011, "Finding
-    Structure with Randomness", algorithm 4.4), the same start each time.
+    Structure with Randomness", algorithm 4.4) with a fixed seed. ``matrix`` is (M, G).
     """
     if not matrix.numel():
         return matrix.new_zeros(len(matrix), 1)
@@ -376,12 +378,12 @@ def left_singular_vectors(matrix: Tensor, count: int) -> Tensor:
 
 
 def _landmarks(points: Tensor) -> Tensor:
-    """Some of the training images (I, E), evenly from the first to the last."""
+    """At most `MOST_LANDMARKS` of the training images (I, E), evenly spaced."""
     count = min(len(points), MOST_LANDMARKS)
     return points[torch.linspace(0, len(points) - 1, count).round().long()]
 
 
 def similarities(points: Tensor, landmarks: Tensor) -> Tensor:
-    """Of pictures (B, E) to landmarks (M, E): (B, M), from 0 to 1."""
+    """Similarities (B, M), from 0 to 1, of images (B, E) to landmarks (M, E)."""
     squares_BM = points.square().sum(dim=1, keepdim=True) + landmarks.square().sum(dim=1)
     return (-WIDTH * (squares_BM - 2 * points @ landmarks.T).clamp(min=0)).exp()

@@ -1,4 +1,4 @@
-"""Beam search whose captions are compared once more, by what is to be expected of the picture."""
+"""Beam search whose ended hypotheses are reranked by expected CIDEr."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from showtell.text.vocabulary import END, Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class RerankedBeamSearch:
-    """Of the captions that a beam search ends, the best by its own score and by expected CIDEr.
+    """Beam search that picks the hypothesis with the best sum of its score and expected CIDEr.
 
-    A decoder knows well what may be said next and less well what the whole of a caption says of the
-    picture; the prediction of `ExpectedNgrams` knows nothing of an order beyond four words.
+    The two complement each other: a decoder is good at the next word and less good at what a whole
+    caption says of the image; the prediction of `ExpectedNgrams` knows no order beyond four words.
 
     Attributes:
-        candidates: captions that are compared, at least 1. The search goes on until as many have
-            ended, whatever its ``beam_size``.
-        weight: of the expected CIDEr (0 to 10) beside the score of the beam search.
+        candidates: ended hypotheses that are compared, at least 1. The search goes on until as many
+            have ended, whatever its ``beam_size``.
+        weight: weight of the expected CIDEr (0 to 10) beside the score of the beam search.
         word_reward: added for each word (He et al. 2016, "Improved Neural Machine Translation with
-            SMT Features"); decoders that were trained for CIDEr-D write shorter than people do.
-        least_images: an n-gram of fewer training images is not predicted.
-        rank: of the prediction; its file grows with it.
-        expected: the prediction, by `fitted` or `with_expected`.
+            SMT Features"); decoders trained for CIDEr-D write shorter captions than people do.
+        least_images: an n-gram in the references of fewer training images is not predicted.
+        rank: rank of the prediction; the size of its file grows with it.
+        expected: the fitted prediction, set by `fitted` or `with_expected`.
 
     The others are those of `BeamSearch`.
     """
@@ -47,7 +47,7 @@ class RerankedBeamSearch:
     weight: float
     least_images: int
     rank: int
-    # Runs of before these options have none in their `run.json`; conf/decoding gives them all.
+    # For the `run.json` of older runs.
     repeatable: Sequence[str] | None = None
     word_reward: float = 0.0
     word_ids: WordIds | None = None
@@ -63,26 +63,26 @@ class RerankedBeamSearch:
             raise ValueError(f"word_reward is a finite number, not {self.word_reward}")
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
-        """The same search, told the ids of its words."""
+        """A copy of this search that knows the ids of the words in its rules."""
         return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     def fitted(self, captions: Sequence[Captions], features: Iterable[Tensor]) -> Self:
-        """The same search, fitted to training images: see `ExpectedNgrams.fit`.
+        """A copy of this search fitted to training images: see `ExpectedNgrams.fit`.
 
-        ``captions`` are ids without END; ``features`` are passed over twice.
+        ``captions`` are token ids without END; ``features`` are iterated over twice.
         """
         ended = [[(*tokens, END) for tokens in references] for references in captions]
         options = {"least_images": self.least_images, "rank": self.rank}
         return self.with_expected(ExpectedNgrams.fit(ended, features, **options))
 
     def with_expected(self, expected: ExpectedNgrams) -> Self:
-        """The same search with a prediction that was fitted before."""
+        """A copy of this search with an already fitted prediction."""
         return replace(self, expected=expected)
 
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), in order.
 
-        Its score is the sum by which it is the best.
+        Its score is the sum that the candidates are compared by.
         """
         if self.expected is None:
             raise ValueError("a search that compares with what is expected must be told of it")

@@ -1,4 +1,4 @@
-"""Captions drawn at random from what a decoder thinks of the next word.
+"""Captions sampled word by word from a decoder's distribution of the next word.
 
 Dimension key: B images, S samples of each, N = B * S captions, M rows still computed, T positions,
 V vocabulary.
@@ -26,22 +26,22 @@ from showtell.decoding.constraints import (
 from showtell.models.decoder import State, StepDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN, Vocabulary
 
-# Scores (M, V), a number of [0, 1) for each row (M,), the words so far (M, t) -> the next word
-# (M,) and its log probability (M,).
+# (scores (M, V), a uniform number in [0, 1) for each row (M,), the words so far (M, t)) -> the next
+# word (M,) and its log probability (M,).
 Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-# No words of a caption.
+# Tokens that are not words of a caption.
 NEVER_DRAWN = (PAD, BEGIN, UNKNOWN)
 
 
 class Samples(NamedTuple):
-    """Drawn captions, those of one image side by side: caption n describes image n // S."""
+    """Drawn captions, those of one image next to each other: caption n describes image n // S."""
 
     tokens: Tensor  # (N, T) int64: words, END where it was drawn, then PAD
     lengths: Tensor  # (N,) int64: tokens before PAD, END included
     ended: Tensor  # (N,) bool: whether END was drawn; False where the longest length cut it off
-    log_probs: Tensor  # (N,) float32: natural, of those tokens under what they were drawn from
+    log_probs: Tensor  # (N,) float32: natural, under the distribution drawn from
 
 
 @torch.no_grad()
@@ -55,15 +55,15 @@ def sample(
 ) -> Samples:
     """Draw captions of each image word by word from softmax(scores).
 
-    PAD, BEGIN and UNKNOWN are never drawn; the other words share their probability.
+    PAD, BEGIN and UNKNOWN are never drawn; the distribution of the others is renormalized.
 
     Args:
-        decoder: in the mode it shall be in; no gradient is kept.
+        decoder: in the mode, train or eval, that it should run in; no gradient is recorded.
         features: (B, D) or (B, R, D).
         samples: captions of each image, S.
         max_length: longest caption in words; T is one more, for END.
-        generator: on any device; it is asked for one number for each position of each caption,
-            whenever that ends.
+        generator: on any device; it always draws one number for each position of each caption,
+            however early that ends.
     """
     shape = (len(features) * samples, max_length + 1)
     uniforms_NT = torch.rand(shape, generator=generator, device=generator.device)
@@ -72,25 +72,25 @@ def sample(
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Captions drawn word by word; which ones depends on the seed and on the image alone.
+    """Samples captions word by word; the result depends on the seed and the image alone.
 
-    The numbers that decide come from ``seed`` and the content of an image's features, so neither
-    the other images nor how many captions are drawn changes any.
+    The random numbers are derived from ``seed`` and the content of an image's features, so neither
+    the other images nor the number of captions drawn changes any caption.
 
     Attributes:
-        temperature: above 0; scores are divided by it, so that less than 1 favours the probable.
-        top_k: draw only from so many most probable words; None for all.
+        temperature: above 0; scores are divided by it, so that less than 1 favours probable words.
+        top_k: draw only from this many most probable words; None for all.
         top_p: draw only from the fewest words that together have this probability (Holtzman et al.
             2020, "The Curious Case of Neural Text Degeneration", section 3.1), after ``top_k``;
             in (0, 1], None for all.
-        seed: of the random numbers, at least 0.
+        seed: seed of the random numbers, in 0..2^64 - 1.
         min_length: shortest caption in words, at least 0.
-        max_length: longest caption in words; one that would go on is cut there.
+        max_length: longest caption in words; one that would go on is cut off there.
         allow_unknown: whether UNKNOWN may be written. PAD and BEGIN never are.
-        no_repeat: no sequence of so many words is written twice; 0 allows all.
+        no_repeat: no n-gram of this many words is written twice; 0 allows all.
         bad_endings: words that are never the last one.
         repeatable: words that may be written more than once; None: all.
-        word_ids: the ids of these words, by `with_vocabulary`.
+        word_ids: ids of the words in ``bad_endings`` and ``repeatable``; see `with_vocabulary`.
     """
 
     temperature: float
@@ -102,7 +102,7 @@ class Sampling:
     allow_unknown: bool
     no_repeat: int
     bad_endings: Sequence[str]
-    repeatable: Sequence[str] | None = None  # runs of before this rule have none in `run.json`
+    repeatable: Sequence[str] | None = None  # for the `run.json` of older runs
     word_ids: WordIds | None = None
 
     def __post_init__(self) -> None:
@@ -114,21 +114,21 @@ class Sampling:
             raise ValueError(f"top_p lies above 0 and at most at 1, not at {self.top_p}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed lies in 0..2^64 - 1, not at {self.seed}")
-        Constraints.of(self)  # refuses what makes no sense
+        Constraints.of(self)  # raises for invalid rules
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
-        """The same sampler, told the ids of its words."""
+        """A copy of this sampler that knows the ids of the words in its rules."""
         return replace(self, word_ids=word_ids_of(self, vocabulary))
 
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
-        """The first caption that is drawn for each image of ``features`` (B, D) or (B, R, D)."""
+        """The first caption drawn for each image of ``features`` (B, D) or (B, R, D)."""
         return [first for (first,) in self.several(decoder, features, 1)]
 
     @torch.inference_mode()
     def several(self, decoder: StepDecoder, features: Tensor, count: int) -> list[list[Hypothesis]]:
-        """``count`` captions of each image, in the order of the drawing.
+        """``count`` captions of each image, in the order in which they are drawn.
 
-        A score is the log probability of drawing this caption.
+        A caption's score is the log probability of drawing it.
         """
         rules = told_constraints(self)
         draw_word = partial(self._draw, rules)
@@ -140,10 +140,10 @@ class Sampling:
         return found
 
     def _uniforms(self, features: Tensor, count: int) -> Tensor:
-        """For each caption of each image a number for each word: (B * count, max_length + 1)."""
+        """A uniform number for each position of each caption: (B * count, max_length + 1)."""
         shape = count, self.max_length + 1
         rows = [torch.empty(0, self.max_length + 1)]
-        # As float16, as which features are stored.
+        # As float16, the type that features are stored in.
         for image in features.half().cpu():
             content = image.numpy().tobytes() + self.seed.to_bytes(8, "little")
             key = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
@@ -153,7 +153,7 @@ class Sampling:
     def _draw(
         self, rules: Constraints, scores: Tensor, uniforms: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        scores = scores.clone()  # a decoder's own may be needed again
+        scores = scores.clone()  # the decoder may need its own again
         rules.forbid(scores, tokens)
         return draw_filtered(
             scores / self.temperature, uniforms, top_k=self.top_k, top_p=self.top_p
@@ -169,7 +169,7 @@ def _hypotheses(samples: Samples) -> list[Hypothesis]:
 
 
 def _write(decoder: StepDecoder, features: Tensor, uniforms_NT: Tensor, draw: Draw) -> Samples:
-    """Draw N captions, as many for each of the B images, with the given random numbers."""
+    """Draw N captions, equally many for each of the B images, with the given random numbers."""
     samples = len(uniforms_NT) // max(1, len(features))
     rows = _Rows(decoder.start(features), samples, uniforms_NT)
     words_between = pace_on(features.device).words
@@ -182,7 +182,7 @@ def _write(decoder: StepDecoder, features: Tensor, uniforms_NT: Tensor, draw: Dr
 
 
 class _Rows:
-    """The captions still being written, each beside the others of its image."""
+    """The captions still being written, next to the others of their images."""
 
     def __init__(self, start: State, samples: int, uniforms_NT: Tensor) -> None:
         count, device = len(uniforms_NT), uniforms_NT.device
@@ -190,8 +190,8 @@ class _Rows:
         self.tokens = torch.full(uniforms_NT.shape, PAD, device=device)
         self.log_probs = torch.zeros(count, device=device)
         self.live = torch.ones(count, dtype=torch.bool, device=device)
-        # Which caption each row writes, by image: (groups, rows of a group). Rows of a state
-        # without a part that is shared by image may leave one by one.
+        # Which caption each row writes, (groups, rows of a group); a group is an image. If a state
+        # shares nothing per image, each row is its own group and can be dropped alone.
         self.captions = torch.arange(count, device=device).view(-1, max(1, samples))
         self.state = start.select(self.captions.flatten() // max(1, samples))
         if not start.images:
@@ -199,7 +199,7 @@ class _Rows:
         self.last = torch.full((count,), BEGIN, device=device)
 
     def write(self, position: int, scores_MV: Tensor, draw: Draw) -> None:
-        """Draw a word for each row; END and PAD for those that have ended."""
+        """Write the next word of each row; PAD where the caption has ended or is cut off."""
         captions_M = self.captions.flatten()
         words_Mt = self.tokens[captions_M, :position]
         drawn_M, log_probs_M = draw(scores_MV, self.uniforms[captions_M, position], words_Mt)
@@ -212,9 +212,9 @@ class _Rows:
         self.live[captions_M] = live_M & (drawn_M != END)
 
     def drop_ended(self) -> bool:
-        """Compute nothing more for captions that have ended, as far as groups can be narrowed.
+        """Drop rows of captions that have ended; returns whether any caption is unended.
 
-        Whether any is left. All groups stay equally wide, as a state wants them.
+        All groups must stay equally wide, as a state requires: some ended rows may remain.
         """
         live_GS = self.live[self.captions]
         counts = live_GS.sum(dim=1)
@@ -230,16 +230,16 @@ class _Rows:
         return width > 0
 
     def found(self) -> Samples:
-        """What was written."""
+        """The captions written."""
         ended = (self.tokens == END).any(dim=1)
         lengths = (self.tokens != PAD).sum(dim=1)
         return Samples(self.tokens, lengths, ended, self.log_probs)
 
 
 def draw(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """A word of each row (M,) of ``scores`` (M, V), and its log probability (M,).
+    """Sample a word (M,) from each row of ``scores`` (M, V), with its log probability (M,).
 
-    Never PAD, BEGIN or UNKNOWN. ``uniforms`` (M,) lie in [0, 1) and decide.
+    PAD, BEGIN and UNKNOWN are never drawn. ``uniforms`` (M,) in [0, 1) determine the words.
     """
     probs_MV = torch.softmax(scores, dim=1)
     for token_id in NEVER_DRAWN:
@@ -254,7 +254,7 @@ def _draw_any(scores: Tensor, uniforms: Tensor, _: Tensor) -> tuple[Tensor, Tens
 def draw_filtered(
     scores: Tensor, uniforms: Tensor, *, top_k: int | None, top_p: float | None
 ) -> tuple[Tensor, Tensor]:
-    """As `draw`, from the most probable words alone, of which any may be drawn."""
+    """As `draw`, but only from the most probable words, and excluding no token by itself."""
     probs_MV = torch.softmax(scores, dim=1)
     if top_k is None and top_p is None:
         return _invert(probs_MV, uniforms)
@@ -262,24 +262,24 @@ def draw_filtered(
     probs_MC, words_MC = probs_MV.topk(count, dim=1)
     if top_p is not None:
         probs_MC = probs_MC / probs_MC.sum(dim=1, keepdim=True)
-        above_MC = probs_MC.cumsum(dim=1) - probs_MC  # of the words more probable than each
+        above_MC = probs_MC.cumsum(dim=1) - probs_MC  # of all more probable words
         probs_MC = probs_MC.masked_fill(above_MC >= top_p, 0.0)
     drawn_M, log_probs_M = _invert(probs_MC, uniforms)
     return words_MC.gather(1, drawn_M.unsqueeze(1)).squeeze(1), log_probs_M
 
 
 def _invert(probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """An index of each row (M,) of ``probs`` (M, C), by inversion, and its log probability.
+    """Sample an index (M,) from each row of ``probs`` (M, C) by inversion, and its log probability.
 
-    The rows need not sum to 1. One uniform number decides; `torch.multinomial` wants one for each
-    entry, which on a CPU costs more than all products of a step.
+    Rows need not sum to 1. One uniform number per row suffices; `torch.multinomial` draws one
+    per entry, which on a CPU costs more than all matrix products of a step.
     """
-    # A GPU's sums of prefixes may fall by a rounding where a word has no probability.
+    # On a GPU, rounding may make a cumulative sum fall where a word has probability 0.
     exact = torch.float32 if probs.device.type == "cpu" else torch.float64
     cumulated_MC = probs.cumsum(dim=1, dtype=exact)
     totals_M1 = cumulated_MC[:, -1:]
     below = torch.nextafter(totals_M1, torch.zeros_like(totals_M1))
     targets_M1 = torch.minimum(uniforms.unsqueeze(1) * totals_M1, below)
-    # The first whose sum is above: never one of probability 0.
+    # The first entry whose cumulative sum is above: never one of probability 0.
     drawn_M1 = torch.searchsorted(cumulated_MC, targets_M1, right=True)
     return drawn_M1.squeeze(1), (probs.gather(1, drawn_M1) / totals_M1).log().squeeze(1).float()

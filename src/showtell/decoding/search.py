@@ -1,4 +1,4 @@
-"""What captioning, validation and evaluation know of a search, whichever it is."""
+"""The interface of all searches, which captioning, validation and evaluation use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Search(Protocol):
         ...
 
     def with_vocabulary(self, vocabulary: Vocabulary) -> Self:
-        """The same search, told the ids of the words that its rules name."""
+        """A copy of this search that knows the ids of the words in its rules."""
         ...
 
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:

@@ -1,4 +1,4 @@
-"""The data set of a run, for a page that shows its pictures: where it was, if it is still there."""
+"""Finds the data set of a run, so that a page can show its images, if it is still there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from showtell.types import CaptionData, CaptionedImage
 
 @dataclass(frozen=True)
 class AtHand:
-    """The data set the run names, or why it is not at hand; ``problem`` may also be a doubt."""
+    """The data set that a run names; ``problem`` says why it is missing or may be another one."""
 
     data: CaptionData | None
     problem: str | None
@@ -29,7 +29,7 @@ def data_set_at_hand(config: Mapping[str, Any], record: Mapping[str, Any]) -> At
     try:
         if problems := check_node("data", node):
             return AtHand(None, problems[0])
-        # The built-in set is drawn where it is not; a page draws nothing in somebody's folders.
+        # Building the built-in data set would draw it if missing; a report must not write there.
         if node[TARGET].endswith(".scenes.files.scenes") and not Path(node["root"]).is_dir():
             return AtHand(None, f"{node['root']} is not there")
         data = build("data", node)

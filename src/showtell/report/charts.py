@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-LABEL_GAP = 14.0  # the least distance of two labels at the line ends that stay readable
-# A dot for every point of a dense curve would be a band; a nameless line is a background.
+LABEL_GAP = 14.0  # least distance at which two labels at line ends stay readable
+# Denser curves get no dots, which would merge into a band; nor do nameless ones, a background.
 MAX_DOTS = 80
 
-# A row of an effect chart is a line of words over a line of dots; where many dots would lie on one
-# another they are spread a little.
+# A row of an effect chart is a line of text over a line of dots, which are jittered so that they do
+# not hide each other.
 ROW_TOP, ROW_HEIGHT, DOTS_BELOW = 4.0, 46.0, 0.68
 JITTER = (0.0, -2.5, 2.5, -5.0, 5.0)
 
@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The view box, and in it the edges of the field between the axes."""
+    """The view box and, inside it, the edges of the plot area."""
 
     width: float
     height: float
@@ -33,14 +33,14 @@ class Frame:
     bottom: float
 
 
-# Names stand to the right of the lines, the mark above them; bars need neither room.
+# Lines need room for names to their right and a mark above them; bars need neither.
 LINE_FRAME = Frame(400, 250, left=38, right=336, top=26, bottom=212)
 BAR_FRAME = Frame(400, 230, left=38, right=392, top=6, bottom=192)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve; ``name`` stands at its end and may be empty, ``tone`` is its CSS class."""
+    """One curve; ``name`` labels its end and may be empty, ``tone`` is its CSS class."""
 
     name: str
     points: Sequence[Point]
@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A number on an axis and where it stands."""
+    """A label on an axis and its position."""
 
     at: float
     text: str
@@ -57,7 +57,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A point of a curve with what it says when pointed at."""
+    """A point of a chart with its tooltip."""
 
     x: float
     y: float
@@ -66,7 +66,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line as drawn: its path, its dots, and its name at the height ``label_y``."""
+    """A line as drawn: its SVG path, its dots, and its name at the height ``label_y``."""
 
     name: str
     tone: str
@@ -77,7 +77,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of a histogram: filled for the one group, a cap line for the other."""
+    """One bar of a histogram: filled for one group, a cap line for the other."""
 
     x: float
     width: float
@@ -88,7 +88,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Everything the template draws; ``summary`` says it to those who do not see it."""
+    """Everything the template draws; ``summary`` is the text for screen readers."""
 
     frame: Frame
     title: str
@@ -103,9 +103,9 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a choice: the score of each run with what it says, their adjusted mean.
+    """One value of a choice: score and tooltip of each run, and the adjusted mean of the runs.
 
-    ``error`` is the standard error of the mean; both may be unknown.
+    ``error`` is the standard error of the mean; both are None if unknown.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class ValueRow:
-    """A value as drawn: its name and mean above its dots, which lie around the height ``y``."""
+    """A value as drawn: its name and mean as text above its dots, which lie around ``y``."""
 
     name: str
     text: str
@@ -128,7 +128,7 @@ class ValueRow:
 
 @dataclass(frozen=True, slots=True)
 class EffectChart:
-    """A row for each value of a choice over one axis; ``band`` is the yardstick, from x to x."""
+    """A row for each value of a choice over one axis; ``band`` has the edges of the chance band."""
 
     frame: Frame
     title: str
@@ -140,7 +140,7 @@ class EffectChart:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """The linear map from values [low, high] to lengths [start, end]; one alone is half way."""
+    """The linear map from [low, high] to [start, end], or to their middle if low equals high."""
 
     low: float
     high: float
@@ -161,11 +161,11 @@ def line_chart(
     from_zero: bool = True,
     mark: tuple[float, str] | None = None,
 ) -> Chart:
-    """Curves over a common axis that begins at 0, with their names at their ends.
+    """Curves over a common x axis that begins at 0, with their names at their ends.
 
     Args:
-        from_zero: whether the other axis begins at 0, as it must where heights are compared.
-        mark: a place on the x axis to point out, and what to write there.
+        from_zero: whether the y axis begins at 0, as it must where heights are compared.
+        mark: an x value to mark, and its label.
     """
     points = [point for line in lines for point in line.points]
     lowest = 0.0 if from_zero else min(y for _, y in points)
@@ -190,7 +190,7 @@ def line_chart(
 def histogram(
     title: str, filled: Mapping[int, float], capped: Mapping[int, float], *, x_name: str
 ) -> Chart:
-    """The shares, in per cent, of two groups for each whole number from 0 on."""
+    """Histogram of two groups over the whole numbers from 0 on; shares are in per cent."""
     last = max([*filled, *capped])
     y_values = ticks(0, max([*filled.values(), *capped.values()]), 5)
     frame = BAR_FRAME
@@ -225,11 +225,11 @@ def effect_chart(
     axis: tuple[float, float],
     band: tuple[float, float] | None,
 ) -> EffectChart:
-    """Dots of runs by the value of one choice, with the mean of each.
+    """The runs as dots, a row for each value of one choice, with the mean of each.
 
     Args:
-        axis: from the lowest to the highest score of the page's charts of this metric, because
-            what is to be compared must have one scale.
+        axis: lowest and highest score in all of the page's charts of this metric, so that they
+            share one scale.
         band: scores between which chance alone moves a run.
     """
     x_values = ticks(*axis, 5)
@@ -241,7 +241,7 @@ def effect_chart(
         for place, value in enumerate(values)
     )
     said = [f"{row.name} {row.text}" for row in rows]
-    # The band may be wider than all that is drawn.
+    # The band may be wider than the axis.
     clipped = band and (max(band[0], x_values[0]), min(band[1], x_values[-1]))
     return EffectChart(
         frame,
@@ -282,7 +282,7 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
 
 
 def number(value: float) -> str:
-    """A number as short as it goes without loss: 0.5, 12, 60."""
+    """A number with up to six significant digits and no trailing zeros: 0.5, 12, 60."""
     return f"{value:.6g}"
 
 
@@ -302,7 +302,7 @@ def _spread_labels(curves: Sequence[Curve]) -> tuple[Curve, ...]:
     """Move labels apart, upwards from the lowest, until none covers another."""
     room_y = math.inf
     spread = [curve for curve in curves if not curve.name]
-    # Reversed: of lines that end together the first keeps the upper place.
+    # Reversed, so that among lines that end at the same height the first is labelled on top.
     named = [curve for curve in reversed(curves) if curve.name]
     for curve in sorted(named, key=lambda curve: -curve.label_y):
         label_y = min(curve.label_y, room_y)

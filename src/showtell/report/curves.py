@@ -1,4 +1,4 @@
-"""The curves of a training: ``metrics.csv`` read as it stands, and the charts of it."""
+"""The learning curves of a training: reads ``metrics.csv`` and makes charts of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from showtell.report.charts import Chart, Line, Point, line_chart
 
-# Written by `showtell.tracking`, which is not imported for its name: it would bring Lightning.
+# Repeated from `showtell.tracking`, because importing that would import Lightning.
 METRICS_FILE = "metrics.csv"
 BLEU_ORDERS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The validation whose weights were kept: its 1-based epoch and the score that chose it."""
+    """The validation whose weights were saved: its 1-based epoch and its ``monitor`` score."""
 
     monitor: str
     epoch: int
@@ -26,16 +26,16 @@ class Best:
 
 @dataclass(frozen=True)
 class Curves:
-    """Metric name -> points (epochs done, value); values of an epoch lie at its end.
+    """Metric name -> points (completed epochs, value); an epoch's values lie at its end.
 
-    Before the first epoch has ended the unit, ``x_name``, is the step.
+    ``x_name`` is the unit of x: ``step`` until the first epoch has ended, then ``epoch``.
     """
 
     points: dict[str, list[Point]]
     x_name: str
 
     def best(self, monitor: str | None) -> Best | None:
-        """The first validation with the highest ``monitor``, or None before any."""
+        """The first validation with the highest ``monitor``; None before any validation."""
         found = self.points.get(monitor or "")
         if not found or not monitor:
             return None
@@ -43,7 +43,7 @@ class Curves:
         return Best(monitor, round(epoch), score)
 
     def at_best(self, monitor: str | None) -> dict[str, float]:
-        """What was logged together with the first highest ``monitor``; nothing before any."""
+        """All values logged together with the first highest ``monitor``; empty before any."""
         found = self.points.get(monitor or "")
         if not found:
             return {}
@@ -52,7 +52,7 @@ class Curves:
         return {name: value for name, value in each.items() if value is not None}
 
     def charts(self, best: Best | None) -> list[Chart]:
-        """Loss, reward, BLEU and CIDEr, those that were logged, with the best epoch marked."""
+        """Charts of loss, reward, BLEU and CIDEr, as far as logged, with the best epoch marked."""
         mark = (float(best.epoch), f"best: epoch {best.epoch}") if best else None
         charts = []
         if loss := self._lines({"train/step_loss": "", "train/loss": "train", "val/loss": "val"}):
@@ -82,10 +82,10 @@ class Curves:
 
 
 def read_curves(path: Path) -> Curves:
-    """The curves so far; none when the file is missing or has no numbers yet.
+    """Read the curves so far; empty if the file is missing or has no numbers yet.
 
-    A training may be writing the file: half a line at its end is left out, and so is what is no
-    finite number.
+    A training may still be writing the file: an incomplete last line is left out, and so are values
+    that are not finite.
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
@@ -101,7 +101,7 @@ def read_curves(path: Path) -> Curves:
 
 
 def _steps_per_epoch(rows: list[dict[str, str]]) -> float | None:
-    """Optimizer steps of an epoch, from the last row that closes one; None before there is any."""
+    """Optimizer steps per epoch, from the last row that ends an epoch; None if there is none."""
     for row in reversed(rows):
         step, epoch = _finite(row.get("step")), _finite(row.get("epoch"))
         if row.get("val/loss") and step is not None and epoch is not None:

@@ -1,4 +1,4 @@
-"""Pictures with what was said of them: the cards every page shows, and a page of nothing else."""
+"""Cards of images with their captions, which every page shows, and a page of nothing else."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from showtell.report.page import write_page
 from showtell.text.tokenizer import tokenize
 from showtell.vision.images import ImageError, load_image
 
-# A card is about 300 px wide; a little more keeps it sharp on dense screens, and a page of two
-# dozen pictures below a megabyte.
+# A card is about 300 px wide; a little more stays sharp on dense screens, and keeps a page of two
+# dozen images below a megabyte.
 THUMBNAIL_SIDE = 400
 WEBP_QUALITY = 72
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture to show: its generated caption, its references if any, its scores by name."""
+    """An image to show: its generated caption, its references if any, its scores by name."""
 
     path: Path
     caption: str
@@ -30,7 +30,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word of a caption; ``known`` when a reference has it, or when there is none to ask."""
+    """A word of a caption; ``known`` if a reference has it or there are no references."""
 
     text: str
     known: bool
@@ -38,7 +38,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A picture as the template shows it; ``image`` is a data URI, None when unreadable."""
+    """An image as the template shows it; ``image`` is a data URI, None if unreadable."""
 
     picture: Picture
     image: str | None
@@ -46,14 +46,14 @@ class Card:
 
     @property
     def description(self) -> str:
-        """The text in place of the picture: what a person wrote, else the name of the file."""
+        """The image's alternative text: its first reference, else the name of the file."""
         return self.picture.references[0] if self.picture.references else self.picture.path.name
 
 
 def write_gallery(pictures: Sequence[Picture], output: Path, title: str) -> Path:
-    """Write a page of pictures with their captions to ``output``; return ``output``.
+    """Write a page of images with their captions to ``output``; return ``output``.
 
-    A picture that cannot be read keeps its card, which says so.
+    An image that cannot be read keeps its card, which says so.
 
     Raises:
         UserError: the page cannot be written.
@@ -62,12 +62,12 @@ def write_gallery(pictures: Sequence[Picture], output: Path, title: str) -> Path
 
 
 def cards(pictures: Sequence[Picture]) -> list[Card]:
-    """Pictures with their files embedded and their captions compared with the references."""
+    """Cards with the images embedded and their captions compared with the references."""
     return [Card(p, embedded(p.path), compared(p.caption, p.references)) for p in pictures]
 
 
 def embedded(path: Path) -> str | None:
-    """The picture as a small WebP in a data URI; None when it cannot be read."""
+    """The image as a small WebP in a data URI; None if it cannot be read."""
     try:
         image = load_image(path)
     except ImageError:
@@ -79,7 +79,7 @@ def embedded(path: Path) -> str | None:
 
 
 def compared(caption: str, references: Sequence[str]) -> tuple[Word, ...]:
-    """The words of a caption, each with whether a reference has it."""
+    """The words of a caption, each marked with whether a reference has it."""
     said = {token for reference in references for token in tokenize(reference)}
     return tuple(
         Word(word, not references or said.issuperset(tokenize(word))) for word in caption.split()

@@ -1,4 +1,4 @@
-"""Where a model with attention looked for each word: a veil over the picture that lets it shine."""
+"""Attention maps: for each word a veil over the image that is clear where the model looked."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from showtell.errors import UserError
 from showtell.report.gallery import Card
 from showtell.vision.images import Preprocessing, load_image
 
-# Share of light that the veil takes where the model does not look at all.
+# Opacity of the veil where the model does not look at all.
 DARKNESS = 0.8
-# A region shines in full from this many even shares on, even where none has more: attention that
-# is spread evenly must look like it, not like its own noise.
+# A region is fully clear from this many times the uniform weight on, if no region has more: evenly
+# spread attention must look even, instead of having its noise amplified.
 FULL_LIGHT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class WordView:
-    """A word, the veil that shows where it was looked for (a data URI), and the same in words."""
+    """A word, the veil of its attention (a data URI), and a description of it in words."""
 
     word: str
     veil: str
@@ -38,10 +38,10 @@ class WordView:
 
 @dataclass(frozen=True, slots=True)
 class LookedAt:
-    """A picture with a view for each word.
+    """An image with an attention view for each word.
 
     ``ratio`` is width over height; ``left``, ``top``, ``width`` and ``height`` say in per cent
-    which part of the picture the network saw, and thus where the veils lie.
+    which part of the image the network saw, and thus where the veils lie.
     """
 
     card: Card
@@ -55,7 +55,7 @@ class LookedAt:
 
 @dataclass(frozen=True, slots=True)
 class Looking:
-    """Some pictures with the attention of each word, or why there are none."""
+    """Some images with the attention of each word, or why there are none."""
 
     pictures: tuple[LookedAt, ...]
     problem: str | None
@@ -64,7 +64,7 @@ class Looking:
 def looking_section(
     run_folder: Path, record: Mapping[str, Any], cards: Sequence[Card]
 ) -> Looking | None:
-    """Where the run looked as it wrote the captions of ``cards``; None without attention."""
+    """The run's attention for the captions of ``cards``; None if its model has no attention."""
     readable = [card for card in cards if card.image]
     if not readable or not _attends(record):
         return None
@@ -86,7 +86,7 @@ def _attends(record: Mapping[str, Any]) -> bool:
 
 
 def looked_at(rule: Preprocessing, card: Card, look: Look) -> LookedAt:
-    """The card's picture with the veil of each word over what ``rule`` let the network see."""
+    """The card's image with each word's veil over the part that ``rule`` let the network see."""
     image = load_image(card.picture.path)
     left, top, right, bottom = rule.view(image.width, image.height)
     across, down = 100 / image.width, 100 / image.height
@@ -107,7 +107,7 @@ def looked_at(rule: Preprocessing, card: Card, look: Look) -> LookedAt:
 def veil(shares: npt.NDArray[np.float32]) -> str:
     """Attention (rows, columns) as a black image of that size, clear where the model looks.
 
-    The browser stretches it smoothly over the picture: a hundred bytes a word.
+    It takes a hundred bytes a word; the browser scales it smoothly to the image's size.
     """
     light = np.minimum(shares / max(float(shares.max()), FULL_LIGHT / shares.size), 1.0)
     pixels = np.zeros((*shares.shape, 4), dtype=np.uint8)
@@ -118,7 +118,7 @@ def veil(shares: npt.NDArray[np.float32]) -> str:
 
 
 def describe(shares: npt.NDArray[np.float32]) -> str:
-    """The ninth of the picture that got most of the attention, with its share."""
+    """Name the ninth of the image (3 x 3) that gets most of the attention, with its share."""
     rows, columns = shares.shape
     thirds = np.zeros((3, 3))
     for (row, column), share in np.ndenumerate(shares):

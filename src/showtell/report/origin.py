@@ -1,4 +1,4 @@
-"""What was trained on what: the entries of ``run.json`` as facts for people."""
+"""What was trained on what: the entries of ``run.json`` as readable facts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in one breath; what ``run.json`` does not say is ``?`` or 0."""
+    """The main facts of a run; what ``run.json`` does not say is ``?`` or 0."""
 
     model: str
     data: str
@@ -34,12 +34,12 @@ class Summary:
 
     @property
     def title(self) -> str:
-        """Three words, such as ``LSTMDecoder on flickr8k``."""
+        """Model and data set, such as ``LSTMDecoder on flickr8k``."""
         return f"{self.model} on {self.data}"
 
 
 def summary_of(record: Mapping[str, Any]) -> Summary:
-    """The run that ``run.json`` describes; its pictures and captions are those of the training."""
+    """Summarize ``run.json``; images and captions are counted in the training split."""
     data = record.get("data", {})
     return Summary(
         model=_class_name(record.get("model", {})),
@@ -96,7 +96,7 @@ def _software(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(node: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The settings of a node and of the nodes in it, one level after the other."""
+    """The settings in a node and in its nested nodes; nested names are prefixed with their key."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from ((f"{key} {name}", text) for name, text in _leaves(value))

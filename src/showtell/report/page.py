@@ -1,7 +1,7 @@
 """From content to one self-contained HTML file: templates, number formats, the style sheet.
 
-The templates escape everything they are given. Captions, file names and configurations come from
-others, and a page that is passed around must not carry their HTML.
+The templates escape everything they are given: captions, file names and configurations come from
+others, and a page that is passed around must not contain their HTML.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def write_page(output: Path, template: str, **content: Any) -> Path:
-    """Fill ``template`` and write it to ``output``, whole or not at all; return ``output``.
+    """Fill ``template`` and write it atomically to ``output``; return ``output``.
 
     Raises:
         UserError: the file cannot be written.
@@ -42,7 +42,7 @@ def score_text(value: float) -> str:
 
 
 def count_text(value: int) -> str:
-    """A count with its thousands apart."""
+    """A count with thousands separators."""
     return f"{value:,}"
 
 
@@ -58,7 +58,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(score=score_text, count=count_text)
     environment.globals["split_names"] = SPLIT_NAMES
-    # Ours alone, without a word from outside: the one text that is not escaped.
+    # The only text that is not escaped: it is ours, with nothing from outside.
     style, _, _ = loader.get_source(environment, "style.css")
     environment.globals["style"] = Markup(style)
     return environment

@@ -1,4 +1,4 @@
-"""The score files of a run, read and made ready to show."""
+"""Reads the score files of a run and formats them for a page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True)
 class SplitScores:
-    """The table of one split, this run first; ``remarks`` are the entries that are no scores."""
+    """The score table of one split, this run first; ``remarks`` are entries that are not scores."""
 
     split: Split
     metrics: tuple[str, ...]
@@ -39,14 +39,14 @@ class SplitScores:
 
 
 def read_scores(run_folder: Path, split: Split) -> SplitScores | None:
-    """What ``scores-<split>.json`` holds; None when the split was not evaluated.
+    """The content of ``scores-<split>.json``; None if the split was not evaluated.
 
-    An entry named ``BLEU-4`` is that score. One whose path has the name in it, nested or with
-    slashes as ``floor/BLEU-4`` or ``interval: {BLEU-4: [low, high]}``, stands in a row of its own
-    below that score.
+    An entry named ``BLEU-4`` is that score. An entry with the name in its path, nested or with
+    slashes, such as ``floor/BLEU-4`` or ``interval: {BLEU-4: [low, high]}``, goes into a row of its
+    own below that score.
 
     Raises:
-        UserError: the file is no JSON object.
+        UserError: the file is not a JSON object.
     """
     content = _read(run_folder / f"scores-{split}.json")
     if content is None:
@@ -58,10 +58,10 @@ def read_scores(run_folder: Path, split: Split) -> SplitScores | None:
 
 
 def unfinished_share(run_folder: Path, split: Split) -> float | None:
-    """The share of captions that the search cut off, where the split was evaluated.
+    """The share of captions that the search cut off; None if the file does not say.
 
     Raises:
-        UserError: the file is no JSON object.
+        UserError: the file is not a JSON object.
     """
     content = _read(run_folder / f"scores-{split}.json") or {}
     share = content.get("captions/share unfinished")
@@ -84,7 +84,7 @@ Leaf = tuple[tuple[str, ...], Any]
 
 
 def _is_word_figure(leaf: Leaf) -> bool:
-    """Whether it is about words, which have a section of their own."""
+    """Whether an entry is about words, which have a section of their own."""
     path, _ = leaf
     return len(path) > 1 and path[0] in ("captions", "people") and path[-1] not in SCORE_NAMES
 
@@ -99,7 +99,7 @@ def _leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator
 
 
 def _rows(leaves: list[Leaf], metrics: Sequence[str]) -> Iterator[ScoreRow]:
-    """A row for each name that scores stand under, the run's own first, then its interval."""
+    """A row for each name that scores are listed under: the run's own, its interval, the rest."""
     named: dict[str, dict[str, Any]] = {THIS_RUN: {}}
     for path, value in leaves:
         if metric := next((part for part in path if part in metrics), None):
@@ -113,7 +113,7 @@ def _rows(leaves: list[Leaf], metrics: Sequence[str]) -> Iterator[ScoreRow]:
 
 
 def _ranges(named: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
-    """Metric -> [low, high]; their rows are taken out of ``named``."""
+    """Metric -> [low, high]; removes the rows of the two bounds from ``named``."""
     low, high = (named.pop(bound, {}) for bound in INTERVAL_BOUNDS)
     return {metric: [low[metric], high[metric]] for metric in low if metric in high}
 
@@ -123,7 +123,7 @@ def _label(path: Any) -> str:
 
 
 def _value_text(value: Any, *, is_score: bool = False) -> str:
-    """A value for people: a score times 100, a pair as a range."""
+    """A value as text: a score times 100, a pair as a range."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, int | float) and is_score:

@@ -1,4 +1,4 @@
-"""The page about one run: what it is, how it learnt, how well it writes, and what it writes."""
+"""The report about one run: its settings, learning curves, scores and captions."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from showtell.types import CaptionedImage, Split
 
 REPORT = "report.html"
 SHOWN_BEST, SHOWN_RANDOM = 6, 12
-# Of each gallery, the pictures that are shown once more for every word.
+# Images of each gallery whose attention is shown for every word.
 LOOKED_AT = 2
-# The test split comes second: whoever looks through its pictures begins to tune on them.
+# Galleries show the first split that has captions. The test split comes second, because whoever
+# looks through its images begins to tune on them.
 SCORED_SPLITS: tuple[Split, ...] = ("val", "test")
-# CIDEr weighs words by how telling they are; ROUGE-L parts the many with a CIDEr of 0.
+# CIDEr weighs words by how informative they are; ROUGE-L ranks the many with a CIDEr of 0.
 RANKING = ("CIDEr", "ROUGE-L")
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Some pictures under a heading."""
+    """Some images under a heading."""
 
     title: str
     cards: list[Card]
@@ -44,15 +45,15 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
     """Write one self-contained HTML page about a run; return where it is.
 
     Captions are ranked and compared with the references of the data set named in ``config.yaml``;
-    where that is not at hand the page is made without pictures and says so. A run that has not
-    finished, or failed, gets a page with what there is.
+    if that is not available, the page has no images and says so. A run that is unfinished or failed
+    gets a page with what there is.
 
     Args:
         run_folder: the folder of the run.
         output: the file to write; ``report.html`` in the run folder by default.
 
     Raises:
-        UserError: this is no run folder, one of its files is damaged, or the page cannot be
+        UserError: this is not a run folder, one of its files is damaged, or the page cannot be
             written.
     """
     record = read_record(run_folder)
@@ -86,7 +87,7 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
 
 
 def _captions(run_folder: Path) -> tuple[Split, dict[str, str]]:
-    """The captions of the first split that has some, image id -> caption."""
+    """The first split that has captions, and its captions, image id -> caption."""
     for split in SCORED_SPLITS:
         path = run_folder / f"captions-{split}.json"
         if path.exists():
@@ -95,7 +96,7 @@ def _captions(run_folder: Path) -> tuple[Split, dict[str, str]]:
 
 
 def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Gallery], str | None]:
-    """Best, random (of all) and worst pictures, and what is to be said of their data set."""
+    """Galleries of the best, random and worst captions; and the data set's problem, if any."""
     if at_hand.data is None or not captions:
         return [], at_hand.problem
     images = captioned(captions, at_hand.data)
@@ -104,14 +105,14 @@ def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Galle
     pictures = _ranked(captions, images)
     count = min(SHOWN_BEST, len(pictures) // 3)
     best, worst = pictures[:count], pictures[len(pictures) - count :][::-1]
-    # Out of all: what a reader takes for a sample must be one, extremes too.
+    # From all images, the best and the worst included, to be a fair sample.
     drawn = random.Random(0).sample(pictures, min(SHOWN_RANDOM, len(pictures)))
     parts = {"Best": best, "Drawn at random": drawn, "Worst": worst}
     return [Gallery(t, cards(chosen)) for t, chosen in parts.items() if chosen], at_hand.problem
 
 
 def _ranked(captions: Mapping[str, str], images: Sequence[CaptionedImage]) -> list[Picture]:
-    """The pictures from the best caption to the worst."""
+    """The images, sorted from the best caption to the worst."""
     scores = score_captions(
         {image.image_id: captions[image.image_id] for image in images},
         {image.image_id: image.captions for image in images},

@@ -1,4 +1,4 @@
-"""The section on the captions as language: figures beside people's, lengths, frequent captions."""
+"""The section on the language of captions: statistics beside the references', lengths, repeats."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from showtell.types import CaptionData, Split
 
 @dataclass(frozen=True)
 class WordsSection:
-    """What the section shows.
+    """The content of the section.
 
     Attributes:
-        figures: name, the model's, people's ("" where it has no meaning).
-        has_people: whether the references are at hand to compare with.
+        figures: name, value of the model's captions, value of the references ("" where it has no
+            meaning).
+        has_people: whether references are available to compare with.
         most_frequent: captions used more than once with their counts.
-        lengths: how many captions have how many words, beside people's.
+        lengths: histogram of caption lengths in words, beside that of the references.
     """
 
     figures: tuple[tuple[str, str, str], ...]
@@ -34,7 +35,7 @@ class WordsSection:
 def words_section(
     run_folder: Path, split: Split, captions: Mapping[str, str], data: CaptionData | None
 ) -> WordsSection | None:
-    """The section about the ``captions`` of a split; None where there are none."""
+    """The section about the ``captions`` of a split; None if there are none."""
     if not captions:
         return None
     references = _references(captions, data)
@@ -53,7 +54,7 @@ def words_section(
 def _references(
     captions: Mapping[str, str], data: CaptionData | None
 ) -> dict[str, tuple[str, ...]]:
-    """Those of the captioned images, as far as the data set is at hand and has them."""
+    """The references of the captioned images, as far as the data set is available and has them."""
     images = data.images if data else ()
     return {i.image_id: i.captions for i in images if i.image_id in captions}
 

@@ -1,4 +1,4 @@
-"""Why a job ended as it did, in one sentence, from its exit status and its log."""
+"""Why a job failed, in one sentence, from its exit status and its log."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 import signal
 from pathlib import Path
 
-# A cause is at the end of a log, and a log may be long.
+# Only the end of a log is read: the cause is there, and a log may be long.
 _TAIL_BYTES = 2**16
 _LONGEST = 300
-# Progress bars rewrite their line, and colours are of no use in a file.
+# Escape sequences of progress bars and colours, which are removed.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|out of memory|can't allocate memory", re.I)
 
@@ -27,13 +27,13 @@ def cause_of(status: int, log: Path, *, start: int) -> str:
         return _shortened(memory + said)
     if status == 0:
         return "ended with status 0 before its run was finished"
-    # As shells and our own programs tell of a signal that was handled.
+    # The convention of shells, and of our own programs, for a handled signal.
     handled = f": ended by {_signal_name(status - 128)}" if status > 128 else ""
     return f"exit status {status}{handled}"
 
 
 def _last_words(log: Path, start: int) -> str | None:
-    """What the program or Python said of the error that ended it; None when nothing was said."""
+    """The last ``error:`` line or exception in the log; None if there is none."""
     with log.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(max(start, size - _TAIL_BYTES))

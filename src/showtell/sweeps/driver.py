@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep, as many at once as there are slots, whatever becomes of each."""
+"""Runs the jobs of a sweep, as many at once as there are slots; failures do not stop the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from showtell.sweeps.record import Job, Sweep
 from showtell.sweeps.slots import Slot
 
 _POLL_SECONDS = 0.1
-# A training saves its state within ten seconds; then there is no more waiting.
+# Time between asking a job to end and killing it; a training saves its state within ten seconds.
 GRACE_SECONDS = 20.0
 # What a training itself writes in its folder.
 SIGNS_OF_LIFE = ("metrics.csv", "run.json", "checkpoints")
@@ -31,8 +31,8 @@ class Limits:
     """When a job is given up, in seconds; None: never.
 
     Attributes:
-        total: since its start.
-        silent: since it wrote anything.
+        total: time since its start.
+        silent: time since it last wrote anything.
     """
 
     total: float | None
@@ -43,23 +43,23 @@ class Limits:
 class _Running:
     job: Job
     process: JobProcess
-    given_up: str | None = None  # why we end it
+    given_up: str | None = None  # why it is being ended
     kill_at: float | None = None
     look_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """How to run jobs.
+    """Runs the jobs of a sweep.
 
     Attributes:
-        sweep: they belong to; its record is kept up to date.
-        program: what starts a job, given its overrides.
-        slots: where they run.
-        limits: of each.
-        signs: folders, beside its own, whose changes show that a job is alive: it may be filling
-            the feature store, or wait for another that does.
-        tell: takes each line of progress.
+        sweep: the sweep that the jobs belong to; its record is kept up to date.
+        program: the command that starts a job when its overrides are appended.
+        slots: where the jobs run.
+        limits: time limits of each job.
+        signs: folders, besides its own, whose changes show that a job is alive: it may be filling
+            the feature store, or waiting for another that does.
+        tell: called with each line of progress.
     """
 
     sweep: Sweep
@@ -70,14 +70,14 @@ class Driver:
     tell: Callable[[str], None]
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run those of ``jobs`` that are not finished; each has an outcome afterwards.
+        """Run the ``jobs`` that are not finished; afterwards each is finished or failed.
 
         Raises:
             UserError: the record or a log cannot be written.
-            BaseException: whatever ends the sweep early. Its jobs are told to end first; run again,
-                they go on where they were.
+            BaseException: whatever ends the sweep early. Its jobs are asked to end first; run
+                again, they resume.
         """
-        # By number, since two combinations of a command may be one job.
+        # By number, because two combinations of overrides may be the same job.
         waiting = deque({job.number: job for job in jobs if job.status != "finished"}.values())
         for job in waiting:
             job.status, job.cause = "waiting", None
@@ -106,7 +106,7 @@ class Driver:
             with slot_lock:  # the job keeps open what we close
                 job = waiting.popleft()
                 log = open_locked(self.sweep.log_file(job))
-                if log is None:  # of an earlier start, and not dead yet
+                if log is None:  # its process of an earlier start is still alive
                     waiting.append(job)
                     continue
                 with log:
@@ -119,30 +119,30 @@ class Driver:
     ) -> None:
         job.status, job.seconds, job.attempts = "running", None, job.attempts + 1
         self.sweep.save()
-        # Not all of the run folder: W&B's own process writes there, whatever becomes of ours.
+        # Not the whole run folder: W&B's own process writes there even if the training hangs.
         folder = self.sweep.run_folder(job)
         signs = [*(folder / name for name in SIGNS_OF_LIFE), *self.signs]
         try:
             process = JobProcess(
                 self._command(job), slot.environment, log=log, slot_lock=slot_lock, signs=signs
             )
-        except OSError as error:  # no memory, no more processes: later jobs may have more luck
+        except OSError as error:  # no memory or processes left: later jobs may succeed
             self._fail(job, f"could not be started ({error.strerror})")
             return
         running.append(_Running(job, process))
         self.tell(f"started   {job.run} on {slot.name}")
 
     def _command(self, job: Job) -> list[str]:
-        """Go on with the run there is, or begin it."""
+        """The command that resumes the job's run if it has a checkpoint, or else starts it."""
         folder = self.sweep.run_folder(job)
         if (folder / runs.LAST_CHECKPOINT).is_file():
             return [*self.program, f"resume={quoted(str(folder))}"]
-        if folder.exists():  # it came to nothing: no state was ever saved
+        if folder.exists():  # useless: no state was ever saved
             shutil.rmtree(folder)
         return [*self.program, *job.overrides, f"output.folder={quoted(str(folder))}"]
 
     def _collect(self, running: list[_Running]) -> None:
-        """Note those that have ended, give up those beyond their limits."""
+        """Record the jobs that have ended; give up those beyond their limits."""
         for entry in [*running]:
             status = entry.process.poll()
             if status is None:
@@ -157,7 +157,7 @@ class Driver:
                 self.tell(f"finished  {entry.job.run} in {duration(entry.process.seconds)}")
 
     def _note_end(self, entry: _Running) -> None:
-        """The outcome by the run's own record, or else ``waiting``."""
+        """Set the job's status from the run's own record: finished, or else waiting."""
         entry.job.seconds = round(entry.process.seconds, 1)
         self.sweep.settle(entry.job)
         self.sweep.save()
@@ -168,7 +168,7 @@ class Driver:
         self.tell(f"FAILED    {job.run}: {cause}")
 
     def _watch(self, entry: _Running) -> None:
-        """Begin to end a job beyond its limits; end the one that did not heed."""
+        """Ask a job beyond its limits to end; kill it once its grace period is over."""
         now, process, limits = time.monotonic(), entry.process, self.limits
         if entry.kill_at is not None:
             if now >= entry.kill_at:
@@ -178,7 +178,7 @@ class Driver:
         elif limits.silent is not None and now >= entry.look_at:
             entry.look_at = now + limits.silent / 20
             if process.silent_seconds() > limits.silent:
-                # The abort has Python print where every thread is.
+                # On SIGABRT Python's fault handler prints the stack of every thread.
                 why = f"wrote nothing for {duration(limits.silent)}; its log ends with its stack"
                 self._give_up(entry, signal.SIGABRT, why)
 
@@ -187,7 +187,7 @@ class Driver:
         entry.process.signal(number)
 
     def _interrupt(self, running: list[_Running]) -> None:
-        """End what still runs: as a rule nothing."""
+        """End the jobs that still run, if the sweep ends early."""
         if running:
             self.tell(
                 f"interrupted: ending {len(running)} jobs; the same command goes on with them"
@@ -205,19 +205,19 @@ class Driver:
 
 
 def summary(sweep: Sweep, jobs: Sequence[Job]) -> list[str]:
-    """What became of ``jobs``, failures first."""
+    """Lines that say what became of ``jobs``, failures first."""
     failed = [job for job in jobs if job.status == "failed"]
     lines = [f"{len(failed)} of {len(jobs)} jobs failed:"] if failed else []
     for job in failed:
         lines += [f"  {job.run}: {job.cause}", f"    {sweep.log_file(job)}"]
         folder = sweep.run_folder(job)
-        if (folder / runs.LAST_CHECKPOINT).is_file():  # from which it may fail for ever
+        if (folder / runs.LAST_CHECKPOINT).is_file():  # resuming from it may fail each time
             lines.append(f"    goes on from its last checkpoint; to begin anew, delete {folder}")
     return [*lines, f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished"]
 
 
 def duration(seconds: float) -> str:
-    """For people: 12 s, 34 min, 5.6 h."""
+    """A duration as text: 12 s, 34 min, 5.6 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

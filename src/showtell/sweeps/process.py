@@ -1,4 +1,4 @@
-"""A job's process: its own group, its own log, and no life beyond that of its sweep."""
+"""A job's process, with its own process group and log; it dies with its sweep."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# What Linux calls it: a signal to a process whose parent has died.
+# Linux's prctl option that sends a process a signal when its parent dies.
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class JobProcess:
-    """A started job.
+    """The process of a started job.
 
-    ``log``, locked, and ``slot_lock`` become the process's own: they are held as long as it lives,
-    whoever started it.
+    It inherits ``log``, which is locked, and ``slot_lock``: both locks are held as long as it
+    lives, even if its driver dies.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class JobProcess:
         driver = os.getpid()
         self._process = subprocess.Popen(
             command,
-            # Unbuffered: what a killed process has said is worth most. And Python tells of every
-            # thread where it was when it is aborted.
+            # Unbuffered, because the last output of a killed process matters most. The fault
+            # handler prints the stack of every thread when the process is aborted.
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -59,13 +59,13 @@ class JobProcess:
 
     @property
     def seconds(self) -> float:
-        """How long ago it was started."""
+        """Seconds since the start."""
         return time.monotonic() - self.started_at
 
     def poll(self) -> int | None:
-        """Its exit status (negative: the signal that killed it), None while it runs.
+        """The exit status (negative: the signal that killed it), None while it runs.
 
-        Once it ended, nothing that it started is left.
+        Once it has ended, everything that it started is killed too.
         """
         status = self._process.poll()
         if status is not None:
@@ -73,25 +73,25 @@ class JobProcess:
         return status
 
     def signal(self, number: signal.Signals) -> None:
-        """Send the process, not those it started, a signal."""
+        """Send a signal to the process itself, not to those it started."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it and all it started."""
-        with suppress(ProcessLookupError, PermissionError):  # macOS: the latter for the ended
+        """Kill the process and all that it started."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS: the latter if it has ended
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def silent_seconds(self) -> float:
-        """How long ago it was last seen writing anything."""
+        """Seconds since it was last seen writing anything."""
         newest = max(map(_changed_at, self._signs))
-        # Our clock, not that of the files: the disk may be another machine's.
+        # Timed by our clock, not by file times: the disk may be another machine's.
         if newest != self._newest:
             self._newest, self._newest_at = newest, time.monotonic()
         return time.monotonic() - self._newest_at
 
 
 def _changed_at(path: Path) -> float:
-    """When a file, or anything in a folder, was last changed; 0 when there is none."""
+    """When a file, or anything in a folder, was last changed; 0 if it does not exist."""
     with suppress(OSError):  # removed while we look
         inside = [_changed_at(each) for each in path.iterdir()] if path.is_dir() else []
         return max(path.stat().st_mtime, *inside, 0.0)
@@ -99,8 +99,8 @@ def _changed_at(path: Path) -> float:
 
 
 def _die_with(driver: int) -> None:
-    """Have the system kill this process when its parent dies, however it dies."""
+    """Have Linux kill this process when its parent dies, however that happens."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != driver:  # it died before we said so
+    if os.getppid() != driver:  # the parent died before the call
         os._exit(1)

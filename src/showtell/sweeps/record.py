@@ -1,7 +1,7 @@
-"""``sweep.json``: what a sweep consists of and how far each of its jobs is.
+"""``sweep.json``: the jobs of a sweep and their status.
 
-The run folder of a job is the truth about it, because the job writes it itself; ``sweep.json``
-adds what a run folder cannot know: jobs that have none, causes, logs.
+The run folder of a job has the last word about it, because the job writes it itself; ``sweep.json``
+adds what a run folder cannot know: jobs without one, causes of failure, logs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from showtell.locks import open_locked
 
 FORMAT = 1
 RECORD = "sweep.json"
-# Of a file name; they end at 255 bytes on every file system that counts.
+# Longest name of a run folder; file systems allow 255 bytes.
 LONGEST_NAME = 120
 
 Status = Literal["waiting", "running", "finished", "failed"]
@@ -32,11 +32,11 @@ class Job:
 
     Attributes:
         number: its place in the sweep, from 0.
-        overrides: what it is started with.
-        status: where it is; what was interrupted is ``waiting``.
-        run: the name of its run folder in the sweep's folder, once it was started.
+        overrides: the Hydra overrides it is started with.
+        status: its status; an interrupted job is ``waiting``.
+        run: the name of its run folder in the sweep's folder.
         cause: why it failed, in a sentence.
-        log: the file with all it printed, from the sweep's folder.
+        log: the file with its output, relative to the sweep's folder.
         seconds: how long its last attempt took.
         attempts: how often it was started.
     """
@@ -60,9 +60,9 @@ class Sweep:
     jobs: list[Job] = field(default_factory=list)
 
     def add(self, overrides: Sequence[str], telling: Sequence[str]) -> Job:
-        """The job with these overrides, in any order; a new one where there is none.
+        """The job with these overrides, in any order; a new one if there is none.
 
-        ``telling`` are those of them that tell it from the others, for the name of its folder.
+        ``telling`` are the overrides that distinguish it from the others; they name its folder.
         """
         for job in self.jobs:
             if sorted(job.overrides) == sorted(overrides):
@@ -74,10 +74,10 @@ class Sweep:
         return job
 
     def settle(self, job: Job) -> None:
-        """Whatever was noted last: what counts is what the run's own folder says."""
+        """Correct the status of ``job`` by what its own run folder says."""
         if self._has_finished(job):
             job.status, job.cause = "finished", None
-        elif job.status in ("running", "finished"):  # by a killed driver; or its run was deleted
+        elif job.status in ("running", "finished"):  # the driver was killed, or the run deleted
             job.status = "waiting"
 
     def _has_finished(self, job: Job) -> bool:
@@ -88,27 +88,27 @@ class Sweep:
 
     def run_folder(self, job: Job) -> Path:
         """The folder that is, or will be, the run of ``job``."""
-        # Never another place, whatever the file says: what failed early is removed.
+        # Never another place, whatever ``sweep.json`` says: the folder may be deleted.
         name = job.run or ""
         is_own = re.fullmatch(rf"{job.number:04}[\w.=+-]*", name)
         return self.folder / (name if is_own else f"{job.number:04}")
 
     def log_file(self, job: Job) -> Path:
-        """Where ``job`` prints."""
+        """The file with the output of ``job``."""
         return self.folder / "logs" / f"{job.number:04}.log"
 
     def save(self) -> None:
-        """Write ``sweep.json``, durably."""
+        """Write ``sweep.json`` atomically and durably."""
         content = {"format": FORMAT, "command": self.command, "jobs": [*map(asdict, self.jobs)]}
         runs.write_json(self.folder / RECORD, content)
 
 
 @contextmanager
 def open_sweep(folder: Path, command: Sequence[str]) -> Iterator[Sweep]:
-    """The sweep in ``folder``, as earlier starts of ``command`` left it, for this process alone.
+    """Open the sweep in ``folder``, as earlier runs of it left it, for this process alone.
 
     Raises:
-        UserError: when another process has it, or ``sweep.json`` is damaged or of another format.
+        UserError: another process has it open, or ``sweep.json`` is damaged or of another format.
     """
     lock = open_locked(folder / ".lock")
     if lock is None:
@@ -124,10 +124,10 @@ def open_sweep(folder: Path, command: Sequence[str]) -> Iterator[Sweep]:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The jobs of a ``sweep.json``, each with a ``status``; none where there is no such file.
+    """The jobs of a ``sweep.json``, each with a ``status``; empty if there is no such file.
 
     Raises:
-        UserError: it is damaged or of another format.
+        UserError: the file is damaged or of another format.
     """
     remedy = f"restore it, or remove it: the {runs.RECORD} of each run then tells"
     try:
@@ -148,5 +148,5 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
 def _read_jobs(path: Path) -> list[Job]:
     try:
         return [Job(**entry) for entry in read_entries(path)]
-    except TypeError as error:  # an entry lacks something, or has more
+    except TypeError as error:  # an entry lacks a key, or has an unknown one
         raise UserError(f"{path} cannot be read ({error}); restore it from a copy") from error

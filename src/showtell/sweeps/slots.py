@@ -1,4 +1,4 @@
-"""Where jobs run: on a GPU each, or on a share of the cores where there is none."""
+"""Slots that jobs run in: a GPU, or a share of the cores on machines without GPUs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from showtell.cores import available_cores
 from showtell.errors import UserError
 from showtell.locks import open_locked
 
-# A training of Flickr8k takes half of it; more jobs than fit would kill each other.
+# A training of Flickr8k takes half of it; more jobs than fit would run out of memory.
 BYTES_PER_CPU_SLOT = 2 * 2**30
-# What libraries read, before they start their threads, to learn how many to start.
+# Environment variables from which libraries take their number of threads.
 THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -27,24 +27,24 @@ class Slot:
     """Room for one job at a time.
 
     Attributes:
-        name: what it is called, ``cpu-0`` or by the GPU's own id, the same in all sweeps.
-        environment: what a job in it sees: its GPU alone, and its share of the threads.
+        name: ``cpu-0``, or the GPU's id and a number; the same in all sweeps.
+        environment: environment variables of its jobs: the GPU they see, and thread counts.
     """
 
     name: str
     environment: Mapping[str, str]
 
     def take(self) -> BinaryIO | None:
-        """The slot's lock, for a job to inherit; None while a job of any sweep has it."""
+        """Lock the slot, for a job to inherit the lock; None while a job of any sweep has it."""
         return open_locked(_lock_folder() / f"{self.name}.lock")
 
 
 def _lock_folder() -> Path:
-    """Where all sweeps of this user on this machine meet: never on a shared disk.
+    """The lock folder shared by all sweeps of this user on this machine; never on a shared disk.
 
     Raises:
-        UserError: what is there is not this user's alone: somebody else could keep all jobs
-            waiting, or have them write through a link.
+        UserError: it cannot be made, or is not a folder of this user: somebody else could keep all
+            jobs waiting, or have them write through a link.
     """
     folder = Path(tempfile.gettempdir()) / f"showtell-slots-{os.getuid()}"
     try:
@@ -68,9 +68,10 @@ def _lock_folder() -> Path:
 
 
 def find_slots(*, on_gpus: bool, jobs_per_gpu: int, cpu_slots: int | None) -> list[Slot]:
-    """The slots of this machine: ``jobs_per_gpu`` a GPU, or ``cpu_slots`` (None: as many as fit).
+    """The slots of this machine: ``jobs_per_gpu`` per GPU, or ``cpu_slots`` without GPUs.
 
-    Without ``on_gpus`` the GPUs there are stay hidden from the jobs.
+    ``cpu_slots`` None means as many as fit cores and memory. Unless ``on_gpus``, GPUs are hidden
+    from the jobs.
     """
     gpus = visible_gpus() if on_gpus else []
     names = [f"{gpu}-{n}" for n in range(jobs_per_gpu) for gpu in gpus]
@@ -79,7 +80,7 @@ def find_slots(*, on_gpus: bool, jobs_per_gpu: int, cpu_slots: int | None) -> li
         names = [f"cpu-{n}" for n in range(cpu_slots or _fitting_cpu_slots())]
         seen = [""] * len(names)
     threads = str(max(1, available_cores() // len(names)))
-    # Who sets thread counts has reasons.
+    # Thread counts that the user has set are respected.
     counts = {name: os.environ.get(name, threads) for name in THREAD_COUNTS}
     return [
         Slot(name, {"CUDA_VISIBLE_DEVICES": gpu, **counts})
@@ -97,10 +98,11 @@ def visible_gpus() -> list[str]:
 
 
 def choose_gpus(listing: str, wanted: str | None) -> list[str]:
-    """Those ids of ``nvidia-smi -L`` that ``CUDA_VISIBLE_DEVICES`` names; None names all.
+    """The GPU ids in the output of ``nvidia-smi -L`` that ``CUDA_VISIBLE_DEVICES`` selects.
 
-    Where a GPU is divided (MIG), the parts count, for CUDA sees nothing else. As in CUDA, the first
-    entry that names no GPU ends the list.
+    ``wanted`` is the value of that variable; None selects all. If a GPU is partitioned (MIG), only
+    partitions count, because CUDA sees nothing else. As in CUDA, the first entry that names no GPU
+    ends the list.
     """
     ids = re.findall(r"\(UUID: ((?:GPU|MIG)-[^)\s]+)\)", listing)
     gpus = [gpu for gpu in ids if gpu.startswith("MIG-")] or ids

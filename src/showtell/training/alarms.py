@@ -1,4 +1,4 @@
-"""Collapse alarms while a run is trained: raised once each, aloud and in ``run.json``."""
+"""Collapse alarms during training: each kind is printed once and recorded in ``run.json``."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from showtell.training.module import CaptioningModule
 
 
 class CollapseAlarms(Callback):
-    """Looks at the captions of every validation.
+    """Checks the captions of every validation for signs of collapse.
 
-    An alarm is raised at the second validation in a row that gives cause for it: after the first
-    epoch a healthy model may still write one sentence for all.
+    An alarm is raised only when two validations in a row show the same sign: after the first epoch
+    a healthy model may still write one sentence for all images.
 
     Args:
-        run_folder: where the alarms are kept.
+        run_folder: the run whose ``run.json`` records the alarms.
         references: image id -> references of the validation images.
         max_length: the longest caption in words that the search allows.
-        may_know: whether the model is trained on these very images.
+        may_know: whether the model is trained on the validation images; leaks then raise no alarm.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class CollapseAlarms(Callback):
         self._references = references
         self._max_length = max_length
         self._may_know = may_know
-        self._before: set[str] = set()  # the kinds that the last validation gave cause for
+        self._before: set[str] = set()  # kinds of alarm found at the previous validation
         self._people: WordStatistics | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with the last validation, and raise on rank zero."""
+        """Raise, on rank zero, the alarms that the previous validation showed too."""
         if trainer.sanity_checking:
             return
         generated = cast(CaptioningModule, pl_module).generated
@@ -59,17 +59,20 @@ class CollapseAlarms(Callback):
             raise_alarms(self._run_folder, lasting, when=f"after epoch {trainer.current_epoch + 1}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next validation needs to know of the last."""
+        """The kinds of alarm found at the last validation."""
         return {"before": sorted(self._before)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after a saved validation."""
+        """Restore the kinds of alarm found at the last validation."""
         self._before = set(state_dict["before"])
 
     def judge(
         self, captions: Mapping[str, str], unfinished: Collection[str], cider: float | None
     ) -> list[Alarm]:
-        """What is wrong with the captions of one validation, of which some were cut off."""
+        """The alarms for the captions of one validation.
+
+        ``unfinished`` has the ids of the images whose captions were cut off.
+        """
         references = {image_id: self._references[image_id] for image_id in captions}
         written = caption_words(captions, references, unfinished=unfinished)
         if self._people is None:  # the same images at every validation
@@ -86,7 +89,7 @@ class CollapseAlarms(Callback):
 
 
 def raise_alarms(run_folder: Path, alarms: Iterable[Alarm], *, when: str) -> None:
-    """Say aloud and write down those of a kind that this run has not raised yet."""
+    """Print and record the alarms of kinds that this run has not raised during training yet."""
     known = alarms_of(read_record(run_folder)).get(TRAINING, [])
     kinds = {alarm.name for alarm in known}
     new = [

@@ -1,4 +1,4 @@
-"""What happens around the training loop: keeping the best, stopping early, showing progress."""
+"""Training callbacks: best weights, checkpoints, early stopping and progress."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from showtell.training.checkpoints import RandomStates
 from showtell.training.interruption import SaveWhenAsked
 from showtell.training.module import CaptioningModule
 
-# What validation reports after every epoch and a higher value of is better.
+# Scores that validation reports after every epoch; higher is better.
 Monitor = Literal["val/BLEU-1", "val/BLEU-2", "val/BLEU-3", "val/BLEU-4", "val/CIDEr"]
-# What the line of an epoch shows of it.
+# Scores shown in the line that is printed after each epoch.
 SHOWN = ("BLEU-4", "CIDEr")
 
 
@@ -26,9 +26,9 @@ class CallbackSettings:
 
     Attributes:
         monitor: the score of freely generated validation captions that selects the best weights.
-        patience: validations without a better score after which training stops; None never.
-        checkpoint_every_steps: besides every epoch, how often the resumable state is saved; None
-            for epochs only.
+        patience: validations without a better score after which training stops; None: never.
+        checkpoint_every_steps: steps between saves of the resumable state, in addition to the save
+            after every epoch; None: after epochs only.
         progress_refresh: batches between two updates of the progress bar; 0 shows no bar.
     """
 
@@ -74,31 +74,32 @@ class CallbackSettings:
 class StepCheckpoint(ModelCheckpoint):
     """Saves between the steps of an epoch, but not after its last one.
 
-    Lightning resumes a checkpoint of the last step in the next epoch and would skip the validation
-    that was still due; the checkpoint of the whole epoch follows soon.
+    From a checkpoint of the last step Lightning would resume in the next epoch and skip the
+    validation still due; the checkpoint of the whole epoch follows soon anyway.
     """
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save when it is time."""
+        """Save if a save is due, except after the last step of the epoch."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 class Patience(EarlyStopping):
-    """Early stopping whose patience is that of the configuration, also when resumed with more."""
+    """Early stopping that uses the configured patience, not the one in a resumed checkpoint."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score and the wait so far, not the patience."""
+        """Restore the best score and the wait count, but not the patience."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class StaysEnded(Callback):
-    """Keeps a training that was stopped early from going on when it is resumed under its limits.
+    """Stops a resumed training at once if it had already stopped early under the same limits.
 
-    It may have been killed while it was scored.
+    Its run may have been killed during the evaluation that follows. The limits are ``max_epochs``
+    and ``patience``.
 
     Args:
-        patience: of the configuration, one of the limits.
+        patience: the configured patience.
     """
 
     def __init__(self, patience: int | None) -> None:
@@ -108,17 +109,17 @@ class StaysEnded(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write down under which limits another callback has ended the training, if one has."""
+        """Record the limits under which a callback has stopped the training; None if none has."""
         checkpoint["ended_under"] = self._limits(trainer) if trainer.should_stop else None
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read it; checkpoints of earlier versions do not say."""
+        """Read the recorded limits, which checkpoints of earlier versions lack."""
         self._ended_under = checkpoint.get("ended_under")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End it again."""
+        """Stop the training again if the limits have not changed."""
         if self._ended_under == self._limits(trainer):
             trainer.should_stop = True
 
@@ -136,7 +137,7 @@ class KeepBest(Callback):
         self._run_folder = run_folder
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare, and save on rank zero."""
+        """Save the weights, on rank zero, if the score is a new best."""
         if trainer.sanity_checking:
             return
         score = float(trainer.callback_metrics[self.monitor])
@@ -152,19 +153,19 @@ class KeepBest(Callback):
         return {"best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved best."""
+        """Restore the best score and its epoch."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
 class EpochProgress(RichProgressBar):
-    """Lightning's bar with epochs counted from 1, and a line for every epoch, which stays."""
+    """Lightning's progress bar with epochs counted from 1, and a lasting line for every epoch."""
 
     def __init__(self, keep_best: KeepBest, *, refresh_rate: int) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self._keep_best = keep_best
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print losses in nats per token, rewards, and scores times 100."""
+        """Print the epoch's line: losses in nats per token, or rewards, and scores times 100."""
         super().on_train_epoch_end(trainer, pl_module)
         module = cast(CaptioningModule, pl_module)
         train_mean = module.train_mean.compute()

@@ -1,4 +1,4 @@
-"""The state of a training on disk: never torn, never code, and complete enough to go on exactly."""
+"""Checkpoints: written atomically, read without running code, complete enough to resume exactly."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from showtell.training.ranks import gathered, rank
 class AtomicCheckpointIO(CheckpointIO):
     """Reads and writes Lightning checkpoints so that a kill leaves the old file or the new one.
 
-    Lightning's own atomic save stages in the temporary folder, which may be another disk, where
-    moving means copying.
+    Lightning's own atomic save first writes to the system's temporary folder. If that is on another
+    disk, the final move is a copy, which can be torn.
     """
 
     def save_checkpoint(
@@ -42,20 +42,20 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values; whatever ``weights_only`` says, never run code.
+        """Read tensors and plain values; never run code, whatever ``weights_only`` says.
 
         Raises:
             UserError: the file is missing, damaged, or holds more than tensors and plain values.
         """
         try:
-            # Lightning moves what belongs on a device there; a checkpoint of a GPU loads anywhere.
+            # On the CPU a checkpoint of a GPU loads anywhere; Lightning moves the state itself.
             content = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{path} holds more than tensors and plain values, or is damaged, and was not "
                 f"loaded: resume from a checkpoint that this project wrote"
             ) from error
-        except Exception as error:  # bytes that are no checkpoint raise whatever they happen to
+        except Exception as error:  # damaged bytes can raise anything
             raise UserError(
                 f"{path} cannot be read as a checkpoint ({_first_line(error)}): resume from "
                 f"another, or start the run anew"
@@ -63,22 +63,22 @@ class AtomicCheckpointIO(CheckpointIO):
         return dict(content)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the file, which may be gone."""
+        """Delete the file if it exists."""
         Path(path).unlink(missing_ok=True)
 
 
 class RandomStates(Callback):
-    """Saves the states of PyTorch's random generators, so that dropout goes on where it was.
+    """Saves and restores the states of PyTorch's random generators, which dropout draws from.
 
-    On one device a resumed training is then bit-identical to an unbroken one, provided that the
-    data loaders draw from generators of their own. Each of several processes draws its own numbers.
+    On one device a resumed training is then bit-identical to an uninterrupted one, provided that
+    the data loaders draw from generators of their own. Every rank has its own random sequence.
     """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states now, ``cpu`` and ``cuda``, and those of the ``others``, by rank from 1.
+        """The current states: ``cpu`` and ``cuda`` of rank 0, and ``others`` of ranks 1 and up.
 
         All processes must call it.
         """
@@ -86,13 +86,13 @@ class RandomStates(Callback):
         return {**first, "others": others}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until the first batch: what is set up before it may draw numbers."""
+        """Hold the states until the first batch, because the setup before it may draw numbers."""
         states = [state_dict, *state_dict["others"]] if rank() else [state_dict]
         # A run may be resumed by more processes than it had.
         self._loaded = states[rank()] if rank() < len(states) else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up another sequence of numbers than rank 0; Lightning gives all the same seed."""
+        """Reseed every rank but 0, because Lightning seeds all ranks alike."""
         if rank():
             mixed = np.random.SeedSequence([torch.initial_seed(), rank()])
             torch.manual_seed(int(mixed.generate_state(1)[0]))
@@ -100,7 +100,7 @@ class RandomStates(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the loaded states, once."""
+        """Set the loaded states before the first batch."""
         if self._loaded is None:
             return
         torch.set_rng_state(_on_cpu(self._loaded["cpu"]))
@@ -111,13 +111,13 @@ class RandomStates(Callback):
 
 
 def _random_states() -> dict[str, Any]:
-    """Of the processor, and of the GPU that this process computes on, if it does."""
+    """The random states of the CPU and, if there is one, of this process's current GPU."""
     cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def _on_cpu(state: Tensor) -> Tensor:
-    """Generators take their state from the CPU, wherever Lightning has put it."""
+    """``state`` on the CPU, where generators expect it; Lightning may have moved it."""
     return state.cpu()
 
 

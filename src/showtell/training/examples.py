@@ -1,4 +1,4 @@
-"""The same few pictures after every epoch, with what the model says of them by then."""
+"""A table of the model's captions of the same few validation images after every epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from showtell.tracking import EPOCH_CAPTIONS, CaptionRow, Tracker
 from showtell.training.module import CaptioningModule
 from showtell.types import CaptionedImage
 
-# Enough to see what is learned; an epoch's table takes some 150 kB.
+# Enough to see progress; the table of one epoch takes some 150 kB.
 IMAGES_PER_EPOCH = 16
 
 
@@ -21,7 +21,7 @@ class EpochExamples(Callback):
 
     Args:
         tracker: where the tables go.
-        images: the validation images, of which always the same ones are shown.
+        images: the validation images; the same evenly spaced ones are shown every time.
     """
 
     def __init__(self, tracker: Tracker, images: Sequence[CaptionedImage]) -> None:
@@ -29,7 +29,7 @@ class EpochExamples(Callback):
         self._shown = evenly_spaced(images, IMAGES_PER_EPOCH)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the last validation wrote, on rank zero."""
+        """Log the captions of the last validation, on rank zero."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         captions = cast(CaptioningModule, pl_module).generated.captions()

@@ -1,4 +1,4 @@
-"""Being asked to end: the state is saved, so that the training goes on exactly where it was."""
+"""Saves the training state when a signal asks the process to end, for an exact resume."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from showtell.training.ranks import largest
 
-# What submitit, SLURM and `kill` send to a process that they want to end soon; obeyed in this order
-# where several came, for the first may queue the job again before it ends.
+# Sent by submitit, SLURM and `kill` to a process that should end soon. If several came, they are
+# handled in this order, because the handler of the first may requeue the job before it ends.
 SIGNALS = (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM)
 
 
 class SaveWhenAsked(Callback):
-    """Saves the resumable state when a signal comes, and then does what the signal did before.
+    """Saves the resumable state when a signal comes, then calls the signal's previous handler.
 
-    That is to end with its status, in ``train.py``, or to queue the job again, under submitit. In a
-    step the signal waits for the end of the step. In a validation nothing needs to be saved: the
-    state before the last step of each epoch is, and to do that step again costs less than to save
-    where a validation stands.
+    In ``train.py`` that handler exits with status 128 + signal number; submitit's requeues the job.
+    A signal during a training step is handled at the end of the step. A signal during validation
+    is handled at once and saves nothing: the state before the last step of each epoch is already
+    saved, and repeating that step costs less than saving a half-done validation.
 
     Args:
         path: the file of the resumable state.
@@ -32,11 +32,11 @@ class SaveWhenAsked(Callback):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        self._asked = 0  # the signals that came, a bit for each of SIGNALS
-        self._can_end = False  # whether the state on the disk is all there is to keep
+        self._asked = 0  # bit mask of the signals that came, one bit for each of SIGNALS
+        self._can_end = False  # whether everything worth keeping is on disk
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning, which has set handlers of its own by now, puts all back at the end."""
+        """Replace the handlers that Lightning has set by now; it restores the original ones."""
         for number in SIGNALS:
             signal.signal(number, self._hear)
 
@@ -44,30 +44,30 @@ class SaveWhenAsked(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when asked to end, and before the last step of the epoch."""
-        heard = largest(self._asked)  # processes hear a signal in different steps
-        self._asked |= heard  # one may have come while they asked each other
+        heard = largest(self._asked)  # a signal reaches the processes in different steps
+        self._asked |= heard  # another may have come during the exchange
         is_next_last = batch_idx + 2 == trainer.num_training_batches
         if (self._asked or is_next_last) and not trainer.is_last_batch:
             trainer.save_checkpoint(self._path, weights_only=False)
         self._end_if_asked()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal is obeyed at once."""
+        """From here on handle a signal at once."""
         self._can_end = True
         self._end_if_asked()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the next step or the end."""
+        """From here on a signal waits for the end of the next step or of the training."""
         self._can_end = False
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """End as asked where it could not be saved: the process it computes with is gone."""
+        """Handle a signal although saving failed because another process is gone."""
         self._end_if_asked()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Obey a signal that came after the last step; the last epoch is saved."""
+        """Handle a signal that came after the last step; the last epoch is saved."""
         self._end_if_asked()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -83,4 +83,4 @@ class SaveWhenAsked(Callback):
             before = self._handlers[number]
             if not callable(before):
                 sys.exit(128 + number)
-            before(number, None)  # as a rule it does not come back
+            before(number, None)  # usually does not return

@@ -1,7 +1,7 @@
 """The processes of one training on this machine: started together, watched, and ended together.
 
-The work is done by PyTorch's elastic agent, which is what ``torchrun`` is. On several machines
-``torchrun`` or SLURM starts the processes instead, and this file is not used.
+PyTorch's elastic agent does the work, as it does for ``torchrun``. On several machines ``torchrun``
+or SLURM starts the processes instead, and this module is not used.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from showtell.training.ranks import ASK_TO_END, SECONDS_TO_END
 
 
 def launch(processes: int) -> None:
-    """Run this very command in so many processes on this machine, and see them all end.
+    """Run the current command in ``processes`` processes on this machine, and wait for them.
 
     Raises:
-        UserError: one was killed; the others were ended.
-        SystemExit: with its status, when one failed and said why, or when this process was asked
-            to end, which is handed on to all.
+        UserError: a process was killed; the others were ended.
+        SystemExit: a process failed with a message of its own (exits with its status), or a signal
+            asked this process to end, which was passed on to all (128 + signal number).
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Each would take all cores otherwise, and all would wait for each other.
+    # Otherwise each would use all cores, and they would slow each other down.
     cores = available_cores()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    # PyTorch's C++ warns of weights that might never be frozen, past every filter of warnings.
+    # DDP's C++ code warns when no weights turn out to be frozen, past Python's warning filters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with TemporaryDirectory(prefix="showtell-") as folder:
         quiet = dict.fromkeys(range(1, processes), Std.ALL)
@@ -60,7 +60,7 @@ def launch(processes: int) -> None:
 
 
 def _tell(failed: ChildFailedError, logs: Path, processes: int) -> None:
-    """Say what ended the first process that failed, unless it did so itself."""
+    """Report why the first failed process ended, unless it did so itself, and exit."""
     rank, failure = failed.get_first_failure()
     if failure.exitcode < 0:
         raise UserError(

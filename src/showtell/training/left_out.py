@@ -1,15 +1,14 @@
-"""What is to be expected of a training picture, had its own captions not been seen.
+"""Leave-one-out expected CIDEr: each training image is predicted without its own captions.
 
-A decoder that is rewarded for agreeing with the captions of its training pictures can learn each
-picture by heart. What `ExpectedNgrams` would predict of a picture from all *other* pictures and
-their captions can be seen in the picture, or it would not be predicted: a reward for that is one
-for what holds of new pictures too.
+A decoder rewarded for agreeing with the captions of its training images can memorize each image.
+What `ExpectedNgrams` predicts for an image from all *other* images and their captions is visible
+in the image, or it could not be predicted: rewarding it rewards what generalizes to new images.
 
-With A = (K + ridge)^-1, K the similarities of the pictures around their means, a kernel ridge
-regression that was fitted without picture i misses its vector by (A T)_i / A_ii, where T has the
-vectors of all pictures (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning",
-section 5.4.2): one inverse stands for all fits. Means, directions, document frequencies and which
-n-grams are predicted are those of all pictures.
+With A = (K + ridge)^-1, K the centred similarities of the images, a kernel ridge regression fitted
+without image i misses its n-gram vector by (A T)_i / A_ii, where T has the vectors of all images
+(Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", section 5.4.2): one inverse
+gives all leave-one-out fits. Means, directions, document frequencies and the choice of n-grams come
+from all images, the left-out one included.
 
 Dimension key: I images of a group, B images, D feature size, E directions, Q rank, G n-grams.
 """
@@ -33,30 +32,28 @@ from showtell.decoding.expected import (
 )
 from showtell.errors import UserError
 
-# An n-gram of fewer images is not predicted, and of a prediction so much is kept: as in
-# conf/decoding/reranked.yaml.
+# ``least_images`` and ``rank`` of the predictions, as in conf/decoding/reranked.yaml.
 LEAST_IMAGES = 5
 RANK = 512
 
 
 class _Group(NamedTuple):
-    """Images that were predicted from each other: ``weights @ read[i]`` (G,) of image i."""
+    """Low-rank predictions of images from each other: ``weights @ read[i]`` (G,) for image i."""
 
     read: Tensor  # (I, Q)
     weights: Tensor  # (G, Q)
 
 
 class LeftOut:
-    """The CIDEr to be expected of captions of training images, predicted from the other images.
+    """Expected CIDEr of captions of training images, predicted from the other training images.
 
-    Images beyond `MOST_LANDMARKS` are predicted in groups of at most so many, each from its own
-    group: what is held grows with the images, what is computed at a time does not.
+    More than `MOST_LANDMARKS` images are split into groups of at most that many, and an image is
+    predicted from its own group: the result grows with the images, each matrix inverse does not.
 
     Args:
-        image_ids: of the training images.
+        image_ids: ids of the training images.
         captions: all references of each, as token ids that end with END.
-        features: their pooled features in the same order, in chunks (any, D); they are passed over
-            twice.
+        features: their pooled features in the same order, in chunks (any, D); iterated over twice.
 
     Raises:
         UserError: no n-gram is frequent enough to be predicted.
@@ -80,7 +77,7 @@ class LeftOut:
         self._groups, self._bias = [], torch.zeros(len(self._known.ngrams))
         self._place: dict[str, tuple[int, int]] = {}
         for number in range(groups):
-            # Evenly: neighbours in a list of pictures may be of one series.
+            # Interleaved, because neighbours in a list of images may belong to one series.
             own = slice(number, None, groups)
             vectors_IG = self._known.mean_vectors(captions[own])
             self._bias += vectors_IG.sum(dim=0) / len(image_ids)
@@ -95,18 +92,18 @@ class LeftOut:
 
 
 def _predicted(points: Tensor, vectors: Tensor) -> _Group:
-    """Each image at ``points`` (I, E) from the others; ``vectors`` (I, G) lose their means."""
+    """Predict each image at ``points`` (I, E) from the others; overwrites ``vectors`` (I, G)."""
     inverse_II = _inverse(points.double())
     vectors -= vectors.mean(dim=0)
     missed_IG = (inverse_II @ vectors).div_(inverse_II.diagonal().unsqueeze(1))
     predicted_IG = vectors.sub_(missed_IG)
-    del missed_IG, inverse_II  # as large as all else
+    del missed_IG, inverse_II  # as large as everything else
     read_IQ = left_singular_vectors(predicted_IG, RANK)
     return _Group(read_IQ, predicted_IG.T @ read_IQ)
 
 
 def _inverse(points: Tensor) -> Tensor:
-    """A (I, I) of the images at ``points`` (I, E)."""
+    """The matrix A (I, I) of the module docstring for images at ``points`` (I, E)."""
     similarity_II = similarities(points, points)
     mean_I = similarity_II.mean(dim=0)
     similarity_II.sub_(mean_I).sub_(mean_I.unsqueeze(1)).add_(mean_I.mean())

@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary: of teacher forcing, and weighed, of a policy gradient.
+"""Cross-entropy over the vocabulary: for teacher forcing and, weighted, for policy gradients.
 
 Dimension key: P positions, V vocabulary.
 """
@@ -18,12 +18,12 @@ def cross_entropy(
 ) -> Tensor:
     """``F.cross_entropy`` of scores (P, V) and targets (P,), in nats per position.
 
-    On a CPU it takes two thirds of the time: scores of a vocabulary fill no cache, so what counts
-    is how often they are read and written.
+    On a CPU it takes two thirds of PyTorch's time: scores over a vocabulary do not fit into a
+    cache, so the time depends on how often they are read and written.
 
     Args:
-        weights: (P,) what each position counts, below zero too; all one where none are given. The
-            mean is over positions, not over weights.
+        weights: (P,) weight of each position, possibly negative; None weighs all by 1. The mean is
+            over positions, not over weights.
     """
     if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
         losses_P = F.cross_entropy(
@@ -35,7 +35,7 @@ def cross_entropy(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """log(sum exp(scores)) - (1 - s) score of the target - s mean score, mean over positions."""
+    """Mean over positions of logsumexp(scores) - (1 - s) * target score - s * mean score."""
 
     @staticmethod
     def forward(

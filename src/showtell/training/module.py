@@ -1,4 +1,4 @@
-"""The LightningModule: a decoder, what it learns from, and validation on what it writes."""
+"""The LightningModule: trains a decoder on an objective, validates freely generated captions."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from showtell.vision.encoder import Encoder
 from showtell.vision.learning import LearningEncoder
 from showtell.vision.pictures import EncodedNow
 
-# Optimizer steps between two rows of the step loss in the curves.
+# Optimizer steps between two rows of the step loss in the learning curves.
 STEPS_PER_ROW = 10
-# Validation batches of which the first counts for the loss: always the same ones. Captions are what
-# validation is for, and it should cost little beside the training of an epoch.
+# One of this many validation batches counts for the loss, always the same ones: captions are what
+# validation is for, and it should cost little beside an epoch of training.
 BATCHES_PER_LOSS = 2
 
 
 class NonFiniteLossError(UserError):
-    """The loss became infinite or not a number; raised before the weights are touched."""
+    """The loss is infinite or NaN; raised before the weights are updated."""
 
     def __init__(self, loss: float, image_ids: Sequence[str], step: int) -> None:
         super().__init__(
@@ -44,14 +44,14 @@ class NonFiniteLossError(UserError):
 
 
 def over_processes(own: Outcome, *, counts: bool) -> Outcome:
-    """The outcome of a batch of which this process had one share, for the shares may be unequal.
+    """Combine the outcomes of all processes, whose shares of the batch may be unequal.
 
-    DDP takes the mean of the gradients of W processes. That of losses scaled by W positions /
-    (positions of all) is the gradient of the mean over all positions.
+    DDP averages the gradients of W processes. With each loss scaled by W * own positions / all
+    positions, that average is the gradient of the mean over all positions.
 
     Args:
-        own: the outcome of the share.
-        counts: whether the share is a part of the batch at all.
+        own: the outcome of this process's share of the batch.
+        counts: whether the share counts; a filler does not.
     """
     if world_size() == 1:
         return own
@@ -60,7 +60,7 @@ def over_processes(own: Outcome, *, counts: bool) -> Outcome:
     ones = own.loss.new_ones(())
     sums = summed(torch.stack([*terms, ones * positions, ones * weight]).double())
     loss_sum, measure_sum, all_positions, all_weight = sums
-    # Not finite where that of any process is not, so that all stop together.
+    # The difference is 0, or NaN where any process's loss is not finite, so that all stop together.
     loss = (
         own.loss * (world_size() * positions / all_positions).float()
         + (loss_sum - loss_sum).float()
@@ -69,13 +69,13 @@ def over_processes(own: Outcome, *, counts: bool) -> Outcome:
 
 
 class CaptioningModule(LightningModule):
-    """Trains ``decoder`` on an objective and validates it by what it writes unaided.
+    """Trains ``decoder`` on an objective and validates it on freely generated captions.
 
-    Validation decodes every image once with ``search`` and scores the captions with corpus BLEU;
+    Validation decodes every image once with ``search`` and scores the captions over the corpus;
     teacher forcing is used for the loss alone, never for a score.
 
-    With an ``encoder`` that learns too, training batches bring pixels in place of features, and
-    ``validation`` is told before each validation which encoder to see with.
+    If an ``encoder`` is trained too, training batches hold pixels in place of features, and
+    ``validation`` is given the current encoder before each validation.
     """
 
     def __init__(
@@ -106,41 +106,41 @@ class CaptioningModule(LightningModule):
         self._steps_per_epoch = steps_per_epoch
         self._max_epochs = max_epochs
         # Persistent: a run resumed in mid-epoch reports the mean over the whole epoch.
-        # Every process is told the mean over all.
+        # Not synced: every process already gets values combined over all.
         self.train_mean = MeanMetric(sync_on_compute=False)
         self.train_mean.persistent(True)
         self.val_loss = MeanMetric()
 
     @property
     def typed_decoder(self) -> Decoder:
-        """The decoder as the protocol that searches use."""
+        """The decoder, typed as the protocol that searches use."""
         return cast(Decoder, self.decoder)
 
     @property
     def validated(self) -> nn.Module:
-        """What validation decodes with, and what is kept if it is the best."""
+        """The decoder that is validated, and saved if it is the best: the EMA if there is one."""
         return self.decoder if self.averaged is None else self.averaged.module
 
     @property
     def validated_encoder(self) -> Encoder | None:
-        """What the latest validation saw with; None for an encoder that is frozen."""
+        """The encoder used by the latest validation; None if the encoder is frozen."""
         return None if self._validation is None else self._validation.encoder
 
     def on_fit_start(self) -> None:
-        """Make the frozen stages fast: the encoder is on its device, with the weights it keeps."""
+        """Compile the encoder's frozen stages, now on their device with their final weights."""
         if self.encoder is not None:
             self._frozen_stages = self.encoder.frozen_stages(self.device)
 
     def on_train_start(self) -> None:
-        """The same for a run resumed within an epoch, whose start it does not see again."""
+        """Run the epoch's start, which Lightning skips for a run resumed within the epoch."""
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Freeze or thaw the word vectors; decided by the epoch alone, so a resume agrees."""
+        """Freeze or unfreeze the word vectors, by the epoch alone, so that a resume agrees."""
         self.typed_decoder.embedding.train_vectors(self._text.learn_at(self.current_epoch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of the objective."""
+        """The objective's loss of the batch."""
         if self.encoder is not None:
             features = self.encoder(self._frozen_stages(batch.features))
             batch = replace(batch, features=features)
@@ -165,10 +165,11 @@ class CaptioningModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the encoder by itself: the decoder's steps do not depend on how steep that is.
+        """Clip decoder and encoder separately, so that neither's gradients scale the other's steps.
 
-        Here and not by Lightning, which refuses a fused optimizer in reduced precision, because one
-        would unscale the gradients itself; bfloat16 scales none, and 16-mixed gets none.
+        Lightning refuses to clip for a fused optimizer under mixed precision, because that would
+        unscale the gradients itself. Clipping here is safe: bf16-mixed does not scale gradients,
+        and 16-mixed gets no fused optimizer.
         """
         if gradient_clip_val is None:
             return
@@ -179,7 +180,7 @@ class CaptioningModule(LightningModule):
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Move the weights, then their mean: before any checkpoint of the step is saved."""
+        """Update the weights, then their EMA, before any checkpoint of the step is saved."""
         super().optimizer_step(*args, **kwargs)
         if self.averaged is not None:
             self.averaged.update_parameters(self.decoder)
@@ -187,15 +188,15 @@ class CaptioningModule(LightningModule):
             self.averaged_encoder.update_parameters(self.encoder)
 
     def on_train_epoch_end(self) -> None:
-        """Report the mean of the epoch, every real token or every caption counted once."""
+        """Record the epoch's mean loss or reward; every real token or every caption counts once."""
         name = f"train/{self.objective.measure}"
         self._record({name: self.train_mean.compute().item()}, self.global_step - 1)
         self.train_mean.reset()
 
     def on_validation_epoch_start(self) -> None:
-        """Begin anew; what was generated stays until then, for callbacks to look at.
+        """Discard the previous captions, which callbacks could read until now.
 
-        An encoder that learns is validated as it would be kept, rounded.
+        A trained encoder is validated as it would be saved, rounded to half precision.
         """
         self.generated.reset()
         if self.encoder is not None and self._validation is not None:
@@ -204,7 +205,7 @@ class CaptioningModule(LightningModule):
             self._validation.encoder = learned.rounded()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """One caption per image, and now and then the loss of the references."""
+        """Generate a caption per image; compute the loss on every `BATCHES_PER_LOSS`-th batch."""
         if batch.is_filler:
             return
         if batch_idx % BATCHES_PER_LOSS == 0:
@@ -214,7 +215,7 @@ class CaptioningModule(LightningModule):
         self.generated.update(batch.image_ids, hypotheses)
 
     def on_validation_epoch_end(self) -> None:
-        """Report loss and corpus scores, the same in every process."""
+        """Log loss and corpus scores, the same in every process."""
         self.generated.gather()
         metrics = {f"val/{name}": score.item() for name, score in self.generated.compute().items()}
         metrics["val/loss"] = self.val_loss.compute().item()
@@ -223,7 +224,7 @@ class CaptioningModule(LightningModule):
         self.val_loss.reset()
 
     def configure_optimizers(self) -> Any:
-        """AdamW over all that learns, and its schedule, stepped every batch."""
+        """AdamW and its learning-rate schedule, stepped after every batch."""
         optimizer = self._optimization.optimizer(self.decoder, self.encoder)
         scheduler = self._optimization.scheduler(
             optimizer, steps_per_epoch=self._steps_per_epoch, epochs=self._max_epochs
@@ -238,10 +239,10 @@ class CaptioningModule(LightningModule):
         return decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
 
     def _record(self, metrics: dict[str, float], step: int) -> None:
-        """Write a row of the curves, at once.
+        """Write a row of the learning curves at once.
 
         Lightning would write it only after the checkpoint of the step is saved; a kill between
-        the two would then lose a row for good.
+        the two would then lose the row for good.
         """
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step=step)

@@ -1,4 +1,4 @@
-"""What a training step minimizes: cross-entropy on people's captions, or the reward of its own.
+"""Training objectives: cross-entropy on the references, or a reward of sampled captions.
 
 Dimension key: B images, N captions, T positions, P real positions, V vocabulary.
 """
@@ -25,39 +25,40 @@ from showtell.training.loss import cross_entropy
 from showtell.types import CaptionedImage
 
 Baseline = Literal["others", "greedy"]
-# Reads the pooled features of the training images, in chunks (any, D), each time anew.
+# Yields the pooled features of the training images in chunks (any, D); each call starts anew.
 PooledFeatures = Callable[[], Iterable[Tensor]]
 
 
 class Outcome(NamedTuple):
-    """What a step is told by its batch."""
+    """The loss of one batch and the measure that the learning curves show."""
 
     loss: Tensor  # scalar, to be minimized
     measure: Tensor  # scalar for the curves: a mean over ``weight`` tokens or captions
     weight: int
-    positions: int  # that the loss is a mean over
+    positions: int  # tokens that ``loss`` is a mean over
 
 
 class Objective(Protocol):
-    """The loss of a batch, and what the curves call its measure."""
+    """Computes the loss of a batch; ``measure`` is the name of its measure in the curves."""
 
     measure: ClassVar[str]
 
     def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
-        """The loss of a batch, ``progress`` being the share 0..1 of the training that is over."""
+        """The outcome of a batch; ``progress`` is the completed share of the training, 0..1."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """Teacher forcing: the negative log probability of people's words, in nats per token.
+    """Teacher forcing: the negative log probability of the reference words, in nats per token.
 
     Attributes:
         label_smoothing: probability mass spread evenly over the vocabulary (Szegedy et al. 2016).
-        scheduled_sampling: share of the words read that are the model's own and not the person's
-            (Bengio et al. 2015, "Scheduled Sampling"), rising linearly from 0 to this at the end.
-            They are drawn in a first pass over all positions at once (Mihaylova and Martins 2019,
-            "Scheduled Sampling for Transformers"), which costs a third of a step.
+        scheduled_sampling: share of the input words that are the model's own instead of the
+            reference's (Bengio et al. 2015, "Scheduled Sampling"), rising linearly from 0 to this
+            value at the end of the training. They are drawn in a first pass over all positions at
+            once (Mihaylova and Martins 2019, "Scheduled Sampling for Transformers"), which costs a
+            third of a step.
     """
 
     label_smoothing: float
@@ -73,7 +74,7 @@ class CrossEntropy:
     def on(
         self, images: Sequence[CaptionedImage], vocabulary: Vocabulary, pooled: PooledFeatures
     ) -> Objective:
-        """Itself: the batches bring all it needs."""
+        """Return itself: it needs nothing but the batches."""
         return self
 
     def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
@@ -88,9 +89,9 @@ class CrossEntropy:
 
 
 def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor:
-    """The tokens (N, T) that are read, so many of the words replaced by what the model would say.
+    """Input tokens (N, T) with a ``share`` of the words replaced by words that the model draws.
 
-    BEGIN stays; where the model would end the caption, its next choice is read.
+    BEGIN is never replaced, and END is never drawn.
     """
     with torch.no_grad():
         scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
@@ -99,7 +100,7 @@ def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor
     real_NT = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
     own_NT = torch.zeros_like(batch.tokens)
     own_NT[real_NT.to(own_NT.device)] = words_P
-    own_NT = own_NT.roll(1, dims=1)  # said at a position, read at the next
+    own_NT = own_NT.roll(1, dims=1)  # predicted at one position, read at the next
     chosen_NT = torch.rand(own_NT.shape, device=own_NT.device) < share
     chosen_NT[:, 0] = False
     chosen_NT &= batch.tokens != PAD
@@ -110,26 +111,27 @@ def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor
 class SelfCritical:
     """Self-critical sequence training (Rennie et al. 2017) on CIDEr-D.
 
-    The model writes several captions for each image and learns from how much better than its
-    others each one scores (REINFORCE). The end of the sentence is a word of captions and
-    references: without it a caption that breaks off costs nothing, and models learn to.
+    The model samples several captions per image and learns from how far each one's reward is above
+    a baseline (REINFORCE). END counts as a word of captions and references: otherwise a caption
+    that breaks off would cost nothing, and models would learn to break off.
 
     Attributes:
-        samples: captions drawn for each image.
-        baseline: what a reward is compared with: the mean of the image's other samples (Luo 2020,
-            "A Better Variant of Self-Critical Sequence Training"), or the reward of the greedy
-            caption (Rennie et al.), which is one more to write.
-        bleu_weight: what sentence BLEU-4, 0 to 1, counts in the reward beside CIDEr-D, 0 to 10.
-        max_length: longest sample in words; one that is cut there has no end to be rewarded for.
-        expected_weight: what the CIDEr counts that is to be expected of the picture by all other
-            pictures and their captions: see `LeftOut`.
+        samples: captions sampled per image.
+        baseline: what is subtracted from a reward: with ``others`` the mean reward of the image's
+            other samples (Luo 2020, "A Better Variant of Self-Critical Sequence Training"), with
+            ``greedy`` the reward of the greedy caption (Rennie et al.), which must be decoded too.
+        bleu_weight: weight of sentence BLEU-4 (0 to 1) in the reward, beside CIDEr-D (0 to 10).
+        max_length: longest sample in words; one that is cut off there has no END to be rewarded
+            for.
+        expected_weight: weight of the expected CIDEr, predicted from all other training images and
+            their captions: see `LeftOut`.
     """
 
     samples: int
     baseline: Baseline
     bleu_weight: float
     max_length: int
-    expected_weight: float = 0.0  # objective=self_critical does not know it
+    expected_weight: float = 0.0  # objective=self_critical does not set it
 
     def __post_init__(self) -> None:
         least = 2 if self.baseline == "others" else 1
@@ -143,7 +145,7 @@ class SelfCritical:
     def on(
         self, images: Sequence[CaptionedImage], vocabulary: Vocabulary, pooled: PooledFeatures
     ) -> Objective:
-        """The objective for training on ``images``, whose ``pooled`` features may be asked for."""
+        """The objective for training on ``images``; reads ``pooled`` for expected CIDEr only."""
         rewards = Rewards(images, vocabulary, bleu_weight=self.bleu_weight)
         if self.expected_weight:
             rewards.expect(pooled(), weight=self.expected_weight)
@@ -151,9 +153,10 @@ class SelfCritical:
 
 
 class Rewards:
-    """CIDEr-D, and more if wanted, of token ids against the captions of training images.
+    """Rewards captions, given as token ids, by the references of their training images.
 
-    Document frequencies are those of all training captions.
+    A reward is CIDEr-D, plus weighted BLEU-4 and expected CIDEr where asked for. Document
+    frequencies are those of all training captions.
     """
 
     def __init__(
@@ -167,9 +170,9 @@ class Rewards:
         self._expected: tuple[float, LeftOut] | None = None
 
     def expect(self, features: Iterable[Tensor], *, weight: float) -> None:
-        """Reward what is to be expected of each image, too.
+        """Add ``weight`` times the expected CIDEr to the reward.
 
-        ``features`` are the pooled ones of the training images: see `LeftOut`.
+        ``features`` are the pooled features of the training images: see `LeftOut`.
         """
         captions = [
             [(*self._vocabulary.encode(tokenize(caption)), END) for caption in image.captions]
@@ -179,9 +182,9 @@ class Rewards:
         self._expected = weight, LeftOut(ids, captions, features)
 
     def __call__(self, image_ids: Sequence[str], captions: Sequence[Sequence[int]]) -> Tensor:
-        """Rewards (N,) of captions of which each image has equally many, side by side.
+        """Rewards (N,) of captions; each image has equally many, next to each other.
 
-        A caption that came to its end carries END.
+        A caption ends with END unless it was cut off.
         """
         sentences = [
             " ".join(self._vocabulary.tokens[token_id] for token_id in caption)
@@ -202,7 +205,7 @@ class Rewards:
 
 
 class PolicyGradient:
-    """The loss whose gradient is that of the expected reward, negated, with a baseline."""
+    """Loss whose gradient estimates that of the negative expected reward, with a baseline."""
 
     measure: ClassVar[str] = "reward"
 
@@ -218,14 +221,14 @@ class PolicyGradient:
         )
 
     def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
-        """Draw captions without dropout, then learn from them with it."""
+        """Sample captions without dropout, then compute their loss with dropout."""
         decoder.eval()
         drawn = sample(
             cast(Decoder, decoder),
             batch.features,
             samples=self._settings.samples,
             max_length=self._settings.max_length,
-            generator=torch.default_generator,  # which a checkpoint remembers
+            generator=torch.default_generator,  # its state is saved in checkpoints
         )
         rewards_N = self._rewards(batch.image_ids, _rows(drawn)).to(batch.features.device)
         advantages_N = rewards_N - self._baselines(decoder, batch, rewards_N)
@@ -234,7 +237,7 @@ class PolicyGradient:
         return Outcome(loss, rewards_N.mean(), len(rewards_N), int(drawn.lengths.sum()))
 
     def _baselines(self, decoder: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
-        """What each reward (N,) is compared with."""
+        """The baseline (N,) of each reward (N,)."""
         samples = self._settings.samples
         if self._settings.baseline == "others":
             by_image = rewards.view(-1, samples)
@@ -254,7 +257,7 @@ def _rows(drawn: Samples) -> list[list[int]]:
 def _negative_log_likelihood(
     decoder: nn.Module, batch: Batch, drawn: Samples, advantages: Tensor
 ) -> Tensor:
-    """-log p of every drawn token, weighed with the advantage (N,) of its caption; a mean."""
+    """Mean over the drawn tokens of -log p, weighted by the advantage (N,) of their caption."""
     lengths = drawn.lengths.cpu()
     targets_NT = drawn.tokens[:, : int(lengths.max())]
     tokens_NT = targets_NT.roll(1, dims=1)
@@ -262,7 +265,7 @@ def _negative_log_likelihood(
     images = torch.arange(len(batch.image_ids), device=targets_NT.device)
     image_of_row = images.repeat_interleave(len(targets_NT) // len(images))
     scores_PV = decoder(batch.features, tokens_NT, lengths, image_of_row)
-    # What is never drawn has no probability here either.
+    # Tokens that are never drawn have probability 0 here too.
     never = torch.tensor(NEVER_DRAWN, device=scores_PV.device)
     scores_PV = scores_PV.index_fill(1, never, -torch.inf)
     real_NT = torch.arange(targets_NT.shape[1]) < lengths.unsqueeze(1)

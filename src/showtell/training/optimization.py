@@ -1,4 +1,4 @@
-"""How the weights are moved: AdamW and the learning-rate schedule."""
+"""AdamW, the learning-rate schedule and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Optimization:
     """The ``optim`` group of the configuration.
 
     Attributes:
-        lr: highest learning rate of AdamW, reached after the warm-up.
-        encoder_lr: the same of the encoder's upper stages; None leaves the encoder frozen.
+        lr: peak learning rate of AdamW, reached after the warm-up.
+        encoder_lr: the same for the encoder's upper stages; None leaves the encoder frozen.
         weight_decay: decoupled weight decay of the matrices (Loshchilov and Hutter 2019); biases,
             norms, word vectors and the encoder are not decayed.
-        schedule: what the rate does after the warm-up, until the last step of ``max_epochs``.
+        schedule: course of the rate from the warm-up to the last step of ``max_epochs``.
         warmup_epochs: epochs (or a part of one) over which the rate rises linearly from 0.
         final_lr_fraction: share of ``lr`` left at the last step of a linear or cosine schedule.
-        gradient_clip: largest allowed norm of all gradients together, of the decoder and of an
-            encoder that learns each; None does not clip.
-        averaging: what each step leaves of an exponential moving average of the weights, which is
-            what is validated and kept; 0 keeps the last weights themselves.
+        gradient_clip: largest allowed norm of all gradients together, separately for the decoder
+            and a trained encoder; None does not clip.
+        averaging: decay of the exponential moving average (EMA) of the weights, which is validated
+            and saved in place of the weights; 0 for no averaging.
     """
 
     lr: float
@@ -62,9 +62,9 @@ class Optimization:
                 raise ValueError(rule)
 
     def optimizer(self, module: nn.Module, encoder: nn.Module | None = None) -> torch.optim.AdamW:
-        """AdamW over all parameters of ``module``, frozen ones too: they may thaw later.
+        """AdamW over all parameters of ``module``, even frozen ones, which may be unfrozen later.
 
-        Of an ``encoder`` it moves what learns, at a rate of its own.
+        Of ``encoder`` only the parameters that require gradients, with rate ``encoder_lr``.
         """
         decayed, plain = _by_decay(module.named_parameters())
         groups: list[dict[str, Any]] = [
@@ -74,15 +74,15 @@ class Optimization:
         if encoder is not None:
             learning = [p for p in encoder.parameters() if p.requires_grad]
             groups.append({"params": learning, "weight_decay": 0.0, "lr": self.encoder_lr})
-        # One pass over the weights instead of ten. On a GPU it would unscale the gradients of
-        # 16-mixed itself, after they were clipped, and PyTorch's own choice is as good there.
+        # Fused: one pass over the weights instead of ten. On a GPU it would unscale the gradients
+        # of 16-mixed itself, after clipping, and PyTorch's default is as fast there.
         on_cpu = all(parameter.device.type == "cpu" for parameter in decayed)
         return torch.optim.AdamW(
             groups, lr=self.lr, betas=(0.9, 0.999), eps=1e-8, fused=on_cpu or None
         )
 
     def averaged(self, module: nn.Module) -> AveragedModel | None:
-        """A copy of ``module`` that ``update_parameters`` moves; None without averaging."""
+        """The EMA of ``module``, advanced by ``update_parameters``; None without averaging."""
         if not self.averaging:
             return None
         copy = AveragedModel(module, multi_avg_fn=self._move)
@@ -91,9 +91,10 @@ class Optimization:
 
     @torch.no_grad()
     def _move(self, means: Tensors, weights: Tensors, steps: Tensor | int) -> None:
-        """One step of the average, over a tenth of all steps at most: its start is soon past.
+        """Advance the EMA by one step, with decay min(averaging, (1 + steps) / (10 + steps)).
 
-        The bound is TensorFlow's of ``ExponentialMovingAverage``.
+        The bound, that of TensorFlow's ``ExponentialMovingAverage``, limits the average to about a
+        tenth of the steps so far, so that the initial weights are soon forgotten.
         """
         kept = min(self.averaging, (1 + int(steps)) / (10 + int(steps)))
         torch._foreach_lerp_(means, weights, 1 - kept)
@@ -101,7 +102,7 @@ class Optimization:
     def scheduler(
         self, optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int
     ) -> LambdaLR:
-        """The learning rate of every optimizer step, for a training of so many epochs."""
+        """The learning-rate schedule of a training of ``epochs``, stepped every optimizer step."""
         warmup_steps = self.warmup_epochs * steps_per_epoch
         total_steps = steps_per_epoch * epochs
 
@@ -114,7 +115,7 @@ class Optimization:
         return LambdaLR(optimizer, fraction)
 
     def _fraction_after_warmup(self, progress: float) -> float:
-        """Share of ``lr`` at ``progress`` in 0..1 of the steps after the warm-up."""
+        """Share of ``lr`` after ``progress`` (0..1) of the steps that follow the warm-up."""
         if self.schedule == "constant":
             return 1.0
         left = (
@@ -126,7 +127,7 @@ class Optimization:
 def _by_decay(
     parameters: Iterable[tuple[str, nn.Parameter]],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Matrices that multiply activations, and everything else."""
+    """Split the parameters into matrices that multiply activations, and everything else."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:

@@ -1,4 +1,4 @@
-"""A trial of a search: reported after every epoch, and ended early when others did better."""
+"""Pruning of trials: the search learns every epoch's score and may stop the training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from showtell.search import Trial, place, rejoin
 def trial_callbacks(
     search: Mapping[str, Any], run_folder: Path, *, monitor: str
 ) -> list[PruneTrial]:
-    """What a run needs that is a trial of a search, as the ``search`` of its configuration says."""
+    """Callbacks of a run that is a trial of a search, by the ``search`` group of its config."""
     if search.get("trial") is None:
         return []
     trial = rejoin(*place(search, run_folder.parent))
@@ -23,15 +23,15 @@ def trial_callbacks(
 
 
 class PruneTrial(Callback):
-    """Tells the search the score of every validation and stops the training when it says so.
+    """Reports the score of every validation to the search and stops a trial that it prunes.
 
-    What a stopped training has learned is kept and scored as ever; ``run.json`` says why it is
-    short. One that fails is told as failed; one that is interrupted goes on later.
+    A pruned training keeps its best weights and is evaluated as usual; ``run.json`` says why it is
+    short. A failed training is reported as failed; an interrupted one can be resumed.
 
     Args:
-        run_folder: of the trial.
-        trial: the search's side of it; None when it is over, for a run that goes on after that.
-        monitor: the score that is searched for, as Lightning calls it.
+        run_folder: the folder of the trial's run.
+        trial: the trial in the search; None if it is finished and only its run goes on.
+        monitor: the metric that the search optimizes, by its name in Lightning.
     """
 
     def __init__(self, run_folder: Path, trial: Trial | None, *, monitor: str) -> None:
@@ -41,15 +41,15 @@ class PruneTrial(Callback):
         self._is_pruned = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the trial was stopped."""
+        """Whether the trial was pruned."""
         return {"is_pruned": self._is_pruned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Know it again, also when the process was killed before it told so."""
+        """Restore whether it was pruned, in case the process was killed before reporting it."""
         self._is_pruned = state_dict["is_pruned"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and stop where it is not worth going on."""
+        """Report the score, and stop the training if the search prunes the trial."""
         if trainer.sanity_checking or self._trial is None:
             return
         score = float(trainer.callback_metrics[self._monitor])
@@ -62,17 +62,17 @@ class PruneTrial(Callback):
             update_record(self._run_folder, pruned=why)
             print(f"stopped early: {why}")
             trainer.should_stop = True
-        elif "pruned" in read_record(self._run_folder):  # by a process that was killed just then
+        elif "pruned" in read_record(self._run_folder):  # of a process killed just then
             update_record(self._run_folder, pruned=None)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the trial."""
+        """Report the trial as complete or pruned."""
         if self._trial is not None:
             self._trial.finish(pruned=self._is_pruned)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Close the trial as failed, unless somebody wants it to go on."""
+        """Report the trial as failed, unless it was interrupted and may be resumed."""
         if self._trial is not None and not isinstance(exception, KeyboardInterrupt | SystemExit):
             self._trial.fail()

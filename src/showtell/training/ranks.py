@@ -1,7 +1,7 @@
-"""One of the processes of a training, each with a device of its own: how it meets the others.
+"""Distributed training as one of its processes sees it: joining the others, exchanging values.
 
-Each runs ``train.py`` with the same arguments; `launch` says who starts them. The process of rank 0
-is the one that writes and speaks.
+Each process has a device of its own and runs ``train.py`` with the same arguments; `launch` says
+what starts them. Only rank 0 writes files and prints.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from showtell.errors import UserError
 
 T = TypeVar("T")
 
-# What a process may take to save and end when it is asked to; then it is ended.
+# How long a process may take to save and end after a signal; then it is killed.
 SECONDS_TO_END = 15
-# How long a process whose partner is gone waits to be told so, before it reports what it saw.
+# How long a process delays an error: see `blamed_rightly`.
 SECONDS_TO_HEAR = 5
 ASK_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def are_started() -> bool:
-    """Whether this is one of several processes that somebody started together."""
+    """Whether ``torchrun``, `launch` or SLURM started this process together with others."""
     return _environment() is not None
 
 
 def _environment() -> ClusterEnvironment | None:
-    """What ``torchrun`` or SLURM tells a process of the others."""
+    """What ``torchrun`` or SLURM tells about the other processes; None if there are none."""
     for kind in (TorchElasticEnvironment, SLURMEnvironment):
         if kind.detect():
             found: ClusterEnvironment = kind()
@@ -52,12 +52,12 @@ def _environment() -> ClusterEnvironment | None:
 
 @contextmanager
 def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
-    """Meet the other processes of this training, which work on what is done inside until they part.
+    """Join the process group of this training, which `part` leaves; all ranks run the body.
 
-    One process alone needs nobody. All but rank 0 fall silent.
+    With one process it does nothing. All ranks but 0 are silenced.
 
     Raises:
-        UserError: others were started than the configuration says.
+        UserError: the number of processes started is not ``processes``.
     """
     if processes == 1:
         yield
@@ -72,7 +72,7 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
         )
     met = threading.Event()
     _watch(met)
-    # Lightning guesses it from the environment when it is imported, which may be too early.
+    # Lightning reads the rank from the environment at import, which may be too early.
     rank_zero_only.rank = environment.global_rank()  # type: ignore[attr-defined]
     if environment.global_rank() > 0:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
@@ -89,16 +89,17 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
 
 
 def part() -> None:
-    """Need the other processes no more; all call it when the training is done."""
+    """Leave the process group; all processes call it when the training is done."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 @contextmanager
 def blamed_rightly() -> Iterator[None]:
-    """Wait a little before an error is told: it may be the echo of another process's death.
+    """Delay errors by `SECONDS_TO_HEAR`: they may only be the echo of another process's death.
 
-    Whoever started the processes knows, and asks this one to end meanwhile.
+    Whatever started the processes notices that death and meanwhile asks this one to end. A
+    `UserError` is not delayed.
     """
     try:
         yield
@@ -111,10 +112,11 @@ def blamed_rightly() -> Iterator[None]:
 
 
 def _watch(met: threading.Event) -> None:
-    """End this process when its starter is gone, or some time after it was asked to end.
+    """End this process when its parent is gone, or `SECONDS_TO_END` after it was asked to end.
 
-    Its main thread may wait for a dead partner inside a library, where no signal handler runs and
-    no exception is raised. Before the processes have ``met`` there is nothing to save.
+    Its main thread may be waiting for a dead partner inside a library, where no signal handler runs
+    and no exception is raised. Before the processes have ``met`` there is nothing to save, and it
+    ends at once.
     """
     heard, said = os.pipe()
     os.set_blocking(said, False)
@@ -126,7 +128,8 @@ def _watch(met: threading.Event) -> None:
             if select.select([heard], [], [], 1.0)[0] and set(os.read(heard, 64)) & set(ASK_TO_END):
                 if not met.is_set():
                     break
-                # Not a sleep: at its very end Python waits for dead partners and runs no thread.
+                # No sleep in this thread: at exit Python may wait for dead partners after it has
+                # stopped running threads.
                 signal.alarm(SECONDS_TO_END)
                 return
         os._exit(128 + signal.SIGTERM)
@@ -135,17 +138,17 @@ def _watch(met: threading.Event) -> None:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the process of rank 0, which alone calls it."""
+    """The result of ``make``, called on rank 0 only and broadcast to all."""
     values = [make() if rank() == 0 else None]
     if world_size() > 1:
         distributed.broadcast_object_list(values, src=0)
@@ -154,7 +157,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def gathered(value: T) -> list[T]:
-    """The ``value`` of every process, by rank."""
+    """The ``value`` of every process, in order of rank."""
     if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * world_size()
@@ -171,7 +174,7 @@ def summed(value: Tensor) -> Tensor:
 
 
 def largest(value: int) -> int:
-    """The largest ``value`` of any process."""
+    """The maximum of ``value`` over all processes."""
     if world_size() == 1:
         return value
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"

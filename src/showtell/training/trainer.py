@@ -21,10 +21,10 @@ from showtell.errors import UserError
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.vision.images import view_names
 
-# Warnings of Lightning's that do not apply: features are read without workers, a resumed run finds
-# its own checkpoints wherever it was moved to, curves are written by the module itself, PyTorch
+# Warnings that do not apply: features are read without workers, a resumed run finds its own
+# checkpoints wherever it was moved to, the module writes the learning curves itself, PyTorch
 # deprecates what Lightning calls, scores are the same in every process before they are logged, and
-# an encoder normalises as it was trained to.
+# the encoder's normalization layers stay in eval mode on purpose.
 HINTS = (
     ".*does not have many workers.*",
     ".*Checkpoint directory.*exists.*",
@@ -44,20 +44,20 @@ class TrainerSettings:
     """The ``trainer`` group of the configuration.
 
     Attributes:
-        batch_size: images per step, over all processes; each brings all its captions.
-        max_epochs: passes over the training images at most; the schedule ends there.
-        accelerator: ``auto``, ``cpu``, or one that must be there.
+        batch_size: images per step over all processes, each with all its captions.
+        max_epochs: largest number of epochs; the learning-rate schedule ends there.
+        accelerator: ``auto``, or one that must be available.
         devices: processes on each machine, each with a device of its own.
         num_nodes: machines.
         precision: ``auto`` computes in bfloat16 where a GPU has it and in float32 elsewhere, or
             one of Lightning's names.
-        limit_images: only the first so many images of each split; None for all.
-        limit_batches: only the first so many batches of each epoch; None for all.
-        views: how training images are shown, names of ``VIEWS`` joined by ``+``; in each epoch one
-            of them is drawn for each image.
-        validate_on_train: score the training images instead of the validation split, to see
-            whether a model can learn by heart.
-        profiler: None, or one of Lightning's, which writes where the time went into the run folder.
+        limit_images: use only this many images of each split, the first ones; None for all.
+        limit_batches: use only this many batches of each epoch, the first ones; None for all.
+        views: augmentations of training images, names of ``VIEWS`` joined by ``+``; in each epoch
+            one of them is drawn for each image.
+        validate_on_train: validate on the training images instead of the validation split, to see
+            whether a model can overfit.
+        profiler: None, or a profiler of Lightning, which writes its report into the run folder.
     """
 
     batch_size: int
@@ -84,7 +84,7 @@ class TrainerSettings:
 
     @property
     def processes(self) -> int:
-        """How many train together."""
+        """The number of processes that train together."""
         return self.devices * self.num_nodes
 
     @property
@@ -93,10 +93,11 @@ class TrainerSettings:
         return self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
     def check_precision(self) -> None:
-        """Refuse what this machine cannot compute in, before anything is done.
+        """Refuse, before any work, a precision that this machine cannot train in.
 
         Raises:
-            UserError: for 16-mixed on a CPU, where the optimizer would unscale clipped gradients.
+            UserError: for 16-mixed on a CPU, where the fused optimizer would unscale gradients
+                after they were clipped.
         """
         if self.precision == "16-mixed" and not self.uses_gpu:
             raise UserError(
@@ -114,11 +115,11 @@ class TrainerSettings:
         """A trainer that writes only below ``run_folder``.
 
         Raises:
-            UserError: when this machine lacks the accelerator, or that the precision.
+            UserError: this machine lacks the accelerator, or the accelerator the precision.
         """
         silence_hints()
-        # Deterministic PyTorch fills all new memory with nan, a hundredth of a step: nothing here
-        # reads what it has not written.
+        # In deterministic mode PyTorch fills new memory with NaN, which takes 1% of a step; nothing
+        # here reads memory that it has not written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             return self._trainer(run_folder, callbacks, loggers, gradient_clip)
@@ -148,7 +149,7 @@ class TrainerSettings:
             plugins=[AtomicCheckpointIO()],
             profiler=self._profiler(run_folder),
             default_root_dir=run_folder,
-            # A sanity check would decode with untrained weights, which is the slowest they get.
+            # A sanity check would decode with untrained weights, when decoding is slowest.
             num_sanity_val_steps=0,
             enable_model_summary=False,
             enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
@@ -159,12 +160,12 @@ class TrainerSettings:
     def _strategy(self) -> DDPStrategy | Literal["auto"]:
         if self.processes == 1:
             return "auto"
-        # Word vectors may be frozen at any time, and then have no gradient. Buffers are the same
-        # everywhere, and validation has another number of passes in each process.
+        # Frozen word vectors have no gradient. Buffers are the same in all processes, and in
+        # validation the processes make different numbers of forward passes.
         return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
 
     def _profiler(self, run_folder: Path) -> Profiler | None:
-        """Writes ``fit-profile.txt``: the table is far too wide and long for a terminal."""
+        """The profiler, writing ``fit-profile.txt``: its table is too large for a terminal."""
         if self.profiler is None:
             return None
         if self.profiler == "simple":
@@ -178,7 +179,7 @@ class TrainerSettings:
 
 
 def silence_hints() -> None:
-    """Keep quiet about what the user neither caused nor could mend; other warnings stay."""
+    """Silence warnings that a user neither causes nor can fix; other warnings stay."""
     for module in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
         logging.getLogger(f"lightning.pytorch.{module}").setLevel(logging.WARNING)
     for message in HINTS:

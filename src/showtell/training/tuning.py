@@ -1,11 +1,11 @@
-"""Tuning an encoder: its upper layers learn which words people say of a picture.
+"""Fine-tuning an encoder: its upper layers learn to predict the words of an image's captions.
 
-ImageNet teaches a network to tell 120 breeds of dogs apart, and nothing of what dogs do. Here each
-frequent word of the captions is something to be seen in a picture, as often as its captions say it
-(words as visual concepts: Fang et al. 2015, "From Captions to Visual Concepts and Back"; Wu et al.
-2016, "What Value Do Explicit High Level Concepts Have in Vision to Language Problems?"). So are
-frequent phrases, where they are asked for: what a dog does stands in "dog jumping over". The layer
-that names the words is dropped afterwards; what is kept is what it was given to read.
+ImageNet teaches a network to tell 120 breeds of dogs apart, but not what dogs do. Here every
+frequent word of the captions is a visual concept to detect, and its target is the share of an
+image's captions that have it (Fang et al. 2015, "From Captions to Visual Concepts and Back"; Wu et
+al. 2016, "What Value Do Explicit High Level Concepts Have in Vision to Language Problems?").
+Frequent phrases can be included: "dog jumping over" says what a dog does. The layer that predicts
+the words is dropped afterwards; the network below it is kept.
 
 Dimension key: B images, S input side, C channels, Q side of a map, D feature size, W words.
 """
@@ -42,32 +42,32 @@ from showtell.vision.learning import LearningEncoder
 from showtell.vision.pictures import ShownPictures, check_readable
 from showtell.vision.weights import facts_of, half_file
 
-# A word of fewer training pictures is seen too seldom to be learned by its looks, and one of more
-# than half of them ("a", "in", "the") is grammar.
+# A word in the captions of fewer training images is too rare to be learned visually, and one of
+# more than half of them ("a", "in", "the") is grammar.
 LEAST_PICTURES = 15
 LARGEST_SHARE = 0.5
 BATCH_SIZE = 32
 DROPOUT = 0.3
-LARGEST_GRADIENT = 5.0  # the norm of all together
-# The layer that names the words knows nothing yet: its rate, in learning rates of the network.
+LARGEST_GRADIENT = 5.0  # norm of all gradients together
+# Learning rate of the layer that predicts the words, which is new, in units of the network's.
 HEAD_RATE = 7.0
-# The entry of the file's metadata that says how it came about. One alone: several would stand in
-# another order each time.
+# Metadata entry of the weights file that records the tuning. One entry only: the order of several
+# would differ each time.
 TUNED_BY = "tuned_by"
-# The entry of a checkpoint that says which tuning it is of.
+# Checkpoint entry that identifies the tuning.
 MADE_FOR = "made_for"
 
 
 @dataclass(frozen=True, slots=True)
 class TuningSettings:
-    """How far and how fast.
+    """Settings of a tuning.
 
     Attributes:
-        epochs: passes over the training pictures, each in a view drawn anew.
-        lr: highest learning rate of Adam for the network.
-        seed: of views, dropout and the new layer.
-        accelerator: ``auto``, ``cpu``, or one that must be there.
-        phrases: longest sequence of words that is something to be seen; 1: words alone.
+        epochs: passes over the training images, each with newly drawn crops.
+        lr: peak learning rate of Adam for the network.
+        seed: seed of the crops, dropout and the new layer.
+        accelerator: ``auto``, or one that must be available.
+        phrases: longest phrase to predict, in words; 1: single words only.
     """
 
     epochs: int
@@ -91,20 +91,20 @@ def tune(
 ) -> None:
     """Tune ``encoder`` to the captions of ``training`` and write its weights to ``output``.
 
-    They are the moving average of the last steps, in half precision, for ``encoder.weights``. The
-    networks of ``encoder`` itself have them afterwards, and its identity is past.
-    Each epoch tells the cross-entropy of the words of ``validation``, in nats per picture; nothing
-    is chosen by it.
+    The weights are the EMA of the last steps, in half precision, to be used as ``encoder.weights``.
+    They are also loaded into the networks of ``encoder``, whose identity is then out of date. After
+    each epoch the cross-entropy of the words of ``validation`` is printed, in nats per image;
+    nothing is selected by it.
 
-    A tuning that was broken off goes on after its last whole epoch, to the same weights: until the
-    end there is a checkpoint of each network beside ``output``.
+    An interrupted tuning resumes after its last complete epoch and ends with the same weights:
+    until it is done, each network has a checkpoint beside ``output``.
 
-    ``began_with`` names the file of its weights, where they are not published ones, for ``output``
-    to tell.
+    ``began_with`` is the file of the initial weights, to be recorded in ``output``; None if they
+    are published ones.
 
     Raises:
-        UserError: for a network that cannot be cut, a picture that cannot be read, captions without
-            frequent words, a loss that is not finite, or checkpoints of another tuning.
+        UserError: for a network that cannot be split, an image that cannot be read, captions
+            without frequent words, a loss that is not finite, or checkpoints of another tuning.
     """
     parts = parts_of(encoder)
     networks = [LearningEncoder(part, "pooled") for part in parts]
@@ -134,7 +134,7 @@ def tune(
         )
         for number, part in enumerate(parts, start=1)
     ]
-    done = [tuning.epochs() for tuning in tunings]  # refused before the work
+    done = [tuning.epochs() for tuning in tunings]  # raises before any work is done
     check_readable([*training, *validation])
     named = "words" if settings.phrases == 1 else f"phrases of 1 to {settings.phrases} words"
     print(f"note: {len(words)} {named} to be seen in {len(training)} training pictures")
@@ -144,7 +144,7 @@ def tune(
                 print(
                     f"note: goes on after epoch {epochs} of {settings.epochs}: {tuning.checkpoint}"
                 )
-            # Each as if it were alone.
+            # Seeded for each network, so that each is tuned as if it were alone.
             seed_everything(settings.seed, workers=True, verbose=False)
             batches = WordBatches(training, targets[0], encoder.preprocessing, seed=settings.seed)
             tuner = WordTuner(network, targets[0].mean(dim=0), settings, batches)
@@ -156,30 +156,30 @@ def tune(
             )
             part.body.load_state_dict(tuner.tuned.state_dict())
     except _DivergedError:
-        _remove_checkpoints(tunings)  # none can go on at the rate that all of them are to have
+        _remove_checkpoints(tunings)  # none can resume: all need a lower rate
         raise
     write_atomically(output, half_file(encoder.body, {TUNED_BY: json.dumps(facts)}))
     _remove_checkpoints(tunings)
 
 
 def tuned_by_of(file: Path) -> list[dict[str, Any]]:
-    """The settings of each tuning that the weights in ``file`` come from; none where none is told.
+    """The settings of each tuning of the weights in ``file``; empty if none is recorded.
 
-    Those of `TuningSettings`, and ``network`` and ``size``, the side of its pictures in pixels,
-    which files of before do not tell; ``weights``, the name of the file that it began with, where
-    that was not published weights. Networks tuned together come once, their names joined by
-    ``+``; networks that were joined afterwards one after the other. Of an encoder that learned in a
-    run it is what it was before.
+    Each has ``epochs``, ``lr``, ``seed`` and ``phrases`` of `TuningSettings`; ``network`` and
+    ``size``, the side of its input images in pixels, which older files lack; and ``weights``, the
+    file of the initial weights, unless these were published ones. Networks tuned together have one
+    entry with their names joined by ``+``; networks joined afterwards have one entry each. For an
+    encoder trained in a run these are the tunings before that.
 
     Raises:
-        UserError: the file is damaged, or tells something else there.
+        UserError: the file is damaged, or its record is not one of tunings.
     """
     facts = facts_of(file)
     try:
         if runs.LEARNED_IN in facts:
             facts = json.loads(facts[runs.LEARNED_IN])["before"]
         told = json.loads(facts.get(TUNED_BY, "[]"))
-        # Without phrases: of before there were any.
+        # A record without ``phrases`` is older than that setting.
         tunings = [{"phrases": 1, **each} for each in (told if isinstance(told, list) else [told])]
         are_settings = all(map(_are_settings, tunings))
     except (AttributeError, LookupError, TypeError, ValueError):
@@ -198,17 +198,17 @@ def _are_settings(tuned_by: Mapping[str, Any]) -> bool:
 
 
 def _digest(given: object, targets: Tensor) -> str:
-    """What a tuning goes by, in a hash."""
+    """A hash of everything that determines a tuning."""
     told = json.dumps(given, sort_keys=True).encode()
     return hashlib.sha256(told + targets.numpy().tobytes()).hexdigest()
 
 
 class _Tuning(Callback):
-    """Saves how far the tuning of a network is after each epoch.
+    """Saves a checkpoint of a network's tuning after each epoch.
 
     Args:
         checkpoint: the file.
-        made_for: which tuning it is; the checkpoint of another one is refused.
+        made_for: identifies the tuning; the checkpoint of another one is refused.
     """
 
     def __init__(self, checkpoint: Path, made_for: str) -> None:
@@ -216,10 +216,10 @@ class _Tuning(Callback):
         self._made_for = made_for
 
     def epochs(self) -> int:
-        """How many are done, as the checkpoint has it; 0 where there is none.
+        """The number of epochs completed in the checkpoint; 0 if there is no checkpoint.
 
         Raises:
-            UserError: it is damaged, or of another tuning.
+            UserError: the checkpoint is damaged, or belongs to another tuning.
         """
         if not self.checkpoint.exists():
             return 0
@@ -237,11 +237,11 @@ class _Tuning(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write down which tuning it is."""
+        """Record which tuning the checkpoint belongs to."""
         checkpoint[MADE_FOR] = self._made_for
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Save the checkpoint."""
         trainer.save_checkpoint(self.checkpoint, weights_only=False)
 
 
@@ -271,21 +271,21 @@ def _trainer(settings: TuningSettings, tuning: _Tuning) -> Trainer:
 
 
 def frequent_words(images: Sequence[CaptionedImage], phrases: int) -> list[str]:
-    """The words that can be learned by their looks, the most frequent first.
+    """The words that are neither too rare nor too frequent to be learned, most frequent first.
 
-    With them the sequences of up to ``phrases`` words, joined by spaces.
+    Sequences of up to ``phrases`` words, joined by spaces, count as words too.
     """
     pictures = Counter(word for image in images for word in _words_of(image, phrases))
     most = LARGEST_SHARE * len(images)
-    # Alphabetically where equally frequent: sets have another order in each process.
+    # Ties are sorted alphabetically, because the order of sets differs between processes.
     ranked = sorted(pictures.items(), key=lambda item: (-item[1], item[0]))
     return [word for word, n in ranked if LEAST_PICTURES <= n <= most]
 
 
 def word_targets(images: Sequence[CaptionedImage], words: Sequence[str], phrases: int) -> Tensor:
-    """The share of each image's captions that have each word or phrase, (images, W).
+    """The share (images, W) of each image's captions that have each word or phrase.
 
-    None of ``words`` is a sequence of more than ``phrases`` words.
+    ``words`` must not hold sequences of more than ``phrases`` words.
     """
     column = {word: number for number, word in enumerate(words)}
     targets = torch.zeros(len(images), len(words))
@@ -297,7 +297,7 @@ def word_targets(images: Sequence[CaptionedImage], words: Sequence[str], phrases
 
 
 def _words_of(image: CaptionedImage, longest: int) -> Counter[str]:
-    """How many captions of an image have each word, and each sequence of up to ``longest``."""
+    """How many captions of an image have each word and each sequence of up to ``longest`` words."""
     return Counter(
         phrase for caption in image.captions for phrase in _phrases(tokenize(caption), longest)
     )
@@ -312,10 +312,10 @@ def _phrases(words: Sequence[str], longest: int) -> set[str]:
 
 
 class WordBatches:
-    """Batches of (pixels (B, S, S, 3), targets (B, W)), the pictures whole and in their order.
+    """Batches of (pixels (B, S, S, 3), targets (B, W)), the images whole and in order.
 
-    With a seed they are shown in glimpses and in an order that are drawn anew for each ``epoch``,
-    which is to be set before the first batch of it.
+    With a seed, for training, crops and order are drawn anew for each ``epoch``, which must be set
+    before its first batch.
     """
 
     def __init__(
@@ -333,7 +333,7 @@ class WordBatches:
         self.epoch = 0
 
     def __len__(self) -> int:
-        """All pictures are validated with; a rest of them would be too few to learn from."""
+        """Training drops an incomplete last batch, unless it is the only one."""
         whole, rest = divmod(len(self._images), BATCH_SIZE)
         return whole + (rest > 0 and (self._seed is None or whole == 0))
 
@@ -348,30 +348,30 @@ class WordBatches:
 
 
 class WordNamer(nn.Module):
-    """An encoder that learns, and a layer that names the words by its pooled features."""
+    """A trainable encoder and a linear layer that predicts the words from its pooled features."""
 
     def __init__(self, encoder: LearningEncoder, frequencies: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.size, len(frequencies))
-        # Begin with how frequent each word is.
+        # At first predict the frequency of each word.
         nn.init.normal_(self.head.weight, std=0.01)
         with torch.no_grad():
             self.head.bias.copy_(torch.logit(frequencies, eps=1e-3))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The words' logits (B, W) from the maps (B, C, Q, Q) of the frozen stages."""
+        """The words' logits (B, W) from the feature maps (B, C, Q, Q) of the frozen stages."""
         return cast(Tensor, self.head(F.dropout(self.encoder(maps), DROPOUT, self.training)))
 
 
 class WordTuner(LightningModule):
-    """Trains what is above the frozen stages.
+    """Trains the layers above the frozen stages.
 
     Args:
-        encoder: the network that learns.
+        encoder: the network to tune.
         frequencies: (W,) the words' mean targets.
-        settings: how far and how fast.
-        batches: those of the training pictures.
+        settings: the settings of the tuning.
+        batches: the batches of the training images.
     """
 
     def __init__(
@@ -401,19 +401,19 @@ class WordTuner(LightningModule):
 
     @property
     def tuned(self) -> nn.Module:
-        """The network with the mean of the weights."""
+        """The network with the EMA of the weights."""
         return cast(WordNamer, self.averaged.module).encoder.network
 
     def on_fit_start(self) -> None:
-        """Compile the frozen stages for the device, on which the module is by now."""
+        """Compile the frozen stages for the device that the module is on by now."""
         self._lower = self.namer.encoder.frozen_stages(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Tell the batches, which know nothing of what was before a checkpoint."""
+        """Tell the batches their epoch, which a checkpoint does not restore."""
         self._batches.epoch = self.current_epoch
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The mean over the pictures of the cross-entropy of all words."""
+        """Binary cross-entropy, summed over the words and averaged over the images, in nats."""
         loss = self._loss(self.namer, batch)
         if not torch.isfinite(loss):
             raise _DivergedError(f"the loss is {loss:.3g} at step {self.global_step}: lower --lr")
@@ -421,22 +421,22 @@ class WordTuner(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The same of the mean weights."""
+        """The same loss with the EMA of the weights."""
         loss = self._loss(cast(WordNamer, self.averaged.module), batch)
         self.log("val loss", loss, prog_bar=True, logger=False, batch_size=len(batch[0]))
 
     def on_validation_epoch_end(self) -> None:
-        """Say how it goes."""
+        """Print the validation loss."""
         loss = float(self.trainer.callback_metrics["val loss"])
         self.print(f"epoch {self.current_epoch + 1}/{self._settings.epochs}  val loss {loss:.3f}")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Move the weights, then their mean."""
+        """Update the weights, then their EMA."""
         super().optimizer_step(*args, **kwargs)
         self.averaged.update_parameters(self.namer)
 
     def configure_optimizers(self) -> Any:
-        """Adam, faster for the new layer, and a cosine after a warm-up."""
+        """Adam with a higher rate for the new layer, and a cosine schedule after a warm-up."""
         optimizer = self._rules.optimizer(self.namer.head, self.namer.encoder)
         scheduler = self._rules.scheduler(
             optimizer, steps_per_epoch=len(self._batches), epochs=self._settings.epochs

@@ -17,10 +17,10 @@ from showtell.training.ranks import gathered, world_size
 
 
 class GeneratedCaptions(Metric):
-    """One caption per image; BLEU over the corpus when all are in.
+    """Collects one caption per image, and scores all of them as a corpus.
 
-    The state is token ids and image positions; an image that comes twice is counted once. Each of
-    several processes adds its own images, and all know all once they ``gather``.
+    The state is token ids and image positions; an image that comes twice is counted once. Each
+    process adds its own images; after ``gather`` every process has all of them.
     """
 
     full_state_update = False
@@ -47,7 +47,7 @@ class GeneratedCaptions(Metric):
         self.add_state("tokens", default=[], dist_reduce_fx="cat")
 
     def update(self, image_ids: Sequence[str], hypotheses: Sequence[Hypothesis]) -> None:
-        """Add the captions of some images."""
+        """Add the captions of a batch of images."""
         self._texts = None
         rows = [self._row(h) for h in hypotheses]
         positions = [self._position_of[image_id] for image_id in image_ids]
@@ -55,7 +55,7 @@ class GeneratedCaptions(Metric):
         self.positions.append(torch.tensor(positions, device=self.device))
 
     def gather(self) -> None:
-        """Take in what the other processes generated; all must call it."""
+        """Collect the captions of all processes; every process must call it."""
         if world_size() == 1:
             return
         self._texts = None
@@ -81,14 +81,14 @@ class GeneratedCaptions(Metric):
         return {image_id for image_id, row in self._rows_by_image().items() if END not in row}
 
     def compute(self) -> dict[str, Tensor]:
-        """Corpus scores over the images seen, as scalars; raises UserError when none was."""
+        """Corpus scores over the images seen, as scalars; raises UserError if there are none."""
         captions = self.captions()
         references = {image_id: self._references[image_id] for image_id in captions}
         scores = score_captions(captions, references, metrics=self._metrics).scores
         return {name: torch.tensor(value) for name, value in scores.items()}
 
     def _row(self, hypothesis: Hypothesis) -> list[int]:
-        """The words, END where the model wrote it, and PAD up to the width that fits all."""
+        """The token ids, END if the model wrote it, and PAD up to ``max_length`` + 1."""
         tokens = [*hypothesis.token_ids, *([END] if hypothesis.ended else [])]
         return tokens + [PAD] * (self._max_length + 1 - len(tokens))
 
