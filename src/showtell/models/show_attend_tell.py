@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
+from showtell.models.output import OutputLayer
 from showtell.models.positions import RealPositions, TimeOrder
 from showtell.models.recurrence import Rows, run_steps, update_cell
 from showtell.models.regions import (
@@ -79,7 +79,7 @@ class ShowAttendTellDecoder(nn.Module):
         self.hidden_dense = nn.Linear(hidden_size, width)
         self.context_dense = nn.Linear(hidden_size, width, bias=False)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = WordScores(width, self.embedding, tied=tied_output)
+        self.output = OutputLayer(width, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
         """State: three (B, H), regions (B, R, H), their keys (B, R, A), from a grid (B, R, D)."""
@@ -134,5 +134,5 @@ class ShowAttendTellDecoder(nn.Module):
         """Logits (P, V) from words (P, E) and the states (P, H) after them: equation 7."""
         hidden, _, seen = rows
         dense = words + self.hidden_dense(hidden) + self.context_dense(seen)
-        scores: Tensor = self.output(self.output_dropout(dense, positions), self.embedding)
-        return scores
+        logits: Tensor = self.output(self.output_dropout(dense, positions), self.embedding)
+        return logits

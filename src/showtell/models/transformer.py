@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
+from showtell.models.output import OutputLayer
 from showtell.models.positions import RealPositions
 from showtell.models.regions import RowsByImage
 from showtell.types import FeatureKind
@@ -83,7 +83,7 @@ class TransformerDecoder(nn.Module):
             TransformerLayer(hidden_size, dense_size, dropout=output_dropout) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
-        self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
+        self.output = OutputLayer(hidden_size, self.embedding, tied=tied_output)
         self.heads = heads
 
     def start(self, features: Tensor) -> State:
@@ -111,8 +111,8 @@ class TransformerDecoder(nn.Module):
         words_NH = self.word_dropout(words_NH)
         for layer, remembered, image in zip(self.layers, state.rows, state.images, strict=True):
             words_NH = layer(words_NH, partial(recall, remembered), partial(look, image))
-        scores_NV: Tensor = self.output(self.norm(words_NH), self.embedding)
-        return scores_NV, state._replace(rows=tuple(memories))
+        logits_NV: Tensor = self.output(self.norm(words_NH), self.embedding)
+        return logits_NV, state._replace(rows=tuple(memories))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -126,8 +126,8 @@ class TransformerDecoder(nn.Module):
             return by_image.ungroup(contexts_BQH, len(queries_PH))
 
         words_PH = self._read(tokens, positions, self.start(features).images, look)
-        scores_PV: Tensor = self.output(words_PH, self.embedding)
-        return scores_PV
+        logits_PV: Tensor = self.output(words_PH, self.embedding)
+        return logits_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption: the mean over the last layer's heads.

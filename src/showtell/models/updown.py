@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
+from showtell.models.output import OutputLayer
 from showtell.models.positions import RealPositions, TimeOrder
 from showtell.models.recurrence import Rows, run_steps, update_cell
 from showtell.models.regions import (
@@ -76,7 +76,7 @@ class UpDownDecoder(nn.Module):
         self.attention = RegionAttention(hidden_size, hidden_size)
         self.language_gates = nn.Linear(3 * hidden_size, 4 * hidden_size)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
+        self.output = OutputLayer(hidden_size, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
         """State: four zeros (B, H), regions (B, R, H), gates (B, 4H), from a grid (B, R, D)."""
@@ -94,8 +94,8 @@ class UpDownDecoder(nn.Module):
         words_NE = self.word_dropout(self.embedding(token_ids))
         own_gates = image_gates_BG.repeat_interleave(len(token_ids) // images, dim=0)
         rows = self._advance(self.word_gates(words_NE) + own_gates, state.rows, look)
-        scores_NV = self.output(self.output_dropout(rows[2]), self.embedding)
-        return scores_NV, state._replace(rows=rows)
+        logits_NV = self.output(self.output_dropout(rows[2]), self.embedding)
+        return logits_NV, state._replace(rows=rows)
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -105,8 +105,8 @@ class UpDownDecoder(nn.Module):
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
         outputs_PH = self._read(words_PE, lengths, image_of_row, self.start(features))
-        scores_PV: Tensor = self.output(self.output_dropout(outputs_PH, positions), self.embedding)
-        return scores_PV
+        logits_PV: Tensor = self.output(self.output_dropout(outputs_PH, positions), self.embedding)
+        return logits_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""

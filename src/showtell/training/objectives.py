@@ -82,8 +82,8 @@ class CrossEntropy:
         tokens = batch.tokens
         if self.scheduled_sampling:
             tokens = _with_own_words(decoder, batch, share=self.scheduled_sampling * progress)
-        scores_PV = decoder(batch.features, tokens, batch.lengths, batch.image_of_row)
-        loss = cross_entropy(scores_PV, batch.targets, label_smoothing=self.label_smoothing)
+        logits_PV = decoder(batch.features, tokens, batch.lengths, batch.image_of_row)
+        loss = cross_entropy(logits_PV, batch.targets, label_smoothing=self.label_smoothing)
         positions = batch.targets.numel()
         return Outcome(loss, loss.detach(), positions, positions)
 
@@ -94,9 +94,9 @@ def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor
     BEGIN is never replaced, and END is never drawn.
     """
     with torch.no_grad():
-        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
-        scores_PV[:, END] = -torch.inf
-        words_P, _ = draw(scores_PV, torch.rand(len(scores_PV), device=scores_PV.device))
+        logits_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
+        logits_PV[:, END] = -torch.inf
+        words_P, _ = draw(logits_PV, torch.rand(len(logits_PV), device=logits_PV.device))
     real_NT = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
     own_NT = torch.zeros_like(batch.tokens)
     own_NT[real_NT.to(own_NT.device)] = words_P
@@ -264,13 +264,13 @@ def _negative_log_likelihood(
     tokens_NT[:, 0] = BEGIN
     images = torch.arange(len(batch.image_ids), device=targets_NT.device)
     image_of_row = images.repeat_interleave(len(targets_NT) // len(images))
-    scores_PV = decoder(batch.features, tokens_NT, lengths, image_of_row)
+    logits_PV = decoder(batch.features, tokens_NT, lengths, image_of_row)
     # Tokens that are never drawn have probability 0 here too.
-    never = torch.tensor(NEVER_DRAWN, device=scores_PV.device)
-    scores_PV = scores_PV.index_fill(1, never, -torch.inf)
+    never = torch.tensor(NEVER_DRAWN, device=logits_PV.device)
+    logits_PV = logits_PV.index_fill(1, never, -torch.inf)
     real_NT = torch.arange(targets_NT.shape[1]) < lengths.unsqueeze(1)
     real_NT = real_NT.to(targets_NT.device)
     weights_NT = advantages.unsqueeze(1).expand_as(targets_NT)
     return cross_entropy(
-        scores_PV, targets_NT[real_NT], label_smoothing=0.0, weights=weights_NT[real_NT]
+        logits_PV, targets_NT[real_NT], label_smoothing=0.0, weights=weights_NT[real_NT]
     )
