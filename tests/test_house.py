@@ -23,7 +23,7 @@ FLOORS = {
         "memory",
         "products",
         "locks",
-        "in_bytes",
+        "quantization",
         "config",
         "text",
     ),

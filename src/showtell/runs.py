@@ -272,13 +272,13 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
     """
     from safetensors.torch import load_file
 
-    from showtell.in_bytes import from_bytes
+    from showtell.quantization import dequantize_state
 
     path = folder / BEST_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: the run has not finished a validation; train it on")
     try:
-        decoder.load_state_dict(from_bytes(load_file(path)))
+        decoder.load_state_dict(dequantize_state(load_file(path)))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
