@@ -21,7 +21,7 @@ FLOORS = {
         "files",
         "cores",
         "memory",
-        "products",
+        "cpu_matmul",
         "locks",
         "quantization",
         "config",

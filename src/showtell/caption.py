@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from showtell import runs
 from showtell.config import build, check_node
+from showtell.cpu_matmul import use_onednn_matmul
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch, Hypothesis
 from showtell.decoding.constraints import RULES
@@ -28,7 +29,6 @@ from showtell.decoding.sampling import Sampling
 from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.models.decoder import AttentiveDecoder, StepDecoder
-from showtell.products import use_faster
 from showtell.runs import COLUMNS, MEMBERS, RECORD, VOCABULARY, load_weights, locate, read_record
 from showtell.text.tokenizer import detokenize, tokenize
 from showtell.text.vocabulary import BEGIN, Vocabulary
@@ -240,7 +240,7 @@ def load_run(
     ``encoder_weights`` names a file with the encoder's weights, to be used instead of the file in
     the folder or the published one; weights other than those of the training are refused.
     ``accelerator`` is that of `device_for`. On some CPUs the whole process uses another library for
-    matrix products from then on: see `showtell.products`.
+    matrix products from then on: see `showtell.cpu_matmul`.
 
     Nothing in the folder is executed: JSON says which of this package's decoders to build, and
     the weights are safetensors.
@@ -248,7 +248,7 @@ def load_run(
     Raises:
         UserError: this is not a run folder, one of another version, or a damaged one.
     """
-    use_faster()
+    use_onednn_matmul()
     folder = locate(path)
     record = read_record(folder, needs=("encoder", "model", "model_sizes", "decoding"))
     vocabulary = Vocabulary.load(folder / VOCABULARY)

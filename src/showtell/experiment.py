@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from showtell import runs
 from showtell.caption import Run, keep_expected, load_run
 from showtell.config import build
+from showtell.cpu_matmul import use_onednn_matmul
 from showtell.data.batches import FeatureSource
 from showtell.data.datamodule import CaptionDataModule
 from showtell.data.records import evenly_spaced
@@ -37,7 +38,6 @@ from showtell.metrics.alarms import (
 )
 from showtell.metrics.scores import final_metrics
 from showtell.parts import Config, Parts, Settings, features_of, prepare, seen_features_of
-from showtell.products import use_faster
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import BEST_CAPTIONS, CaptionRow, Tracker
@@ -277,7 +277,7 @@ def _fit(
     ``tracker`` is None on all ranks but 0.
     """
     keep_freed_memory()
-    use_faster()
+    use_onednn_matmul()
     settings = parts.settings
     datamodule = CaptionDataModule(
         parts.images,
