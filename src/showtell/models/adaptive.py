@@ -143,4 +143,4 @@ class AdaptiveDecoder(nn.Module):
 
         ``hidden`` are the queries and ``sentinel`` their sentinels, both (B, Q, H).
         """
-        return self.attention.with_own(hidden, regions, self.sentinel_key(sentinel), sentinel)
+        return self.attention.with_sentinel(hidden, regions, self.sentinel_key(sentinel), sentinel)

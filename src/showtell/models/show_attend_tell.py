@@ -27,9 +27,9 @@ from showtell.models.regions import (
     AdditiveAttention,
     Look,
     RowsByImage,
-    look_of_beams,
-    look_of_one,
-    look_of_rows,
+    attend_beams,
+    attend_recording,
+    attend_rows,
 )
 from showtell.types import FeatureKind
 
@@ -92,7 +92,7 @@ class ShowAttendTellDecoder(nn.Module):
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
-        look = look_of_beams(self._attention(state), len(state.images[0]))
+        look = attend_beams(self._attention(state), len(state.images[0]))
         words_NE = self.word_dropout(self.embedding(token_ids))
         rows = self._advance(look, self.word_gates(words_NE), state.rows)
         return self._score(words_NE, rows), state._replace(rows=rows)
@@ -106,7 +106,7 @@ class ShowAttendTellDecoder(nn.Module):
         words_PE = self.word_dropout(words_PE, positions)
         start, order = self.start(features), TimeOrder.of(lengths, tokens.device)
         image_of_row = image_of_row[order.longest_first]
-        look = look_of_rows(self._attention(start), RowsByImage(image_of_row, len(features)))
+        look = attend_rows(self._attention(start), RowsByImage(image_of_row, len(features)))
         rows, advance = start.select(image_of_row).rows, partial(self._advance, look)
         states = run_steps(self.word_gates(words_PE), order, rows, advance)
         return self._score(words_PE, states, positions)
@@ -114,7 +114,7 @@ class ShowAttendTellDecoder(nn.Module):
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         state, weights = self.start(features.unsqueeze(0)), list[Tensor]()
-        look, rows = look_of_one(self._attention(state), weights), state.rows
+        look, rows = attend_recording(self._attention(state), weights), state.rows
         for gates_1G in self.word_gates(self.embedding(token_ids)).split(1):
             rows = self._advance(look, gates_1G, rows)
         return torch.cat(weights)

@@ -102,11 +102,11 @@ class TransformerDecoder(nn.Module):
         def recall(remembered_NSM: Tensor, words_NX: Tensor) -> Tensor:
             queries_N1H, own_N1M = _split(words_NX.unsqueeze(1))
             memories.append(torch.cat([remembered_NSM, own_N1M], dim=1))
-            return mix(queries_N1H, memories[-1], self.heads).squeeze(1)
+            return multi_head_attention(queries_N1H, memories[-1], self.heads).squeeze(1)
 
         def look(memory_BRM: Tensor, queries_NH: Tensor) -> Tensor:
             queries_BGH = queries_NH.view(len(memory_BRM), -1, queries_NH.shape[1])
-            return mix(queries_BGH, memory_BRM, self.heads).flatten(0, 1)
+            return multi_head_attention(queries_BGH, memory_BRM, self.heads).flatten(0, 1)
 
         words_NH = self.word_dropout(words_NH)
         for layer, remembered, image in zip(self.layers, state.rows, state.images, strict=True):
@@ -122,7 +122,7 @@ class TransformerDecoder(nn.Module):
         by_image = RowsByImage(image_of_row[positions.rows], len(features))
 
         def look(memory_BRM: Tensor, queries_PH: Tensor) -> Tensor:
-            contexts_BQH = mix(by_image.group(queries_PH), memory_BRM, self.heads)
+            contexts_BQH = multi_head_attention(by_image.group(queries_PH), memory_BRM, self.heads)
             return by_image.ungroup(contexts_BQH, len(queries_PH))
 
         words_PH = self._read(tokens, positions, self.start(features).images, look)
@@ -138,8 +138,8 @@ class TransformerDecoder(nn.Module):
         weights = []
 
         def look(memory_1RM: Tensor, queries_TH: Tensor) -> Tensor:
-            weights.append(shares(queries_TH.unsqueeze(0), memory_1RM, self.heads))
-            return mix(queries_TH.unsqueeze(0), memory_1RM, self.heads).squeeze(0)
+            weights.append(attention_weights(queries_TH.unsqueeze(0), memory_1RM, self.heads))
+            return multi_head_attention(queries_TH.unsqueeze(0), memory_1RM, self.heads).squeeze(0)
 
         images = self.start(features.unsqueeze(0)).images
         self._read(token_ids.unsqueeze(0), positions, images, look)
@@ -154,7 +154,7 @@ class TransformerDecoder(nn.Module):
         def recall(words_PX: Tensor) -> Tensor:
             # Padding follows the words, so the causal mask hides it from them.
             queries_NTH, memory_NTM = _split(by_row.group(words_PX))
-            found_NTH = mix(queries_NTH, memory_NTM, self.heads, causal=True)
+            found_NTH = multi_head_attention(queries_NTH, memory_NTM, self.heads, causal=True)
             return by_row.ungroup(found_NTH, len(words_PX))
 
         token_ids = tokens[positions.rows, positions.times]
@@ -208,7 +208,9 @@ class TransformerLayer(nn.Module):
         return added
 
 
-def mix(queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False) -> Tensor:
+def multi_head_attention(
+    queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False
+) -> Tensor:
     """Multi-head attention of queries (B, Q, H) over a memory (B, S, M): contexts (B, Q, H).
 
     If ``causal``, query q sees the first q + 1 entries of the memory.
@@ -218,8 +220,8 @@ def mix(queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False) ->
     return found.transpose(1, 2).flatten(2)
 
 
-def shares(queries: Tensor, memory: Tensor, heads: int) -> Tensor:
-    """The attention weights of ``mix``, not causal: (B, heads, Q, S), rows sum to 1."""
+def attention_weights(queries: Tensor, memory: Tensor, heads: int) -> Tensor:
+    """The weights of ``multi_head_attention``, not causal: (B, heads, Q, S), rows sum to 1."""
     keys, _ = _by_head(memory, 2 * heads).chunk(2, dim=1)
     asked = _by_head(queries, heads)
     return torch.softmax(asked @ keys.transpose(2, 3) / math.sqrt(asked.shape[-1]), dim=-1)

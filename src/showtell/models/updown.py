@@ -28,9 +28,9 @@ from showtell.models.regions import (
     Look,
     RegionAttention,
     RowsByImage,
-    look_of_beams,
-    look_of_one,
-    look_of_rows,
+    attend_beams,
+    attend_recording,
+    attend_rows,
 )
 from showtell.types import FeatureKind
 
@@ -90,7 +90,7 @@ class UpDownDecoder(nn.Module):
         """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         regions_BRH, image_gates_BG = state.images
         images = len(regions_BRH)
-        look = look_of_beams(partial(self.attention, regions=regions_BRH), images)
+        look = attend_beams(partial(self.attention, regions=regions_BRH), images)
         words_NE = self.word_dropout(self.embedding(token_ids))
         own_gates = image_gates_BG.repeat_interleave(len(token_ids) // images, dim=0)
         rows = self._advance(self.word_gates(words_NE) + own_gates, state.rows, look)
@@ -112,7 +112,7 @@ class UpDownDecoder(nn.Module):
         """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         state, weights = self.start(features.unsqueeze(0)), list[Tensor]()
         regions_1RH, image_gates_1G = state.images
-        look = look_of_one(partial(self.attention, regions=regions_1RH), weights)
+        look = attend_recording(partial(self.attention, regions=regions_1RH), weights)
         rows = state.rows
         for gates_1G in self.word_gates(self.embedding(token_ids)).split(1):
             rows = self._advance(gates_1G + image_gates_1G, rows, look)
@@ -136,7 +136,7 @@ class UpDownDecoder(nn.Module):
         image_of_row = image_of_row[order.longest_first]
         regions_BRH, image_gates_BG = start.images
         by_image = RowsByImage(image_of_row, len(regions_BRH))
-        look = look_of_rows(partial(self.attention, regions=regions_BRH), by_image)
+        look = attend_rows(partial(self.attention, regions=regions_BRH), by_image)
         own_gates = image_gates_BG[image_of_row]
 
         def advance(gates: Tensor, rows: Rows) -> Rows:
