@@ -23,8 +23,8 @@ from showtell.training.optimization import Optimization
 from showtell.training.ranks import gathered, summed, world_size
 from showtell.training.validation import GeneratedCaptions
 from showtell.vision.encoder import Encoder
-from showtell.vision.learning import LearningEncoder
-from showtell.vision.pictures import EncodedNow
+from showtell.vision.finetuning import TrainableStages
+from showtell.vision.pictures import OnTheFlyFeatures
 
 # Optimizer steps between two rows of the step loss in the learning curves.
 STEPS_PER_ROW = 10
@@ -89,8 +89,8 @@ class CaptioningModule(LightningModule):
         text: TextSettings,
         steps_per_epoch: int,
         max_epochs: int,
-        encoder: LearningEncoder | None = None,
-        validation: EncodedNow | None = None,
+        encoder: TrainableStages | None = None,
+        validation: OnTheFlyFeatures | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -201,7 +201,7 @@ class CaptioningModule(LightningModule):
         self.generated.reset()
         if self.encoder is not None and self._validation is not None:
             averaged = self.averaged_encoder
-            learned = self.encoder if averaged is None else cast(LearningEncoder, averaged.module)
+            learned = self.encoder if averaged is None else cast(TrainableStages, averaged.module)
             self._validation.encoder = learned.rounded()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
