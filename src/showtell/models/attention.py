@@ -19,7 +19,7 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.output import OutputLayer
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import fold_lstm, quick_tanh, run_lstm, step_lstm
+from showtell.models.recurrence import fast_tanh, fold_lstm, run_lstm, step_lstm
 from showtell.models.regions import RegionAttention, RowsByImage
 from showtell.types import FeatureKind
 
@@ -124,6 +124,6 @@ class AttentionDecoder(nn.Module):
         self, hidden: Tensor, context: Tensor, positions: RealPositions | None = None
     ) -> Tensor:
         """The attentional hidden state (P, M) of Luong et al. 2015, equation 5, with dropout."""
-        dense = quick_tanh(self.hidden_dense(hidden) + self.context_dense(context))
+        dense = fast_tanh(self.hidden_dense(hidden) + self.context_dense(context))
         dropped: Tensor = self.output_dropout(dense, positions)
         return dropped

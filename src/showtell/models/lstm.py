@@ -19,8 +19,8 @@ from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear
 from showtell.models.positions import RealPositions
 from showtell.models.recurrence import (
+    fast_tanh,
     fold_lstm,
-    quick_tanh,
     run_lstm,
     run_lstm_on_words,
     step_lstm,
@@ -72,7 +72,7 @@ class LSTMDecoder(nn.Module):
         hidden_NH, cell_NH, image_NM = state.rows
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
-        dense_NM = quick_tanh(self.hidden_dense(hidden_NH) + image_NM)
+        dense_NM = fast_tanh(self.hidden_dense(hidden_NH) + image_NM)
         logits_NV = self.output(self.output_dropout(dense_NM))
         return logits_NV, state._replace(rows=(hidden_NH, cell_NH, image_NM))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from showtell.models.recurrence import quick_tanh
+from showtell.models.recurrence import fast_tanh
 
 # Queries (B, Q, ...) -> contexts (B, Q, H) and weights (B, Q, R), over fixed regions.
 Attention = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -87,7 +87,7 @@ class AdditiveAttention(nn.Module):
             regions: (B, R, H).
             keys: (B, R, A), ``self.key(regions)``.
         """
-        heard_BQRA = quick_tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
+        heard_BQRA = fast_tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
         weights_BQR = torch.softmax(self.score(heard_BQRA).squeeze(-1), dim=-1)
         return torch.bmm(weights_BQR.to(regions.dtype), regions), weights_BQR
 

@@ -21,7 +21,7 @@ from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.output import OutputLayer
-from showtell.models.positions import RealPositions, TimeOrder
+from showtell.models.positions import PackedOrder, RealPositions
 from showtell.models.recurrence import Rows, run_steps, update_cell
 from showtell.models.regions import (
     AdditiveAttention,
@@ -104,7 +104,7 @@ class ShowAttendTellDecoder(nn.Module):
         positions = RealPositions.of(lengths, tokens.device)
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
-        start, order = self.start(features), TimeOrder.of(lengths, tokens.device)
+        start, order = self.start(features), PackedOrder.of(lengths, tokens.device)
         image_of_row = image_of_row[order.longest_first]
         look = attend_rows(self._attention(start), RowsByImage(image_of_row, len(features)))
         rows, advance = start.select(image_of_row).rows, partial(self._advance, look)

@@ -22,7 +22,7 @@ from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.output import OutputLayer
-from showtell.models.positions import RealPositions, TimeOrder
+from showtell.models.positions import PackedOrder, RealPositions
 from showtell.models.recurrence import Rows, run_steps, update_cell
 from showtell.models.regions import (
     Look,
@@ -132,7 +132,7 @@ class UpDownDecoder(nn.Module):
     def _read(self, words: Tensor, lengths: Tensor, image_of_row: Tensor, start: State) -> Tensor:
         """Outputs (P, H) of the language LSTM after each of ``words`` (P, E), row by row."""
         # Longest rows first, so that the unfinished ones are always the first n.
-        order = TimeOrder.of(lengths, words.device)
+        order = PackedOrder.of(lengths, words.device)
         image_of_row = image_of_row[order.longest_first]
         regions_BRH, image_gates_BG = start.images
         by_image = RowsByImage(image_of_row, len(regions_BRH))
