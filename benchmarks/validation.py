@@ -106,7 +106,7 @@ def works(case: Case, folder: Path) -> dict[str, Work]:
         metrics=EPOCH_METRICS,
     )
     alarms = CollapseAlarms(
-        folder, references, max_length=settings.search.max_length, may_know=False
+        folder, references, max_length=settings.search.max_length, trained_on_validation=False
     )
 
     def score() -> None:

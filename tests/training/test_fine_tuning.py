@@ -395,7 +395,8 @@ def test_two_processes_learn_what_one_does(
         train(config)
 
     fit("alone")
-    monkeypatch.setattr(experiment, "_together", lambda config: nullcontext())  # they are already
+    # They are in the group already.
+    monkeypatch.setattr(experiment, "_in_process_group", lambda config: nullcontext())
     assert in_two(lambda: fit("both", "trainer.devices=2")) == [None, None]
     for name, tolerance in ((BEST_WEIGHTS, 1e-4), (LEARNED_ENCODER, 1e-3)):
         one, both = (load_file(tmp_path / each / name) for each in ("alone", "both"))

@@ -29,7 +29,7 @@ Baseline = Literal["others", "greedy"]
 PooledFeatures = Callable[[], Iterable[Tensor]]
 
 
-class Outcome(NamedTuple):
+class BatchLoss(NamedTuple):
     """The loss of one batch and the measure that the learning curves show."""
 
     loss: Tensor  # scalar, to be minimized
@@ -43,8 +43,8 @@ class Objective(Protocol):
 
     measure: ClassVar[str]
 
-    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
-        """The outcome of a batch; ``progress`` is the completed share of the training, 0..1."""
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> BatchLoss:
+        """The loss of a batch; ``progress`` is the completed share of the training, 0..1."""
         ...
 
 
@@ -77,7 +77,7 @@ class CrossEntropy:
         """Return itself: it needs nothing but the batches."""
         return self
 
-    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> BatchLoss:
         """Cross-entropy of the real positions."""
         tokens = batch.tokens
         if self.scheduled_sampling:
@@ -85,7 +85,7 @@ class CrossEntropy:
         logits_PV = decoder(batch.features, tokens, batch.lengths, batch.image_of_row)
         loss = cross_entropy(logits_PV, batch.targets, label_smoothing=self.label_smoothing)
         positions = batch.targets.numel()
-        return Outcome(loss, loss.detach(), positions, positions)
+        return BatchLoss(loss, loss.detach(), positions, positions)
 
 
 def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor:
@@ -220,7 +220,7 @@ class PolicyGradient:
             allow_unknown=False,
         )
 
-    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> BatchLoss:
         """Sample captions without dropout, then compute their loss with dropout."""
         decoder.eval()
         drawn = sample(
@@ -234,7 +234,7 @@ class PolicyGradient:
         advantages_N = rewards_N - self._baselines(decoder, batch, rewards_N)
         decoder.train()
         loss = _negative_log_likelihood(decoder, batch, drawn, advantages_N)
-        return Outcome(loss, rewards_N.mean(), len(rewards_N), int(drawn.lengths.sum()))
+        return BatchLoss(loss, rewards_N.mean(), len(rewards_N), int(drawn.lengths.sum()))
 
     def _baselines(self, decoder: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
         """The baseline (N,) of each reward (N,)."""
