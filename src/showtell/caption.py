@@ -50,7 +50,7 @@ class Captioned:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CaptionAttention:
     """The words of a caption, with the decoder's attention over the encoder's view for each."""
 
     words: tuple[str, ...]
@@ -178,9 +178,9 @@ class Run:
                 else:
                     yield from (Captioned(path, caption, None) for caption in next(captions))
 
-    def look(
+    def attend(
         self, images: Sequence[str | Path], captions: Sequence[str] | None = None
-    ) -> list[Look]:
+    ) -> list[CaptionAttention]:
         """The decoder's attention for every word of a caption: one entry per image file, in order.
 
         Args:
@@ -198,12 +198,12 @@ class Run:
         if captions is None:
             captions = self.caption(images)
         return [
-            self._look(self.decoder, Path(image), tokenize(caption))
+            self._attend(self.decoder, Path(image), tokenize(caption))
             for image, caption in zip(images, captions, strict=True)
         ]
 
     @torch.inference_mode()
-    def _look(self, decoder: AttentiveDecoder, path: Path, words: list[str]) -> Look:
+    def _attend(self, decoder: AttentiveDecoder, path: Path, words: list[str]) -> CaptionAttention:
         (features_RD,) = self._encode([path], views=self.views[:1])  # a single view to draw on
         if isinstance(features_RD, ImageError):
             raise features_RD
@@ -212,7 +212,7 @@ class Run:
         identity = self.encoder.identity
         # The last row is the attention for END.
         weights = weights_TR[:-1].view(len(words), identity.rows, identity.columns)
-        return Look(tuple(words), weights.numpy())
+        return CaptionAttention(tuple(words), weights.numpy())
 
     def _encode(self, paths: Sequence[Path], *, views: Sequence[str]) -> list[Tensor | ImageError]:
         """Features (D,) or (R, D) of each file on the decoder's device, or why there are none."""

@@ -11,10 +11,10 @@ import yaml
 
 from showtell.metrics.inputs import read_captions
 from showtell.metrics.scores import score_captions
+from showtell.report.attention_maps import attention_section
 from showtell.report.available_data import AvailableData, captioned, find_data_set
 from showtell.report.curves import METRICS_FILE, read_curves
 from showtell.report.gallery import Card, Picture, cards
-from showtell.report.looking import looking_section
 from showtell.report.origin import facts_of, summary_of
 from showtell.report.page import write_page
 from showtell.report.results import read_scores
@@ -25,7 +25,7 @@ from showtell.types import CaptionedImage, Split
 REPORT = "report.html"
 SHOWN_BEST, SHOWN_RANDOM = 6, 12
 # Images of each gallery whose attention is shown for every word.
-LOOKED_AT = 2
+ATTENTION_IMAGES = 2
 # Galleries show the first split that has captions. The test split comes second, because whoever
 # looks through its images begins to tune on them.
 SCORED_SPLITS: tuple[Split, ...] = ("val", "test")
@@ -77,8 +77,8 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
         split=split,
         galleries=galleries,
         problem=problem,
-        looking=looking_section(
-            run_folder, record, [c for g in galleries for c in g.cards[:LOOKED_AT]]
+        attention=attention_section(
+            run_folder, record, [c for g in galleries for c in g.cards[:ATTENTION_IMAGES]]
         ),
         words=words_section(run_folder, split, captions, available.data),
         facts=facts_of(record),
