@@ -27,7 +27,7 @@ from showtell.config import (
     sweep_name,
 )
 from showtell.errors import UserError
-from showtell.search import as_overrides, join, place
+from showtell.search import as_overrides, start_trial, study_and_slot
 
 
 def run(composed: DictConfig) -> Path | None:
@@ -39,7 +39,7 @@ def run(composed: DictConfig) -> Path | None:
     if composed.search.trial is not None:
         folder = composed.output.folder
         sweep = Path(job.sweep.dir) if folder is None else Path(folder).parent
-        values = join(*place(composed.search, sweep)).values
+        values = start_trial(*study_and_slot(composed.search, sweep)).values
         composed = compose_unchecked([*job.overrides.task, *as_overrides(values)])
     choices = job.runtime.choices
     composed.name = composed.name or "-".join(choices.get(g, g) for g in ("model", "data"))

@@ -46,8 +46,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from showtell.caption import load_run
 from showtell.config import build, compose
-from showtell.decoding.beam import BeamSearch, pace_on
-from showtell.products import as_in_pytorch
+from showtell.cpu_matmul import pytorch_matmul
+from showtell.decoding.beam import BeamSearch, batching_for
 from showtell.text.vocabulary import BEGIN, END, PAD
 
 # Flickr8k with GloVe 6B of 50 numbers and EfficientNet-Lite2: its vocabulary, its features.
@@ -140,7 +140,7 @@ class Generate:
             )
 
     def _seconds_per_image(self, batch_size: int) -> float:
-        with as_in_pytorch():
+        with pytorch_matmul():
             start = time.perf_counter()
             self(BEAMS[0], batch_size)
             return (time.perf_counter() - start) / len(self._features)
@@ -197,7 +197,7 @@ def works_of(case: Case) -> dict[str, Work]:
 
 def step_products(case: Case) -> Work:
     """The limit at these sizes: the matrix products of one step, with as many rows as ours."""
-    images = pace_on(case.features.device).rows // case.search.beam_size
+    images = batching_for(case.features.device).rows // case.search.beam_size
     tokens = torch.full((images * case.search.beam_size,), BEGIN)
     with torch.inference_mode():
         state = case.decoder.start(case.features[:1].expand(images, *case.features.shape[1:]))

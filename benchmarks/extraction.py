@@ -203,7 +203,7 @@ def write(encoder: Encoder, kind: Any, made: Path) -> None:
     rows = np.ones((IMAGES_PER_SHARD, *shape), dtype=np.float16)
     names = [str(number) for number in range(IMAGES_PER_SHARD)]
     with tempfile.TemporaryDirectory(dir=made) as root:
-        FeatureStore.open(Path(root), encoder.identity, kind).add(names, names, rows)
+        FeatureStore.open(Path(root), encoder.identity, kind).write(names, names, rows)
 
 
 def resized(pictures: Sequence[Path], side: int, folder: Path) -> list[Path]:

@@ -147,7 +147,7 @@ def fill_store(root: Path, size: Size, kind: FeatureKind, *, distinct: int) -> N
         else:
             rows: npt.NDArray[np.float16] = pool[random.integers(len(pool), size=len(shard))]
             known = set(store.folder.glob("*-*.json"))
-            store.add(image_ids, digests, rows)
+            store.write(image_ids, digests, rows)
             written += set(store.folder.glob("*-*.json")) - known
 
 

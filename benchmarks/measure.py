@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from showtell.products import as_in_pytorch, use_faster
+from showtell.cpu_matmul import pytorch_matmul, use_onednn_matmul
 
 RESULTS = Path(__file__).parents[1] / "outputs" / "bench"
 # Least seconds of a sample: shorter ones measure the clock and the scheduler.
@@ -183,7 +183,7 @@ def matrix_product(m: int, k: int, n: int, device: str = "cpu") -> Work:
         packed = torch.ops.mkldnn._reorder_linear_weight(right.t().contiguous(), m)
         factors = [right.t(), right.t().contiguous(), packed]
         ways += [partial(linear, left, factor, None, "none", [], "") for factor in factors]
-    with as_in_pytorch():
+    with pytorch_matmul():
         fastest = min(ways, key=_shortest)
     return in_plain_pytorch(Work(fastest, {"FLOP": 2.0 * m * k * n}))
 
@@ -197,7 +197,7 @@ def in_plain_pytorch(work: Work) -> Work:
     """The same work with PyTorch's own matrix products instead of those showtell replaces."""
 
     def call() -> Any:
-        with as_in_pytorch():
+        with pytorch_matmul():
             return work.call()
 
     return replace(work, call=call)
@@ -251,7 +251,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "products": "oneDNN" if use_faster() else "PyTorch's choice",
+        "products": "oneDNN" if use_onednn_matmul() else "PyTorch's choice",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -376,4 +376,4 @@ def prepare(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
-    use_faster()
+    use_onednn_matmul()

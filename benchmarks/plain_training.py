@@ -85,9 +85,9 @@ def take(prefixes: Prefixes, rows: Sequence[int] | Tensor) -> Prefixes:
     )
 
 
-def loss_of(scores: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy of scores (., V) and targets (.), ignoring padding."""
-    return F.cross_entropy(scores, targets, ignore_index=PAD, label_smoothing=label_smoothing)
+def loss_of(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of logits (., V) and targets (.), ignoring padding."""
+    return F.cross_entropy(logits, targets, ignore_index=PAD, label_smoothing=label_smoothing)
 
 
 class StepLoop(nn.Module):
@@ -100,13 +100,13 @@ class StepLoop(nn.Module):
 
     def forward(self, captions: PaddedCaptions) -> Tensor:
         """The loss."""
-        decoder, scores = cast(Decoder, self.layers), []
+        decoder, logits = cast(Decoder, self.layers), []
         state = decoder.start(captions.features)
         for tokens_N in captions.tokens.unbind(1):
-            scores_NV, state = decoder.step(tokens_N, state)
-            scores.append(scores_NV)
-        scores_NTV = torch.stack(scores, dim=1)
-        return loss_of(scores_NTV.flatten(0, 1), captions.targets.flatten(), self.label_smoothing)
+            logits_NV, state = decoder.step(tokens_N, state)
+            logits.append(logits_NV)
+        logits_NTV = torch.stack(logits, dim=1)
+        return loss_of(logits_NTV.flatten(0, 1), captions.targets.flatten(), self.label_smoothing)
 
 
 class PyTorchTransformer(nn.Module):
@@ -125,8 +125,8 @@ class PyTorchTransformer(nn.Module):
 
     def forward(self, captions: PaddedCaptions) -> Tensor:
         """The loss."""
-        scores_NTV = self.score(captions.features, captions.tokens)
-        return loss_of(scores_NTV.flatten(0, 1), captions.targets.flatten(), self.label_smoothing)
+        logits_NTV = self.score(captions.features, captions.tokens)
+        return loss_of(logits_NTV.flatten(0, 1), captions.targets.flatten(), self.label_smoothing)
 
     def score(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Scores (N, T, V) of features (N, R, D) and tokens (N, T)."""
@@ -143,8 +143,8 @@ class PyTorchTransformer(nn.Module):
         )
         table = around.embedding.table()
         projected = around.output.projection(around.norm(read_NTH).flatten(0, 1))
-        scores = F.linear(projected, table, around.output.bias) if around.output.tied else projected
-        return scores.unflatten(0, tokens.shape)
+        logits = F.linear(projected, table, around.output.bias) if around.output.tied else projected
+        return logits.unflatten(0, tokens.shape)
 
 
 def pytorch_layer(layer: TransformerLayer, heads: int) -> nn.TransformerDecoderLayer:
@@ -195,9 +195,9 @@ class PlainDecoder(nn.Module):
         dense = self.output_dropout(torch.tanh(self.layers.hidden_dense(hidden) + image))
         return F.linear(dense, self.layers.output.weight, self.layers.output.bias)
 
-    def compare(self, scores: Tensor, targets: Tensor) -> Tensor:
+    def compare(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss per real target."""
-        return loss_of(scores, targets, self.label_smoothing)
+        return loss_of(logits, targets, self.label_smoothing)
 
 
 class CellLoop(PlainDecoder):
@@ -218,8 +218,8 @@ class CellLoop(PlainDecoder):
         for words_NE in words_NTE.unbind(1):
             hidden, cell = self.cell(words_NE, (hidden, cell))
             outputs.append(hidden)
-        scores_NTV = self.score(torch.stack(outputs, dim=1), image_NM.unsqueeze(1))
-        return self.compare(scores_NTV.flatten(0, 1), captions.targets.flatten())
+        logits_NTV = self.score(torch.stack(outputs, dim=1), image_NM.unsqueeze(1))
+        return self.compare(logits_NTV.flatten(0, 1), captions.targets.flatten())
 
 
 class PrefixLoop(PlainDecoder):

@@ -134,11 +134,11 @@ class Learner:
     def learn(self, batches: Iterator[Batch], steps: int) -> None:
         """Take ``steps`` training steps."""
         for batch in itertools.islice(batches, steps):
-            scores_PV = self.decoder(
+            logits_PV = self.decoder(
                 batch.features, batch.tokens, batch.lengths, batch.image_of_row
             )
             self.optimizer.zero_grad()
-            F.cross_entropy(scores_PV, batch.targets).backward()
+            F.cross_entropy(logits_PV, batch.targets).backward()
             self.optimizer.step()
 
 

@@ -106,7 +106,7 @@ def works(case: Case, folder: Path) -> dict[str, Work]:
         metrics=EPOCH_METRICS,
     )
     alarms = CollapseAlarms(
-        folder, references, max_length=settings.search.max_length, may_know=False
+        folder, references, max_length=settings.search.max_length, trained_on_validation=False
     )
 
     def score() -> None:
@@ -143,8 +143,8 @@ def training_steps(case: Case, batches: CaptionBatches) -> Iterator[None]:
     decoder.embedding.train_vectors(True)
     for batch in cycle(list(islice(batches, SAMPLED_STEPS))):
         decoder.train()
-        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
-        nats = cross_entropy(scores_PV, batch.targets, label_smoothing=smoothing)
+        logits_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
+        nats = cross_entropy(logits_PV, batch.targets, label_smoothing=smoothing)
         optimizer.zero_grad()
         nats.backward()
         if rules.gradient_clip is not None:
@@ -158,8 +158,8 @@ def loss(decoder: nn.Module, batches: Sequence[Batch]) -> None:
     """The cross-entropy of one reference of each image."""
     decoder.eval()
     for batch in batches:
-        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
-        cross_entropy(scores_PV, batch.targets, label_smoothing=0.0)
+        logits_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
+        cross_entropy(logits_PV, batch.targets, label_smoothing=0.0)
 
 
 def decode(

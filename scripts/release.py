@@ -33,7 +33,7 @@ from showtell.decoding.beam import BeamSearch
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.errors import UserError
 from showtell.files import write_atomically
-from showtell.in_bytes import state_in_bytes
+from showtell.quantization import quantize_state
 from showtell.training.tuning import tuned_by_of
 from showtell.vision.encoder import Encoder
 from showtell.vision.weights import facts_of, is_published, load_state
@@ -163,14 +163,14 @@ def _check_encoder(run: Path, record: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, loaded: Run, member: Path, record: Mapping[str, Any]) -> None:
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
-    state = state_in_bytes(load_state(member / runs.BEST_WEIGHTS))
+    state = quantize_state(load_state(member / runs.BEST_WEIGHTS))
     # safetensors' own writer leaves files that only their owner may read.
     write_atomically(folder / runs.BEST_WEIGHTS, save(state))
     config, weights = runs.read_config(loaded.folder), runs.encoder_weights(loaded.folder)
     kept, shareable = _kept(record, loaded.record), _shareable(config, weights)
     if weights:
         file = folder / runs.LEARNED_ENCODER
-        state = state_in_bytes(load_state(weights))
+        state = quantize_state(load_state(weights))
         write_atomically(file, save(state, metadata=facts_of(weights)))
         # Weights rounded to 8 bits have another identity.
         encoder: Encoder = build("encoder", {**config["encoder"], "weights": str(file)})

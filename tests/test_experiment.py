@@ -370,8 +370,8 @@ def test_captions_are_written_of_all_views_together(smoke: Smoke, tmp_path: Path
     evaluate(folder, "val", config)
     signature = json.loads((folder / "scores-val.json").read_text())["signature"]
     assert "|views:original+mirrored|" in signature
-    (looked,) = run.look([images[0].path], ["a dog"])
-    assert looked.weights.shape == (2, 2, 2)  # of the original alone
+    (attention,) = run.attend([images[0].path], ["a dog"])
+    assert attention.weights.shape == (2, 2, 2)  # of the original alone
 
 
 def test_rewards_know_what_is_seen_of_the_training_images(

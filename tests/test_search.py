@@ -14,7 +14,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_plugins.showtell_sweeper import _check, _dimension
 from showtell.config import choices_of, config_folder
 from showtell.errors import UserError
-from showtell.search import Dimension, Plan, as_overrides, create_study, join, rejoin, summary
+from showtell.search import (
+    Dimension,
+    StudySettings,
+    as_overrides,
+    create_study,
+    resume_trial,
+    start_trial,
+    summary,
+)
 
 optuna = pytest.importorskip("optuna")
 SPACE = {
@@ -23,17 +31,17 @@ SPACE = {
 }
 
 
-def plan(**changes: Any) -> Plan:
+def study_settings(**changes: Any) -> StudySettings:
     settings: dict[str, Any] = {
         **{"space": SPACE, "score": "val/CIDEr", "seed": 1},
         **{"random_trials": 3, "unpruned_trials": 2, "unpruned_epochs": 1},
     }
-    return Plan(**{**settings, **changes})
+    return StudySettings(**{**settings, **changes})
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    create_study(tmp_path / "study.journal", plan())
+    create_study(tmp_path / "study.journal", study_settings())
     return tmp_path / "study.journal"
 
 
@@ -44,7 +52,7 @@ def trials(file: Path) -> list[Any]:
 
 def run(file: Path, slot: str, scores: list[float]) -> int:
     """A training with these scores; how many epochs it was given."""
-    trial = join(file, slot)
+    trial = start_trial(file, slot)
     for epoch, score in enumerate(scores):
         if trial.report(epoch, score):
             trial.finish(pruned=True)
@@ -70,26 +78,26 @@ def test_the_score_of_a_trial_is_its_best_epoch(study: Path) -> None:
 
 
 def test_a_killed_trial_goes_on_with_its_values(study: Path) -> None:
-    before = join(study, "a")
+    before = start_trial(study, "a")
     before.report(0, 0.25)
-    again = join(study, "a")
+    again = start_trial(study, "a")
     assert again.values == before.values
     again.report(0, 0.25)  # a resumed training may validate an epoch again
     again.report(1, 0.5)
     again.finish(pruned=False)
     (trial,) = trials(study)
     assert trial.intermediate_values == {0: 0.25, 1: 0.5}
-    assert rejoin(study, "a") is None
-    assert join(study, "b").values != before.values
+    assert resume_trial(study, "a") is None
+    assert start_trial(study, "b").values != before.values
 
 
 def test_a_failed_trial_is_told_and_its_run_goes_on_with_its_values(study: Path) -> None:
-    before = join(study, "a")
+    before = start_trial(study, "a")
     before.report(0, 0.75)
     before.fail()
     assert [trial.state.name for trial in trials(study)] == ["FAIL"]
     assert summary(study, [])[0].endswith("0 stopped early, 0 not ended, 1 failed")
-    again = rejoin(study, "a")
+    again = resume_trial(study, "a")
     assert again is not None
     assert again.values == before.values
     again.report(1, 0.5)
@@ -102,15 +110,15 @@ def test_a_failed_trial_is_told_and_its_run_goes_on_with_its_values(study: Path)
     assert summary(study, [])[0].endswith(
         "1 trials trained to the end, 0 stopped early, 0 not ended, 0 failed"
     )
-    assert rejoin(study, "a") is None
+    assert resume_trial(study, "a") is None
     # A job whose run came to nothing takes other values.
-    failed = join(study, "b")
+    failed = start_trial(study, "b")
     failed.fail()
-    assert join(study, "b").values != failed.values
+    assert start_trial(study, "b").values != failed.values
 
 
 def test_a_trial_without_a_score_has_failed(study: Path) -> None:
-    join(study, "a").finish(pruned=False)
+    start_trial(study, "a").finish(pruned=False)
     assert [trial.state.name for trial in trials(study)] == ["FAIL"]
 
 
@@ -118,14 +126,14 @@ def test_a_search_repeats_itself(tmp_path: Path) -> None:
     tried = []
     for name in ("one", "two"):
         file = tmp_path / name / "study.journal"
-        create_study(file, plan())
+        create_study(file, study_settings())
         for number in range(5):
             run(file, f"trial {number}", [number / 10])
         tried.append([trial.params for trial in trials(file)])
     assert tried[0] == tried[1]
     assert len({str(params) for params in tried[0]}) == 5
-    create_study(tmp_path / "other" / "study.journal", plan(seed=2))
-    assert join(tmp_path / "other" / "study.journal", "trial 0").values != tried[0][0]
+    create_study(tmp_path / "other" / "study.journal", study_settings(seed=2))
+    assert start_trial(tmp_path / "other" / "study.journal", "trial 0").values != tried[0][0]
 
 
 def test_jobs_of_several_processes_share_a_study(study: Path) -> None:
@@ -142,10 +150,10 @@ def test_jobs_of_several_processes_share_a_study(study: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from showtell.search import join
+from showtell.search import start_trial
 study = Path(sys.argv[1])
 for slot in "abc":
-    trial = join(study, slot)
+    trial = start_trial(study, slot)
     trial.report(0, 0.5)
     if slot == "c":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -158,8 +166,8 @@ def test_sigkill_loses_no_finished_trial(study: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert [trial.state.name for trial in trials(study)] == ["COMPLETE", "COMPLETE", "RUNNING"]
     values = trials(study)[2].params
-    create_study(study, plan())  # the same command again
-    trial = join(study, "c")
+    create_study(study, study_settings())  # the same command again
+    trial = start_trial(study, "c")
     assert trial.values == values
     trial.finish(pruned=False)
     assert [trial.state.name for trial in trials(study)] == ["COMPLETE"] * 3
@@ -170,7 +178,7 @@ def test_the_best_trial_is_told_with_its_command(study: Path) -> None:
     assert summary(study, [])[0].startswith("search: 0 trials trained to the end")
     for slot, score in (("a", 0.1), ("b", 0.6), ("c", 0.3)):
         run(study, slot, [score])
-    join(study, "d")
+    start_trial(study, "d")
     counted, best, command = summary(study, ["model=lstm_glove", "data.root=my data"])
     assert counted == "search: 3 trials trained to the end, 0 stopped early, 1 not ended, 0 failed"
     assert best == "best: val/CIDEr 0.6000 in b"
@@ -184,12 +192,12 @@ def test_the_best_trial_is_told_with_its_command(study: Path) -> None:
 def test_another_space_is_refused(study: Path) -> None:
     other = {**SPACE, "optim.lr": Dimension(low=1.0, high=2.0)}
     with pytest.raises(UserError, match=r"searches other values of optim.lr: restore"):
-        create_study(study, plan(space=other))
+        create_study(study, study_settings(space=other))
 
 
 def test_a_trial_without_a_search_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"study.journal is missing: .*started by sweep=optuna"):
-        join(tmp_path / "study.journal", "a")
+        start_trial(tmp_path / "study.journal", "a")
 
 
 def test_values_are_written_as_hydra_reads_them() -> None:

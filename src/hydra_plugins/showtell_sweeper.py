@@ -19,7 +19,14 @@ from omegaconf import DictConfig
 
 from showtell.config import compose, config_folder, quoted
 from showtell.errors import UserError
-from showtell.search import STUDY_FILE, Dimension, Plan, as_overrides, create_study, summary
+from showtell.search import (
+    STUDY_FILE,
+    Dimension,
+    StudySettings,
+    as_overrides,
+    create_study,
+    summary,
+)
 
 
 class OptunaSweeper(Sweeper):
@@ -97,7 +104,7 @@ class OptunaSweeper(Sweeper):
         file = Path(self._config.search.study or self._folder / STUDY_FILE)
         score = self._config.callbacks.monitor
         _check(fixed, space)
-        create_study(file, Plan(space, score, **self._settings))
+        create_study(file, StudySettings(space, score, **self._settings))
         jobs = [[*fixed, f"search.trial={number}"] for number in range(self._trials)]
         try:
             returns = self._launcher.launch(jobs, initial_job_idx=0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from showtell import runs
 from showtell.config import build, check_node
+from showtell.cpu_matmul import use_onednn_matmul
 from showtell.data.image_folders import is_image_name
 from showtell.decoding.beam import BeamSearch, Hypothesis
 from showtell.decoding.constraints import RULES
@@ -28,7 +29,6 @@ from showtell.decoding.sampling import Sampling
 from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.models.decoder import AttentiveDecoder, StepDecoder
-from showtell.products import use_faster
 from showtell.runs import COLUMNS, MEMBERS, RECORD, VOCABULARY, load_weights, locate, read_record
 from showtell.text.tokenizer import detokenize, tokenize
 from showtell.text.vocabulary import BEGIN, Vocabulary
@@ -50,7 +50,7 @@ class Captioned:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class CaptionAttention:
     """The words of a caption, with the decoder's attention over the encoder's view for each."""
 
     words: tuple[str, ...]
@@ -178,9 +178,9 @@ class Run:
                 else:
                     yield from (Captioned(path, caption, None) for caption in next(captions))
 
-    def look(
+    def attend(
         self, images: Sequence[str | Path], captions: Sequence[str] | None = None
-    ) -> list[Look]:
+    ) -> list[CaptionAttention]:
         """The decoder's attention for every word of a caption: one entry per image file, in order.
 
         Args:
@@ -198,12 +198,12 @@ class Run:
         if captions is None:
             captions = self.caption(images)
         return [
-            self._look(self.decoder, Path(image), tokenize(caption))
+            self._attend(self.decoder, Path(image), tokenize(caption))
             for image, caption in zip(images, captions, strict=True)
         ]
 
     @torch.inference_mode()
-    def _look(self, decoder: AttentiveDecoder, path: Path, words: list[str]) -> Look:
+    def _attend(self, decoder: AttentiveDecoder, path: Path, words: list[str]) -> CaptionAttention:
         (features_RD,) = self._encode([path], views=self.views[:1])  # a single view to draw on
         if isinstance(features_RD, ImageError):
             raise features_RD
@@ -212,7 +212,7 @@ class Run:
         identity = self.encoder.identity
         # The last row is the attention for END.
         weights = weights_TR[:-1].view(len(words), identity.rows, identity.columns)
-        return Look(tuple(words), weights.numpy())
+        return CaptionAttention(tuple(words), weights.numpy())
 
     def _encode(self, paths: Sequence[Path], *, views: Sequence[str]) -> list[Tensor | ImageError]:
         """Features (D,) or (R, D) of each file on the decoder's device, or why there are none."""
@@ -240,7 +240,7 @@ def load_run(
     ``encoder_weights`` names a file with the encoder's weights, to be used instead of the file in
     the folder or the published one; weights other than those of the training are refused.
     ``accelerator`` is that of `device_for`. On some CPUs the whole process uses another library for
-    matrix products from then on: see `showtell.products`.
+    matrix products from then on: see `showtell.cpu_matmul`.
 
     Nothing in the folder is executed: JSON says which of this package's decoders to build, and
     the weights are safetensors.
@@ -248,7 +248,7 @@ def load_run(
     Raises:
         UserError: this is not a run folder, one of another version, or a damaged one.
     """
-    use_faster()
+    use_onednn_matmul()
     folder = locate(path)
     record = read_record(folder, needs=("encoder", "model", "model_sizes", "decoding"))
     vocabulary = Vocabulary.load(folder / VOCABULARY)

@@ -72,7 +72,7 @@ PLAIN = {
 # Random generators accept only such seeds; larger batches of images would not fit any memory.
 RANGES = {"seed": (0, 2**32 - 1), "features.batch_size": (1, 2**16)}
 # Options added later -> the value that reproduces runs without them.
-LATER = {
+ADDED_DEFAULTS = {
     "views": "original",
     "optim.averaging": 0.0,
     "optim.encoder_lr": None,
@@ -282,7 +282,7 @@ def _read_saved(path: Path) -> DictConfig:
         raise UserError(f"{path} holds no configuration; restore it from a copy")
     plain = OmegaConf.to_container(saved)
     assert isinstance(plain, dict)
-    saved = OmegaConf.create(completed({str(key): value for key, value in plain.items()}))
+    saved = OmegaConf.create(with_added_defaults({str(key): value for key, value in plain.items()}))
     try:
         resolve(saved, saved=True)
     except UserError as error:
@@ -299,10 +299,10 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration saved by any version, completed with the options in `LATER`."""
+def with_added_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration saved by any version, completed with the options in `ADDED_DEFAULTS`."""
     whole = dict(config)
-    for path, value in LATER.items():
+    for path, value in ADDED_DEFAULTS.items():
         group, _, key = path.rpartition(".")
         if not group:
             whole.setdefault(key, value)

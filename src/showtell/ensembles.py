@@ -28,7 +28,7 @@ from showtell.parts import (
     seen_features_of,
     select_images,
 )
-from showtell.vision.encoder import Encoder, united
+from showtell.vision.encoder import Encoder, merge_encoders
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
 
@@ -76,7 +76,7 @@ def gather(
     loaded = [each for run in given for each in _members(run)]
     names = [name for run in given for name in run.record.get("members", [run.folder.name])]
     check_words(loaded)
-    encoder, columns = _united(given)
+    encoder, columns = _merged_encoder(given)
     seconds = sum(run.record.get("training_seconds", 0.0) for run in loaded)
     if mean_weights:
         mean = _mean(loaded, is_one_encoder=encoder is None)
@@ -146,7 +146,7 @@ def _mean(loaded: Sequence[Run], *, is_one_encoder: bool) -> Run:
     return replace(first, decoder=decoder, record=dict(first.record))
 
 
-def _united(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
+def _merged_encoder(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
     """One encoder for all ``given`` runs, and which of its features each of their members reads.
 
     None and an empty list if all have the same encoder and read all of its features.
@@ -155,7 +155,7 @@ def _united(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
     is_one = all(identity == identities[0] for identity in identities)
     if is_one and not any(runs.COLUMNS in run.record for run in given):
         return None, []
-    encoder, own = united([run.encoder for run in given])
+    encoder, own = merge_encoders([run.encoder for run in given])
     spans = [
         _spans([columns[each] for span in read for each in range(*span)])
         for run, columns in zip(given, own, strict=True)

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from showtell import runs
 from showtell.caption import Run, keep_expected, load_run
 from showtell.config import build
+from showtell.cpu_matmul import use_onednn_matmul
 from showtell.data.batches import FeatureSource
 from showtell.data.datamodule import CaptionDataModule
 from showtell.data.records import evenly_spaced
@@ -37,7 +38,6 @@ from showtell.metrics.alarms import (
 )
 from showtell.metrics.scores import final_metrics
 from showtell.parts import Config, Parts, Settings, features_of, prepare, seen_features_of
-from showtell.products import use_faster
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import BEST_CAPTIONS, CaptionRow, Tracker
@@ -64,11 +64,11 @@ def train(config: Config, data: CaptionData) -> Path:
     Raises:
         UserError: for any mistake that the user can fix; a run that had begun is marked failed.
     """
-    with _together(config):
+    with _in_process_group(config):
         ranks.from_first(lambda: _check_folder(config))
         parts = prepare(config, data)
         folder = ranks.from_first(lambda: _begin(config, parts))
-        with _alone(folder):
+        with _exclusive(folder):
             _run(config, parts, folder, checkpoint=None)
         return folder
 
@@ -79,9 +79,9 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
     Raises:
         UserError: there is nothing to resume, or the data are not those it started with.
     """
-    with _together(config):
+    with _in_process_group(config):
         runs.read_record(folder)  # the lock below would create a missing folder
-        with _alone(folder):
+        with _exclusive(folder):
             ranks.from_first(lambda: _check_resumable(folder, config))
             # The run has a copy of its encoder's weights, whose file may be gone; and it needs no
             # start_from any more.
@@ -95,7 +95,7 @@ def resume(folder: Path, config: Config, data: CaptionData) -> Path:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Lock a run against other trainings, such as those of a sweep that is started twice.
 
     Raises:
@@ -116,11 +116,11 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _together(config: Config) -> AbstractContextManager[None]:
+def _in_process_group(config: Config) -> AbstractContextManager[None]:
     """A context in which this process has joined the others that the configuration asks for."""
     trainer: TrainerSettings = Settings.of(config).trainer
     trainer.check_precision()
-    return ranks.together(trainer.processes, on_gpus=trainer.uses_gpu)
+    return ranks.joined_process_group(trainer.processes, on_gpus=trainer.uses_gpu)
 
 
 def _begin(config: Config, parts: Parts) -> Path:
@@ -277,7 +277,7 @@ def _fit(
     ``tracker`` is None on all ranks but 0.
     """
     keep_freed_memory()
-    use_faster()
+    use_onednn_matmul()
     settings = parts.settings
     datamodule = CaptionDataModule(
         parts.images,
@@ -315,7 +315,7 @@ def _fit(
         folder,
         references,
         max_length=settings.search.max_length,
-        may_know=settings.trainer.validate_on_train,
+        trained_on_validation=settings.trainer.validate_on_train,
     )
     trainer: Trainer = settings.trainer.build(
         folder,
@@ -330,9 +330,9 @@ def _fit(
     )
     if checkpoint is not None and tracker is not None:
         tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
-    with ranks.blamed_rightly():
+    with ranks.delayed_errors():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-    ranks.part()
+    ranks.leave_process_group()
     return trainer
 
 

@@ -32,10 +32,10 @@ from showtell.training.tuning import TuningSettings, tune
 from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
 from showtell.vision.extract import ensure_features, file_contents
-from showtell.vision.features import DrawnViews, FeatureStore, SeenTogether
+from showtell.vision.features import CombinedViews, DrawnViews, FeatureStore
+from showtell.vision.finetuning import TrainableStages
 from showtell.vision.images import VIEWS, view_names
-from showtell.vision.learning import LearningEncoder
-from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
+from showtell.vision.pictures import OnTheFlyFeatures, PixelSource, check_readable
 from showtell.vision.weights import is_published
 
 Config = Mapping[str, Any]
@@ -90,7 +90,7 @@ class Parts:
     vectors: WordVectors | None
     decoder: nn.Module
     sources: Sources
-    learning: LearningEncoder | None  # the encoder, if it is trained too
+    learning: TrainableStages | None  # the encoder, if it is trained too
     pooled: PooledFeatures  # of the training images, in the views that decoding uses
 
     @property
@@ -99,10 +99,10 @@ class Parts:
         return self.sources.store
 
     @property
-    def watching(self) -> EncodedNow | None:
+    def watching(self) -> OnTheFlyFeatures | None:
         """The validation source of a trained encoder; None if the encoder is frozen."""
         seen = self.sources.validation
-        return seen if isinstance(seen, EncodedNow) else None
+        return seen if isinstance(seen, OnTheFlyFeatures) else None
 
     @property
     def model_sizes(self) -> dict[str, int]:
@@ -138,7 +138,7 @@ def prepare(config: Config, data: CaptionData) -> Parts:
     images = select_images(data, settings.trainer)
     encoder: Encoder = build("encoder", config["encoder"])
     kind: FeatureKind = target_of("model", config["model"]).feature_kind
-    learning = LearningEncoder(encoder, kind) if learns else None
+    learning = TrainableStages(encoder, kind) if learns else None
     vocabulary = Vocabulary.from_captions(
         (tokenize(caption) for image in images["train"] for caption in image.captions),
         min_count=settings.text.min_count,
@@ -225,8 +225,8 @@ def _shown(
     store = FeatureStore.open(Path(config["features"]["root"]), encoder.identity, kind)
     return Sources(
         store.select(file_contents([(image.image_id, image.path) for image in used])),
-        training=partial(ShownPictures, images["train"], encoder.preprocessing, config["seed"]),
-        validation=EncodedNow(
+        training=partial(PixelSource, images["train"], encoder.preprocessing, config["seed"]),
+        validation=OnTheFlyFeatures(
             images["val"],
             kind,
             views=seen,
@@ -387,7 +387,7 @@ def seen_features_of(
     ``store`` has those of the first of the ``views``, the original.
     """
     others = [features_of(images, encoder, kind, config, view=view) for view in views[1:]]
-    return SeenTogether([store, *others]) if others else store
+    return CombinedViews([store, *others]) if others else store
 
 
 def _build_within_range(group: str, config: Config, **injected: Any) -> Any:

@@ -32,7 +32,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from showtell.config import completed
+from showtell.config import with_added_defaults
 from showtell.errors import UserError
 from showtell.files import remove_parts, write_atomically, write_together
 from showtell.metrics.alarms import Alarm
@@ -228,7 +228,7 @@ def find_run(root: Path, config: Mapping[str, Any]) -> Path | None:
             status = read_record(folder).get("status")
             is_saved = (folder / LAST_CHECKPOINT).is_file()
             of_use = status == "finished" or (is_saved and status in ("running", "interrupted"))
-            if of_use and completed(read_config(folder)) == completed(config):
+            if of_use and with_added_defaults(read_config(folder)) == with_added_defaults(config):
                 return folder
     return None
 
@@ -272,13 +272,13 @@ def load_weights(folder: Path, decoder: nn.Module) -> None:
     """
     from safetensors.torch import load_file
 
-    from showtell.in_bytes import from_bytes
+    from showtell.quantization import dequantize_state
 
     path = folder / BEST_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: the run has not finished a validation; train it on")
     try:
-        decoder.load_state_dict(from_bytes(load_file(path)))
+        decoder.load_state_dict(dequantize_state(load_file(path)))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -65,7 +65,7 @@ class Dimension:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StudySettings:
     """The settings of a study.
 
     Attributes:
@@ -134,7 +134,7 @@ def as_overrides(values: Mapping[str, Value]) -> list[str]:
     ]
 
 
-def create_study(file: Path, plan: Plan) -> None:
+def create_study(file: Path, settings: StudySettings) -> None:
     """Create the study in ``file``, or continue it.
 
     Raises:
@@ -144,7 +144,8 @@ def create_study(file: Path, plan: Plan) -> None:
 
     study = _open(file, create=True)
     space = {
-        option: distribution_to_json(_checked(option, each)) for option, each in plan.space.items()
+        option: distribution_to_json(_checked(option, each))
+        for option, each in settings.space.items()
     }
     known = study.user_attrs.get("space", space)
     if known != space:
@@ -153,12 +154,12 @@ def create_study(file: Path, plan: Plan) -> None:
             f"{file} searches other values of {', '.join(changed)}: restore the search space, or "
             "begin another search with another output.root"
         )
-    settings = ("score", "seed", "random_trials", "unpruned_trials", "unpruned_epochs")
-    for name, value in {"space": space, **{name: getattr(plan, name) for name in settings}}.items():
+    names = ("score", "seed", "random_trials", "unpruned_trials", "unpruned_epochs")
+    for name, value in {"space": space, **{n: getattr(settings, n) for n in names}}.items():
         study.set_user_attr(name, value)
 
 
-def place(search: Mapping[str, Any], sweep: Path) -> tuple[Path, str]:
+def study_and_slot(search: Mapping[str, Any], sweep: Path) -> tuple[Path, str]:
     """The study file of a run in the folder ``sweep``, and the slot (job name) of the run.
 
     ``search`` is that node of the configuration. The slot contains the absolute path, because
@@ -168,7 +169,7 @@ def place(search: Mapping[str, Any], sweep: Path) -> tuple[Path, str]:
     return Path(search["study"] or sweep / STUDY_FILE), str(slot)
 
 
-def join(file: Path, slot: str) -> Trial:
+def start_trial(file: Path, slot: str) -> Trial:
     """The trial of the job ``slot``: the one it has, or a new one if there is none or it failed."""
     had = _trial_of(file, slot, ended=True)
     if had is not None:
@@ -182,7 +183,7 @@ def join(file: Path, slot: str) -> Trial:
     return Trial(study, trial)
 
 
-def rejoin(file: Path, slot: str) -> Trial | None:
+def resume_trial(file: Path, slot: str) -> Trial | None:
     """The trial that a resumed run of the job ``slot`` continues; None if it ended or has none.
 
     A failed trial, for example out of memory, is replaced by a new one with its values and scores.

@@ -56,7 +56,7 @@ def test_effects_on_a_full_grid_of_two_by_two_by_two() -> None:
     assert [effect.reach for effect in found.effects] == pytest.approx([4, 2, 0])
     assert found.explained == pytest.approx(5 / 5.25)
     # One seed each: what is left over, 8 * 0.25, has 8 - 4 degrees of freedom.
-    assert (found.seeds, found.interplay, found.chance) == (False, None, None)
+    assert (found.seeds, found.interaction, found.seed_variance) == (False, None, None)
     assert found.spread == pytest.approx(np.sqrt(8 * 0.25 / 4))
 
 
@@ -64,8 +64,8 @@ def test_two_seeds_of_each_part_interplay_from_chance() -> None:
     rows = [row(score - 0.3, score + 0.3) for score in grid_scores()]
     found = effects(rows, *THREE)
     total = 5.25 + 0.09
-    assert found.interplay == pytest.approx(0.25 / total)
-    assert found.chance == pytest.approx(0.09 / total)
+    assert found.interaction == pytest.approx(0.25 / total)
+    assert found.seed_variance == pytest.approx(0.09 / total)
     # 16 deviations of 0.3, 8 degrees of freedom: a variance of 0.18; a mean of 8 runs.
     assert found.seeds
     assert found.spread == pytest.approx(np.sqrt(0.18))
@@ -137,7 +137,7 @@ def test_equal_scores_have_no_variance_to_explain() -> None:
 def test_seeds_that_agree_to_the_last_digit_are_no_yardstick_for_a_p_value() -> None:
     found = effects([row(2, 2), row(3, 3)], swept("a", "1", "2"))
     assert (found.effects[0].share, found.effects[0].p_value) == (pytest.approx(1), None)
-    assert (found.spread, found.chance) == (0, 0)
+    assert (found.spread, found.seed_variance) == (0, 0)
 
 
 def test_the_choice_that_matters_most_comes_first_on_each_metric() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from showtell.decoding import beam as beam_module
-from showtell.decoding.beam import BeamSearch, Hypothesis, Pace
+from showtell.decoding.beam import Batching, BeamSearch, Hypothesis
 from showtell.models.attention import AttentionDecoder
 from showtell.models.decoder import Decoder, State
 from showtell.models.lstm import LSTMDecoder
@@ -186,15 +186,17 @@ def test_company_and_order_of_images_change_nothing(model: Callable[[int], Any])
 
 
 @MODELS
-@pytest.mark.parametrize("pace", [Pace(1, 1), Pace(7, 2), Pace(64, 3), Pace(64, 20)])
+@pytest.mark.parametrize(
+    "batching", [Batching(1, 1), Batching(7, 2), Batching(64, 3), Batching(64, 20)]
+)
 @torch.inference_mode()
-def test_the_pace_changes_no_caption(
-    model: Callable[[int], Any], pace: Pace, monkeypatch: pytest.MonkeyPatch
+def test_the_batching_changes_no_caption(
+    model: Callable[[int], Any], batching: Batching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, beam = model(1), search(max_length=12, length_penalty=1.0)
     features = pictures(decoder, 9)
     expected = beam(decoder, features)
-    monkeypatch.setattr(beam_module, "CPU_PACE", pace)
+    monkeypatch.setattr(beam_module, "CPU_BATCHING", batching)
     assert_same(beam(decoder, features), expected)
 
 
@@ -256,7 +258,7 @@ def test_the_host_waits_only_when_it_looks_which_images_are_decided(
     decoder, beam = lstm(0), search(max_length=11)
     decoder.output.bias[END] = -1e4  # no image is decided before the last word
     features = pictures(decoder, 4)
-    monkeypatch.setattr(beam_module, "CPU_PACE", Pace(64, words))
+    monkeypatch.setattr(beam_module, "CPU_BATCHING", Batching(64, words))
     monkeypatch.setattr(beam_module.Ended, "best", lambda *_: [])
     with WaitsForDevice() as waits:
         beam(decoder, features)

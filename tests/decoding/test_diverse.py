@@ -12,7 +12,7 @@ from tiny_decoders import MODELS, VOCABULARY, Make, lstm, pictures
 from torch import Tensor
 
 from showtell.decoding import beam as beam_module
-from showtell.decoding.beam import BeamSearch, Pace
+from showtell.decoding.beam import Batching, BeamSearch
 from showtell.decoding.diverse import DiverseBeamSearch
 from showtell.models.decoder import State, StepDecoder
 from showtell.text.vocabulary import BEGIN, END, UNKNOWN
@@ -100,13 +100,15 @@ def test_groups_write_other_captions_the_more_diversity_is_asked_for() -> None:
     assert different(0.0) == 12 < different(1.0) <= different(50.0)
 
 
-@pytest.mark.parametrize("pace", [Pace(1, 1), Pace(13, 2), Pace(64, 20)])
+@pytest.mark.parametrize("batching", [Batching(1, 1), Batching(13, 2), Batching(64, 20)])
 @torch.inference_mode()
-def test_company_and_pace_change_nothing(pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_company_and_batching_change_nothing(
+    batching: Batching, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder, search = lstm(5), diverse()
     features = pictures(decoder, 7)
     expected = search(decoder, features)
-    monkeypatch.setattr(beam_module, "CPU_PACE", pace)
+    monkeypatch.setattr(beam_module, "CPU_BATCHING", batching)
     found = search(decoder, features.flip(0))[::-1]
     assert [h.token_ids for h in found] == [h.token_ids for h in expected]
 

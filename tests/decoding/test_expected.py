@@ -17,7 +17,7 @@ from torch import Tensor
 from showtell.decoding import expected as module
 from showtell.decoding.expected import ExpectedNgrams
 from showtell.errors import UserError
-from showtell.in_bytes import STEPS
+from showtell.quantization import SCALES_SUFFIX
 
 # Six images of two references each, ids of tokens as END would end them (2).
 CAPTIONS = [
@@ -88,7 +88,7 @@ def predicted(found: ExpectedNgrams, pictures: Tensor) -> np.ndarray:
 def test_it_is_kernel_ridge_regression_of_the_mean_reference(
     least_images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "in_bytes", lambda tensor: (tensor, torch.ones(())))
+    monkeypatch.setattr(module, "quantize", lambda tensor: (tensor, torch.ones(())))
     found = fit(least_images=least_images)
     grams = list(found.known.ngrams)
     assert all(idf(g, 1) == pytest.approx(i) for g, i in zip(grams, found.known.idf, strict=True))
@@ -266,8 +266,8 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, part: str) -> None:
     with safe_open(file, framework="pt") as written:
         tensors = {name: written.get_tensor(name) for name in written.keys()}  # noqa: SIM118
         facts = written.metadata()
-    assert set(PARTS) == {name.removesuffix(STEPS) for name in tensors}
-    shorter = {n: t[1:] if n.removesuffix(STEPS) == part else t for n, t in tensors.items()}
+    assert set(PARTS) == {name.removesuffix(SCALES_SUFFIX) for name in tensors}
+    shorter = {n: t[1:] if n.removesuffix(SCALES_SUFFIX) == part else t for n, t in tensors.items()}
     save_file(shorter, file, metadata=facts)
     with pytest.raises(UserError, match="its parts do not fit"):
         ExpectedNgrams.load(file, "")

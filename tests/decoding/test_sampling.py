@@ -11,7 +11,7 @@ from tiny_decoders import MODELS, VOCABULARY, Make, Words, all_log_probs, lstm, 
 from torch import Tensor
 
 from showtell.decoding import beam as beam_module
-from showtell.decoding.beam import BeamSearch, Pace
+from showtell.decoding.beam import Batching, BeamSearch
 from showtell.decoding.sampling import Samples, Sampling, draw, sample
 from showtell.models.decoder import Decoder, State
 from showtell.text.vocabulary import BEGIN, END, PAD, UNKNOWN
@@ -95,7 +95,7 @@ def test_leaving_early_changes_no_caption(
     decoder = model(3)
     features = pictures(decoder, 5)
     expected = sample(decoder, features, samples=4, max_length=20, generator=seeded(2))
-    monkeypatch.setattr(beam_module, "CPU_PACE", Pace(1, words))
+    monkeypatch.setattr(beam_module, "CPU_BATCHING", Batching(1, words))
     found = sample(decoder, features, samples=4, max_length=20, generator=seeded(2))
     assert captions(found) == captions(expected)
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)

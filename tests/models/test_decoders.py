@@ -124,14 +124,14 @@ def test_forward_equals_step_by_step(build: Build) -> None:
     torch.manual_seed(0)
     decoder = build().eval()
     features, tokens, lengths, image_of_row = batch(decoder)
-    scores_PV = decoder(features, tokens, lengths, image_of_row)
+    logits_PV = decoder(features, tokens, lengths, image_of_row)
     expected = []
     for row, length in enumerate(lengths.tolist()):
         state = decoder.start(features[image_of_row[row]].unsqueeze(0))
         for position in range(length):
             scores, state = decoder.step(tokens[row, position].unsqueeze(0), state)
             expected.append(scores[0])
-    torch.testing.assert_close(scores_PV, torch.stack(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits_PV, torch.stack(expected), atol=1e-5, rtol=0)
 
 
 @DECODERS
@@ -212,10 +212,10 @@ def test_words_may_be_all_learned(build: Build) -> None:
     decoder = build(embedding_width=5, extend_vectors=True, tied_output=True)
     assert decoder.embedding.extension is None
     features, tokens, lengths, image_of_row = batch(decoder)
-    scores_PV = decoder(features, tokens, lengths, image_of_row)
+    logits_PV = decoder(features, tokens, lengths, image_of_row)
     scores, _ = decoder.step(tokens[1, :1], decoder.start(features[:1]))
-    torch.testing.assert_close(scores_PV[4], scores[0], atol=1e-5, rtol=0)
-    scores_PV.square().sum().backward()
+    torch.testing.assert_close(logits_PV[4], scores[0], atol=1e-5, rtol=0)
+    logits_PV.square().sum().backward()
     assert decoder.embedding.vectors.weight.grad is not None
 
 

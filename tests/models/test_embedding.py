@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
+from showtell.models.output import OutputLayer
 from showtell.text.vocabulary import PAD, SPECIALS
 from showtell.training.optimization import Optimization
 
@@ -58,7 +58,7 @@ def test_an_extension_does_not_cut_the_vectors() -> None:
 def test_a_tied_output_scores_by_the_product_with_each_embedding() -> None:
     torch.manual_seed(0)
     embedding, hidden = extended(), torch.randn(3, 4)
-    output = WordScores(4, embedding, tied=True)
+    output = OutputLayer(4, embedding, tied=True)
     output.bias.data.normal_()
     scores = output(hidden, embedding)
     for n in range(3):
@@ -69,7 +69,7 @@ def test_a_tied_output_scores_by_the_product_with_each_embedding() -> None:
 
 
 def test_a_tied_output_adds_no_matrix_of_the_vocabulary() -> None:
-    own, tied = (WordScores(4, extended(), tied=tied) for tied in (False, True))
+    own, tied = (OutputLayer(4, extended(), tied=tied) for tied in (False, True))
     assert sorted(tuple(p.shape) for p in own.parameters()) == [(V,), (V, 4)]
     assert sorted(tuple(p.shape) for p in tied.parameters()) == [(6, 4), (V,)]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from showtell.models.positions import RealPositions, TimeOrder
+from showtell.models.positions import PackedOrder, RealPositions
 from showtell.models.recurrence import (
-    quick_tanh,
+    fast_tanh,
     run_lstm,
     run_lstm_with_cells,
     run_steps,
@@ -98,7 +98,7 @@ def test_pytorch_computes_the_same_where_it_takes_over() -> None:
 def test_steps_take_the_rows_still_going_on_and_put_them_back() -> None:
     """Each row counts its positions, and adds up what it read."""
     lengths = torch.tensor([2, 1, 3])
-    order = TimeOrder.of(lengths, torch.device("cpu"))
+    order = PackedOrder.of(lengths, torch.device("cpu"))
     sizes = []
 
     def advance(read: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_pytorch_at_a_real_size() -> None:
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_positions_stand_row_by_row_and_time_by_time(lengths: Tensor) -> None:
     here = torch.device("cpu")
-    positions, order = RealPositions.of(lengths, here), TimeOrder.of(lengths, here)
+    positions, order = RealPositions.of(lengths, here), PackedOrder.of(lengths, here)
     each = [(row, time) for row, n in enumerate(lengths.tolist()) for time in range(n)]
     found = list(zip(positions.rows.tolist(), positions.times.tolist(), strict=True))
     assert (found, positions.row_count) == (each, len(lengths))
@@ -159,7 +159,7 @@ def test_without_gradients_a_cell_is_the_same_by_way_of_sigmoids() -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     values = torch.linspace(-200.0, 200.0, 4001)
     with torch.no_grad():
-        torch.testing.assert_close(quick_tanh(values), torch.tanh(values), atol=1e-6, rtol=0)
+        torch.testing.assert_close(fast_tanh(values), torch.tanh(values), atol=1e-6, rtol=0)
 
 
 def test_a_cell_stays_single_where_its_gates_are_half() -> None:

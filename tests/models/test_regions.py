@@ -43,19 +43,19 @@ def test_additive_attention_is_the_formula_region_by_region() -> None:
             torch.testing.assert_close(contexts[b, q], expected @ regions[b])
 
 
-def test_what_a_query_has_of_its_own_is_one_more_region_to_it() -> None:
+def test_a_sentinel_is_one_more_region_to_its_query() -> None:
     torch.manual_seed(0)
     attention = RegionAttention(6, H)
     queries, regions = torch.randn(B, Q, 6), torch.randn(B, R, H)
-    keys, own = torch.randn(2, B, Q, H)
-    contexts, weights = attention.with_own(queries, regions, keys, own)
+    keys, sentinels = torch.randn(2, B, Q, H)
+    contexts, weights = attention.with_sentinel(queries, regions, keys, sentinels)
     for b in range(B):
         for q in range(Q):
             asked = attention.query.weight @ queries[b, q] / math.sqrt(H)
             heard = torch.cat([regions[b], keys[b, q : q + 1]]) @ asked
             expected = torch.softmax(heard, dim=0)
             torch.testing.assert_close(weights[b, q], expected)
-            seen = expected @ torch.cat([regions[b], own[b, q : q + 1]])
+            seen = expected @ torch.cat([regions[b], sentinels[b, q : q + 1]])
             torch.testing.assert_close(contexts[b, q], seen)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from showtell.decoding.beam import BeamSearch
-from showtell.models.transformer import TransformerDecoder, mix, sinusoids
+from showtell.models.transformer import TransformerDecoder, multi_head_attention, sinusoids
 from showtell.text.vocabulary import BEGIN, PAD
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -83,7 +83,7 @@ def test_gradients_are_the_numerical_ones() -> None:
 def test_a_query_finds_the_softmax_of_each_head() -> None:
     torch.manual_seed(0)
     queries, memory = torch.randn(1, 3, H), torch.randn(1, 3, 2 * H)
-    found, width = mix(queries, memory, HEADS, causal=True)[0], H // HEADS
+    found, width = multi_head_attention(queries, memory, HEADS, causal=True)[0], H // HEADS
     for q in range(3):
         for head in range(HEADS):
             part = slice(head * width, (head + 1) * width)

@@ -37,7 +37,7 @@ def main(folder: Path, stage: str) -> None:
     from small_training import build_training
 
     marker = type("Marker", (Callback,), {} if stage == "start" else {stage: here})()
-    with ranks.together(PROCESSES, on_gpus=False), ranks.blamed_rightly():
+    with ranks.joined_process_group(PROCESSES, on_gpus=False), ranks.delayed_errors():
         build_training(folder, callbacks=[marker], trainer={"max_epochs": 10**6}).fit()
 
 

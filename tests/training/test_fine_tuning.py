@@ -33,9 +33,9 @@ from showtell.training.callbacks import KeepBest
 from showtell.training.module import CaptioningModule
 from showtell.types import CaptionedImage, FeatureKind
 from showtell.vision.encoder import Encoder, efficientnet_lite
+from showtell.vision.finetuning import TrainableStages
 from showtell.vision.images import Preprocessing, load_image
-from showtell.vision.learning import LearningEncoder
-from showtell.vision.pictures import EncodedNow, ShownPictures, check_readable
+from showtell.vision.pictures import OnTheFlyFeatures, PixelSource, check_readable
 
 pytestmark = pytest.mark.usefixtures("without_java")
 
@@ -83,7 +83,7 @@ def learned(smoke: Smoke, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 @pytest.mark.parametrize("kind", ["pooled", "grid"])
 def test_it_sees_what_the_encoder_sees(kind: FeatureKind) -> None:
     pixels = np.random.default_rng(0).integers(256, size=(3, 64, 64, 3), dtype=np.uint8)
-    learning = LearningEncoder(encoder(), kind)
+    learning = TrainableStages(encoder(), kind)
     lower = learning.frozen_stages(torch.device("cpu"))
     features = learning(lower(torch.from_numpy(pixels).float()))
     images = torch.stack([PREPROCESSING.normalised(each) for each in pixels])
@@ -94,7 +94,7 @@ def test_it_sees_what_the_encoder_sees(kind: FeatureKind) -> None:
 
 
 def test_gradients_reach_the_upper_stages_and_no_others() -> None:
-    learning = LearningEncoder(encoder(), "grid")
+    learning = TrainableStages(encoder(), "grid")
     pixels = torch.rand(2, 64, 64, 3) * 255
     learning(learning.frozen_stages(torch.device("cpu"))(pixels)).square().sum().backward()
     for name, parameter in learning.network.named_parameters():
@@ -107,9 +107,9 @@ def test_what_cannot_be_cut_is_told_and_the_encoder_it_began_with_stays() -> Non
         torch.nn.Conv2d(3, 6, 8, 8), network="x", weights="", preprocessing=PREPROCESSING
     )
     with pytest.raises(UserError, match=r"x cannot be tuned; choose encoder=efficientnet_lite0, "):
-        LearningEncoder(other, "grid")
+        TrainableStages(other, "grid")
     start = encoder()
-    learning = LearningEncoder(start, "grid")
+    learning = TrainableStages(start, "grid")
     with torch.no_grad():
         learning.network.conv_head.weight += 1
     assert torch.equal(start.body.conv_head.weight, encoder().body.conv_head.weight)  # type: ignore[arg-type, union-attr]
@@ -117,13 +117,13 @@ def test_what_cannot_be_cut_is_told_and_the_encoder_it_began_with_stays() -> Non
 
 
 def test_it_is_kept_in_half_precision_and_known_by_that() -> None:
-    learning = LearningEncoder(encoder(), "grid")
+    learning = TrainableStages(encoder(), "grid")
     kept = learning.rounded()
     for name, tensor in kept.body.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(tensor, learning.network.state_dict()[name].half().float()), name
     assert kept.identity.weights != encoder().identity.weights
-    assert kept.identity == LearningEncoder(kept, "grid").rounded().identity
+    assert kept.identity == TrainableStages(kept, "grid").rounded().identity
 
 
 @pytest.fixture
@@ -137,18 +137,18 @@ def photographs(tmp_path: Path) -> list[CaptionedImage]:
     return images
 
 
-def test_a_glimpse_depends_on_seed_epoch_and_picture_alone(
+def test_a_random_crop_depends_on_seed_epoch_and_picture_alone(
     photographs: list[CaptionedImage],
 ) -> None:
     def shown(order: Sequence[int], seed: int | None, epoch: int) -> list[Any]:
-        pictures = ShownPictures(photographs, PREPROCESSING, seed, epoch)
+        pictures = PixelSource(photographs, PREPROCESSING, seed, epoch)
         places = pictures.index([str(number) for number in order])
         assert places.tolist() == list(order)
         return list(pictures.gather(places))
 
     first = shown(range(5), 7, 2)
     assert first[0].shape == (64, 64, 3) and first[0].dtype == np.uint8
-    by_hand = PREPROCESSING.glimpse(
+    by_hand = PREPROCESSING.random_crop(
         load_image(photographs[3].path), np.random.default_rng((7, 2, 3))
     )
     assert np.array_equal(first[3], by_hand)
@@ -165,28 +165,28 @@ def test_a_picture_that_cannot_be_read_is_told_before_the_work(
 ) -> None:
     check_readable(photographs)
     photographs[2].path.write_bytes(photographs[2].path.read_bytes()[:200])
-    seen = EncodedNow(
+    seen = OnTheFlyFeatures(
         photographs, "grid", views=("original",), batch_size=2, device=torch.device("cpu")
     )
     seen.encoder = encoder()
     for read in (
         lambda: check_readable(photographs),
-        lambda: ShownPictures(photographs, PREPROCESSING, 1).gather(np.array([2])),
+        lambda: PixelSource(photographs, PREPROCESSING, 1).gather(np.array([2])),
         lambda: seen.gather(np.array([1, 2])),
     ):
         with pytest.raises(UserError, match=r"2\.png: the picture is damaged"):
             read()
 
 
-class StoredGlimpses:
-    """What the frozen encoder sees of the glimpses, in place of the views of a store."""
+class StoredCrops:
+    """What the frozen encoder sees of the random crops, in place of the views of a store."""
 
     images: Sequence[CaptionedImage] = ()
     preprocessing = PREPROCESSING
     network: Encoder
 
     def __init__(self, stores: Any, seed: int, epoch: int) -> None:
-        self._shown = ShownPictures(self.images, self.network.preprocessing, seed, epoch)
+        self._shown = PixelSource(self.images, self.network.preprocessing, seed, epoch)
 
     def index(self, image_ids: Sequence[str]) -> Any:
         return self._shown.index(image_ids)
@@ -202,9 +202,9 @@ def test_at_a_rate_of_zero_it_learns_what_it_learns_of_a_frozen_encoder(
 ) -> None:
     at_zero = train(smoke.config(*ATTENTIVE, "optim.encoder_lr=0", f"output.root={tmp_path}"))
     config = smoke.config(*ATTENTIVE, f"output.root={tmp_path}")
-    StoredGlimpses.network = build("encoder", config["encoder"])
-    StoredGlimpses.images = build("data", config["data"]).split("train")
-    monkeypatch.setattr(showtell.parts, "DrawnViews", StoredGlimpses)
+    StoredCrops.network = build("encoder", config["encoder"])
+    StoredCrops.images = build("data", config["data"]).split("train")
+    monkeypatch.setattr(showtell.parts, "DrawnViews", StoredCrops)
     frozen = train(config)
     losses = curve(frozen, "train/loss")
     assert len(losses) == 2
@@ -314,7 +314,7 @@ def test_an_encoder_of_another_validation_is_refused(
 ) -> None:
     folder = shutil.copytree(learned[0], tmp_path / "run")
     run = load_run(folder)
-    later = LearningEncoder(run.encoder, "grid")
+    later = TrainableStages(run.encoder, "grid")
     with torch.no_grad():
         later.network.conv_head.weight += 1
     record = (folder / "run.json").read_bytes()
@@ -367,7 +367,7 @@ def test_only_a_sample_is_encoded_ahead_and_captions_are_written_of_all_views(
 
 def test_batches_bring_pixels_of_their_epoch(photographs: list[CaptionedImage]) -> None:
     captions = EncodedCaptions(photographs, Vocabulary(["thing"], min_count=1, counts=[5]))
-    shown = partial(ShownPictures, photographs, PREPROCESSING, 3)
+    shown = partial(PixelSource, photographs, PREPROCESSING, 3)
     batches = CaptionBatches(captions, shown, batch_size=2, shuffle_seed=3)
     seen: list[dict[str, Tensor]] = []
     for _ in range(2):
@@ -395,7 +395,8 @@ def test_two_processes_learn_what_one_does(
         train(config)
 
     fit("alone")
-    monkeypatch.setattr(experiment, "_together", lambda config: nullcontext())  # they are already
+    # They are in the group already.
+    monkeypatch.setattr(experiment, "_in_process_group", lambda config: nullcontext())
     assert in_two(lambda: fit("both", "trainer.devices=2")) == [None, None]
     for name, tolerance in ((BEST_WEIGHTS, 1e-4), (LEARNED_ENCODER, 1e-3)):
         one, both = (load_file(tmp_path / each / name) for each in ("alone", "both"))

@@ -130,10 +130,10 @@ def test_of_two_signals_neither_is_lost_and_the_one_that_queues_again_comes_firs
     before = [signal.signal(number, lambda number, _: heard.append(number)) for number in both]
     try:
         saver = SaveWhenAsked(tmp_path / "last.ckpt")
-        saver._hear(signal.SIGUSR2, None)
-        saver._hear(signal.SIGTERM, None)
-        saver._end_if_asked()
-        saver._end_if_asked()
+        saver._on_signal(signal.SIGUSR2, None)
+        saver._on_signal(signal.SIGTERM, None)
+        saver._handle_pending_signal()
+        saver._handle_pending_signal()
     finally:
         for number, handler in zip(both, before, strict=True):
             signal.signal(number, handler)

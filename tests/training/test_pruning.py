@@ -13,7 +13,7 @@ from small_training import build_training
 
 from showtell.errors import UserError
 from showtell.runs import LAST_CHECKPOINT, read_record
-from showtell.search import Dimension, Plan, create_study, join, place
+from showtell.search import Dimension, StudySettings, create_study, start_trial, study_and_slot
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.pruning import PruneTrial, trial_callbacks
 
@@ -42,9 +42,9 @@ def study(tmp_path: Path) -> Path:
     """Trials of others, with scores that nobody reaches."""
     file = tmp_path / "study.journal"
     space = {"optim.lr": Dimension(low=1e-4, high=1e-1, log=True)}
-    create_study(file, Plan(space, SCORE, 1, 9, unpruned_trials=2, unpruned_epochs=1))
+    create_study(file, StudySettings(space, SCORE, 1, 9, unpruned_trials=2, unpruned_epochs=1))
     for slot in ("x", "y", "z"):
-        trial = join(file, slot)
+        trial = start_trial(file, slot)
         for epoch in range(EPOCHS):
             trial.report(epoch, 2.0)
         trial.finish(pruned=False)
@@ -62,7 +62,7 @@ def fit(folder: Path, *killers: Callback, resume: bool = False, **changes: Any) 
     if not resume:
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps({"format": 1}))
-        join(*place({"study": None, "trial": 0}, folder.parent))
+        start_trial(*study_and_slot({"study": None, "trial": 0}, folder.parent))
     (callback,) = trial_callbacks({"study": None, "trial": 0}, folder, monitor=SCORE)
     if killers:  # who is killed hears of no exception
         callback.on_exception = lambda *_: None  # type: ignore[method-assign]
@@ -144,7 +144,7 @@ def test_an_interrupted_trial_has_not_failed(study: Path) -> None:
 
     run = build_training(folder, callbacks=[Interrupt()])
     (folder / "run.json").write_text(json.dumps({"format": 1}))
-    trial = join(*place({"study": None, "trial": 0}, folder.parent))
+    trial = start_trial(*study_and_slot({"study": None, "trial": 0}, folder.parent))
     run.trainer.callbacks.append(PruneTrial(folder, trial, monitor=SCORE))  # type: ignore[attr-defined]
     with pytest.raises(SystemExit):
         run.fit()

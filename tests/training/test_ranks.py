@@ -22,8 +22,8 @@ from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import CsvCurves
 from showtell.training import ranks
 from showtell.training.checkpoints import AtomicCheckpointIO
-from showtell.training.module import over_processes
-from showtell.training.objectives import Outcome
+from showtell.training.module import combine_ranks
+from showtell.training.objectives import BatchLoss
 from showtell.training.validation import GeneratedCaptions
 
 
@@ -113,8 +113,8 @@ def test_unequal_shares_have_the_gradient_of_the_whole() -> None:
         parallel = DistributedDataParallel(model)
         share = values[:4] if ranks.rank() == 0 else values[4:]
         loss = parallel(share.unsqueeze(1)).mean()
-        own = Outcome(loss, loss.detach(), len(share), len(share))
-        whole = over_processes(own, counts=ranks.rank() in counted)
+        own = BatchLoss(loss, loss.detach(), len(share), len(share))
+        whole = combine_ranks(own, counts=ranks.rank() in counted)
         whole.loss.backward()
         return [model.weight.grad.item(), float(whole.measure), whole.weight, whole.positions]  # type: ignore[union-attr]
 
@@ -178,7 +178,7 @@ def test_another_number_of_processes_than_configured_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def join(processes: int) -> None:
-        with ranks.together(processes, on_gpus=False):
+        with ranks.joined_process_group(processes, on_gpus=False):
             pytest.fail("joined")
 
     with pytest.raises(UserError, match="is 4, but 1 process was started: ask torchrun or srun"):

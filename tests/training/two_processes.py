@@ -40,7 +40,7 @@ def _member(rank: int, port: int, function: Callable[[], Any], writer: Connectio
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1"}
     try:
-        with ranks.together(PROCESSES, on_gpus=False):
+        with ranks.joined_process_group(PROCESSES, on_gpus=False):
             writer.send(function())
     except Exception as error:
         writer.send(f"{type(error).__name__}: {error}")

@@ -18,11 +18,11 @@ from showtell.vision.encoder import (
     EncoderIdentity,
     efficientnet_lite,
     joined,
+    merge_encoders,
     parts_of,
     rebuild_encoder,
     timm_encoder,
     torchvision_encoder,
-    united,
 )
 from showtell.vision.images import Preprocessing, load_image
 from showtell.vision.weights import load_state
@@ -243,7 +243,7 @@ def test_joined_networks_of_any_library_need_no_published_weights_where_a_file_f
         timm_encoder(network="mobilenetv2_035", weights=mobile, preprocessing=usual),
         efficientnet_lite(size=0, weights=None, preprocessing=usual),
     ]
-    together, _ = united(alone)
+    together, _ = merge_encoders(alone)
     torch.save(together.body.state_dict(), tmp_path / "all.pth")
     names = ["torchvision/resnet18", "timm/mobilenetv2_035", "efficientnet_lite0"]
     built = joined(networks=names, weights=str(tmp_path / "all.pth"), preprocessing=usual)

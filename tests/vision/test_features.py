@@ -15,7 +15,7 @@ from tiny_encoder import tiny_encoder
 
 from showtell.errors import UserError
 from showtell.types import FeatureKind
-from showtell.vision.features import Features, FeatureStore, SeenTogether, seen_together
+from showtell.vision.features import CombinedViews, Features, FeatureStore, combine_views
 
 IDENTITY = tiny_encoder().identity
 
@@ -234,16 +234,16 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> Non
     assert set(store.folder.iterdir()) == before
 
 
-def test_views_seen_together_are_one_larger_grid_or_their_mean() -> None:
+def test_combined_views_are_one_larger_grid_or_their_mean() -> None:
     one, other = (random_features(3, "grid", seed) for seed in (1, 2))
-    together = seen_together([one, other])
+    together = combine_views([one, other])
     assert together.shape == (3, 8, 6)
     np.testing.assert_array_equal(together[:, :4], one)
     np.testing.assert_array_equal(together[:, 4:], other)
     one, other = (random_features(3, "pooled", seed) for seed in (1, 2))
     mean = (one.astype(np.float64) + other) / 2
-    np.testing.assert_allclose(seen_together([one, other]), mean, atol=1e-3)
-    assert seen_together([one]) is one
+    np.testing.assert_allclose(combine_views([one, other]), mean, atol=1e-3)
+    assert combine_views([one]) is one
 
 
 def test_a_source_of_views_finds_each_image_in_all_of_them(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_source_of_views_finds_each_image_in_all_of_them(tmp_path: Path) -> No
     ids = list(reversed(expected))  # another order, so other positions
     other.write(ids, ids, np.stack([expected[image_id] + np.float16(1) for image_id in ids]))
     other.refresh()
-    together = SeenTogether([store, other])
+    together = CombinedViews([store, other])
     asked = ["2-3.jpg", "0-0.jpg", "1-1.jpg"]
     positions = together.index(asked)
     found = together.gather(positions[1:])

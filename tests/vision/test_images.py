@@ -309,15 +309,15 @@ def test_what_was_stored_before_there_were_views_is_found() -> None:
     assert len({str(VIEWS[name](rule(size=8)).to_json()) for name in VIEWS}) == len(VIEWS) == 12
 
 
-def test_a_glimpse_is_a_large_part_of_the_picture_in_either_direction() -> None:
+def test_a_random_crop_is_a_large_part_of_the_picture_in_either_direction() -> None:
     usual, random = rule(size=32), np.random.default_rng(1)
-    # Red grows from left to right, green from top to bottom: a glimpse tells where it was taken.
+    # Red grows from left to right, green from top to bottom: a crop tells where it was taken.
     ramp = np.arange(256, dtype=np.uint8)
     pixels = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.uint8(0)), axis=2)
     picture = Image.fromarray(pixels)
     areas, mirrored = [], 0
     for _ in range(300):
-        red, green, _ = usual.normalised(usual.glimpse(picture, random))
+        red, green, _ = usual.normalised(usual.random_crop(picture, random))
         width, height = (
             float(t.amax() - t.amin()) * 32 / 31 for t in (red.mean(dim=0), green.mean(dim=1))
         )
@@ -327,7 +327,7 @@ def test_a_glimpse_is_a_large_part_of_the_picture_in_either_direction() -> None:
         assert 0.7 < width / height < 1.4
     assert 0.45 < min(areas) < 0.55 and 0.9 < max(areas) < 1.05
     assert 120 < mirrored < 180
-    same = [usual.glimpse(picture, np.random.default_rng(3)) for _ in range(2)]
+    same = [usual.random_crop(picture, np.random.default_rng(3)) for _ in range(2)]
     np.testing.assert_array_equal(*same)
 
 

@@ -80,8 +80,8 @@ class Effects:
     Attributes:
         runs: the runs that have the metric; ``scores`` are theirs, in the same order.
         explained: share of the variance that the sum of the main effects explains.
-        interplay: share of the interactions between choices; None with one seed each.
-        chance: share within configurations, between their seeds; None with one seed each.
+        interaction: share of the interactions between choices; None with one seed each.
+        seed_variance: share within configurations, between their seeds; None with one seed each.
         spread: standard deviation between the seeds of a configuration, pooled over all. With one
             seed each, that of the residuals of the main effects, interactions and chance together;
             None if no degrees of freedom are left.
@@ -93,8 +93,8 @@ class Effects:
     scores: tuple[float, ...]
     effects: tuple[Effect, ...]
     explained: float
-    interplay: float | None
-    chance: float | None
+    interaction: float | None
+    seed_variance: float | None
     spread: float | None
     seeds: bool
 
@@ -136,8 +136,8 @@ def effects_on(metric: str, rows: Sequence[Row], choices: Sequence[Choice]) -> E
         scores=tuple(scores.tolist()),
         effects=tuple(fit.effect(number) for number in range(len(varying))),
         explained=fit.share(fit.total - fit.rest),
-        interplay=fit.share(fit.rest - fit.within) if fit.seeds else None,
-        chance=fit.share(fit.within) if fit.seeds else None,
+        interaction=fit.share(fit.rest - fit.within) if fit.seeds else None,
+        seed_variance=fit.share(fit.within) if fit.seeds else None,
         spread=None if fit.variance is None else float(np.sqrt(fit.variance)),
         seeds=fit.seeds,
     )

@@ -15,7 +15,14 @@ from typing import Any
 
 import yaml
 
-from showtell.config import INJECTED, PLACES_OF_DATA, TARGET, choices_of, completed, quoted
+from showtell.config import (
+    INJECTED,
+    PLACES_OF_DATA,
+    TARGET,
+    choices_of,
+    quoted,
+    with_added_defaults,
+)
 from showtell.runs import BEGAN_WITH, MEAN_OF
 
 Settings = Mapping[str, str]
@@ -53,7 +60,7 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
     if "members" in record:  # the configuration has only the first one's
         config = {**config, "model": record["model"]}
     views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # older runs have no views
-    return _flat(completed(config)) | views | dict(zip(_CONTENTS, shown, strict=True))
+    return _flat(with_added_defaults(config)) | views | dict(zip(_CONTENTS, shown, strict=True))
 
 
 def _encoder_of(described: Mapping[str, Any]) -> str | None:
@@ -69,7 +76,7 @@ def _start_of(record: Mapping[str, Any]) -> str | None:
     if not start:
         return None
     return hashlib.sha256(
-        repr(sorted(_flat(completed(start["config"])).items())).encode()
+        repr(sorted(_flat(with_added_defaults(start["config"])).items())).encode()
     ).hexdigest()
 
 
@@ -116,7 +123,7 @@ def command_of(config: Mapping[str, Any]) -> str:
 
     Tracking and output options are left out.
     """
-    flat = _flat(completed(config), whole=True)
+    flat = _flat(with_added_defaults(config), whole=True)
     overrides = {
         key: value
         for key, value in _overrides(flat, whole=True).items()

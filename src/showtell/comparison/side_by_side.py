@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from showtell.comparison.rows import Row
 from showtell.errors import UserError
 from showtell.metrics.inputs import read_captions
-from showtell.report.at_hand import captioned, data_set_at_hand
+from showtell.report.available_data import captioned, find_data_set
 from showtell.report.gallery import Word, compared, embedded
 from showtell.types import CaptionedImage, Split
 
@@ -48,15 +48,15 @@ def side_by_side(rows: Sequence[Row], split: Split) -> SideBySide:
     if not captions:
         return SideBySide([], problem)
     best = rows[0].trainings[0]
-    at_hand = data_set_at_hand(best.config, best.record)
-    if at_hand.data is None:
-        return SideBySide([], at_hand.problem)
+    available = find_data_set(best.config, best.record)
+    if available.data is None:
+        return SideBySide([], available.problem)
     common = set.intersection(*(set(each) for each in captions.values()))
-    images = captioned(dict.fromkeys(common, ""), at_hand.data)
+    images = captioned(dict.fromkeys(common, ""), available.data)
     if not images:
         return SideBySide([], "the data set holds none of the captioned pictures")
     drawn = random.Random(0).sample(images, min(SHOWN_PICTURES, len(images)))
-    return SideBySide([_shown(image, captions) for image in drawn], at_hand.problem)
+    return SideBySide([_shown(image, captions) for image in drawn], available.problem)
 
 
 def _captions(rows: Sequence[Row], split: Split) -> tuple[dict[int, dict[str, str]], str | None]:

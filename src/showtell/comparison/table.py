@@ -171,8 +171,8 @@ def _mean_cell(effect: Effect | None, value: str) -> str:
 def remainders(effects: Sequence[Effects]) -> Iterator[tuple[str, list[str]]]:
     """Rows for what the main effects do not explain, and the spread: name, a cell per metric."""
     if any(each.seeds for each in effects):
-        yield "their interplay", [share_text(each.interplay) for each in effects]
-        yield "seeds", [share_text(each.chance) for each in effects]
+        yield "their interplay", [share_text(each.interaction) for each in effects]
+        yield "seeds", [share_text(each.seed_variance) for each in effects]
         name = "spread of seeds"
     else:
         yield "interplay and chance", [share_text(1 - each.explained) for each in effects]

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from showtell.decoding.constraints import (
     Constraints,
     WordIds,
-    told_constraints,
+    constraints_for_decoding,
     word_ids_of,
 )
 from showtell.models.decoder import State, StepDecoder
@@ -25,7 +25,7 @@ from showtell.text.vocabulary import BEGIN, END, PAD, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Batching:
     """How a search batches its work on a device; affects its speed, not its captions.
 
     Attributes:
@@ -39,9 +39,9 @@ class Pace:
 
 # With more rows, scores over a vocabulary of thousands leave a CPU's cache before they are read
 # again; with fewer, matrix products are less efficient.
-CPU_PACE = Pace(rows=768, words=1)
+CPU_BATCHING = Batching(rows=768, words=1)
 # A GPU needs large batches, and each check makes it wait for the host.
-GPU_PACE = Pace(rows=8192, words=4)
+GPU_BATCHING = Batching(rows=8192, words=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,10 @@ class BeamSearch:
         self, decoder: StepDecoder, features: Tensor, count: int | None
     ) -> Iterator[Ended]:
         """Search the images group by group; without ``count`` only each one's best is needed."""
-        rules = told_constraints(self)
-        pace = pace_on(features.device)
-        for group in torch.split(features, max(1, pace.rows // self.beam_size)):
-            yield self._search(decoder, group, rules, pace.words, count)
+        rules = constraints_for_decoding(self)
+        batching = batching_for(features.device)
+        for group in torch.split(features, max(1, batching.rows // self.beam_size)):
+            yield self._search(decoder, group, rules, batching.words, count)
 
     def _search(
         self,
@@ -139,8 +139,8 @@ class BeamSearch:
             # At most K of 2K continuations end, one for each beam, so that K can go on.
             best = best_continuations(totals_LC, 2 * self.beam_size, scores_LKV.shape[2])
             norm = length_norm(words, self.length_penalty)
-            ended.add(beams, ending(best, self.beam_size), words, norm, cut_LK)
-            beams.advance(going_on(best, self.beam_size))
+            ended.add(beams, ended_among(best, self.beam_size), words, norm, cut_LK)
+            beams.advance(continuing(best, self.beam_size))
             bound_L = beams.log_probs.amax(dim=1) / length_norm(
                 self.max_length, self.length_penalty
             )
@@ -153,9 +153,9 @@ class BeamSearch:
         return ended
 
 
-def pace_on(device: torch.device) -> Pace:
-    """The pace of searches on ``device``."""
-    return CPU_PACE if device.type == "cpu" else GPU_PACE
+def batching_for(device: torch.device) -> Batching:
+    """The batching of searches on ``device``."""
+    return CPU_BATCHING if device.type == "cpu" else GPU_BATCHING
 
 
 def check_length_penalty(penalty: float) -> None:
@@ -188,14 +188,14 @@ def best_continuations(totals: Tensor, count: int, vocabulary_size: int) -> Cont
     return Continuations(log_probs, flat // vocabulary_size, flat % vocabulary_size)
 
 
-def ending(best: Continuations, size: int) -> Continuations:
+def ended_among(best: Continuations, size: int) -> Continuations:
     """The continuations that end, if they are among the best ``size``; the others are dead."""
     ends = best.token_ids == END
     ends[:, size:].fill_(False)
     return best._replace(log_probs=best.log_probs.masked_fill(~ends, -torch.inf))
 
 
-def going_on(best: Continuations, size: int) -> Continuations:
+def continuing(best: Continuations, size: int) -> Continuations:
     """The best ``size`` continuations that do not end."""
     live = best.log_probs.masked_fill(best.token_ids == END, -torch.inf)
     log_probs, chosen = live.topk(size, dim=1)

@@ -176,7 +176,7 @@ def _known(words: Sequence[str], vocabulary: Vocabulary) -> tuple[int, ...]:
     return tuple(i for i in vocabulary.encode(words) if i != UNKNOWN)
 
 
-def told_constraints(search: Constrained) -> Constraints:
+def constraints_for_decoding(search: Constrained) -> Constraints:
     """The rules of a search that is about to begin.
 
     Raises:

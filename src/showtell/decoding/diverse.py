@@ -19,18 +19,18 @@ from showtell.decoding.beam import (
     Continuations,
     Ended,
     Hypothesis,
+    batching_for,
     best_continuations,
     check_length_penalty,
+    continuing,
     end_all,
-    ending,
-    going_on,
+    ended_among,
     length_norm,
-    pace_on,
 )
 from showtell.decoding.constraints import (
     Constraints,
     WordIds,
-    told_constraints,
+    constraints_for_decoding,
     word_ids_of,
 )
 from showtell.models.decoder import StepDecoder
@@ -92,10 +92,12 @@ class DiverseBeamSearch:
     @torch.inference_mode()
     def by_group(self, decoder: StepDecoder, features: Tensor) -> list[list[Hypothesis]]:
         """For each image, the best caption of each group."""
-        rules = told_constraints(self)
-        pace = pace_on(features.device)
-        parts = torch.split(features, max(1, pace.rows // (self.groups * self.beam_size)))
-        return [each for part in parts for each in self._search(decoder, part, rules, pace.words)]
+        rules = constraints_for_decoding(self)
+        batching = batching_for(features.device)
+        parts = torch.split(features, max(1, batching.rows // (self.groups * self.beam_size)))
+        return [
+            each for part in parts for each in self._search(decoder, part, rules, batching.words)
+        ]
 
     def _search(
         self, decoder: StepDecoder, features: Tensor, rules: Constraints, words_between: int
@@ -135,8 +137,11 @@ class DiverseBeamSearch:
             own_LkV = totals_LKV[:, first : first + size]
             rated_LC = (own_LkV - self.diversity * taken_LV.unsqueeze(1)).flatten(1)
             best = best_continuations(rated_LC, 2 * size, totals_LKV.shape[2])
-            goes_on = going_on(best, size)
-            yield _unrated(ending(best, size), own_LkV, first), _unrated(goes_on, own_LkV, first)
+            goes_on = continuing(best, size)
+            yield (
+                _unrated(ended_among(best, size), own_LkV, first),
+                _unrated(goes_on, own_LkV, first),
+            )
             live = (goes_on.log_probs > -torch.inf).to(taken_LV.dtype)
             taken_LV.scatter_add_(1, goes_on.token_ids, live)
 

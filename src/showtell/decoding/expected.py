@@ -35,8 +35,8 @@ from torch import Tensor
 
 from showtell.errors import UserError
 from showtell.files import write_atomically
-from showtell.in_bytes import STEPS, from_bytes, in_bytes
 from showtell.metrics.cider import LONGEST, SCALE, ngrams
+from showtell.quantization import SCALES_SUFFIX, dequantize_state, quantize
 from showtell.text.vocabulary import PAD
 
 Ngram = tuple[int, ...]
@@ -231,7 +231,7 @@ class ExpectedNgrams:
         known = NgramWeights.of(captions, least_images)
         directions = Directions.of(features)
         points_IE = torch.cat([directions(chunk) for chunk in features])
-        landmarks = torch.mul(*in_bytes(_landmarks(points_IE)))
+        landmarks = torch.mul(*quantize(_landmarks(points_IE)))
         similarity_M, bias, gram_MM, together_MG = _moments(known, captions, points_IE, landmarks)
         between_MM = similarities(landmarks.double(), landmarks.double())
         between_MM.diagonal().add_(_ALIKE)
@@ -241,8 +241,8 @@ class ExpectedNgrams:
         whitened_MG = torch.linalg.solve_triangular(lower_MM, together_MG, upper=False)
         best_MQ = left_singular_vectors(whitened_MG, rank)
         projection = torch.linalg.solve_triangular(lower_MM.T, best_MQ, upper=True)
-        projection = torch.mul(*in_bytes(projection.T)).T
-        weights = torch.mul(*in_bytes(whitened_MG.T @ best_MQ))
+        projection = torch.mul(*quantize(projection.T)).T
+        weights = torch.mul(*quantize(whitened_MG.T @ best_MQ))
         bias = bias - weights @ (similarity_M @ projection)
         return cls(known, directions, landmarks, projection, weights, bias)
 
@@ -271,7 +271,7 @@ class ExpectedNgrams:
         }
         wide = {"landmarks": self.landmarks, "projection": self.projection.T}
         for name, tensor in (wide | {"weights": self.weights}).items():
-            tensors[name], tensors[name + STEPS] = in_bytes(tensor)
+            tensors[name], tensors[name + SCALES_SUFFIX] = quantize(tensor)
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         # One entry only: the order of several would differ each time.
         facts = json.dumps({"unseen": self.known.unseen, "made_for": made_for})
@@ -295,7 +295,7 @@ class ExpectedNgrams:
                     f"{path} was made by an earlier version of showtell; put the run together "
                     "again from its members with showtell ensemble, or train it again"
                 )
-            read = from_bytes(tensors)
+            read = dequantize_state(tensors)
             size, directions = read["directions"].shape
             landmarks, (count, rank) = len(read["landmarks"]), read["weights"].shape
             shapes = {

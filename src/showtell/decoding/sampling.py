@@ -16,11 +16,11 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from showtell.decoding.beam import Hypothesis, pace_on
+from showtell.decoding.beam import Hypothesis, batching_for
 from showtell.decoding.constraints import (
     Constraints,
     WordIds,
-    told_constraints,
+    constraints_for_decoding,
     word_ids_of,
 )
 from showtell.models.decoder import State, StepDecoder
@@ -130,10 +130,10 @@ class Sampling:
 
         A caption's score is the log probability of drawing it.
         """
-        rules = told_constraints(self)
+        rules = constraints_for_decoding(self)
         draw_word = partial(self._draw, rules)
         found = []
-        for group in torch.split(features, max(1, pace_on(features.device).rows // count)):
+        for group in torch.split(features, max(1, batching_for(features.device).rows // count)):
             uniforms_NT = self._uniforms(group, count).to(features.device)
             hypotheses = _hypotheses(_write(decoder, group, uniforms_NT, draw_word))
             found += [hypotheses[i : i + count] for i in range(0, len(hypotheses), count)]
@@ -172,7 +172,7 @@ def _write(decoder: StepDecoder, features: Tensor, uniforms_NT: Tensor, draw: Dr
     """Draw N captions, equally many for each of the B images, with the given random numbers."""
     samples = len(uniforms_NT) // max(1, len(features))
     rows = _Rows(decoder.start(features), samples, uniforms_NT)
-    words_between = pace_on(features.device).words
+    words_between = batching_for(features.device).words
     for position in range(uniforms_NT.shape[1]):
         scores_MV, rows.state = decoder.step(rows.last, rows.state)
         rows.write(position, scores_MV.float(), draw)

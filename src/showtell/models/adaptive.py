@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
+from showtell.models.output import OutputLayer
 from showtell.models.positions import RealPositions
 from showtell.models.recurrence import fold_lstm, run_lstm_with_cells, step_lstm
 from showtell.models.regions import RegionAttention, RowsByImage
@@ -68,7 +68,7 @@ class AdaptiveDecoder(nn.Module):
         self.attention = RegionAttention(hidden_size, hidden_size)
         self.sentinel_key = nn.Linear(hidden_size, hidden_size, bias=False)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
+        self.output = OutputLayer(hidden_size, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
         """State: hidden (B, H), cell (B, H) and regions (B, R, H), from a grid (B, R, D)."""
@@ -84,8 +84,8 @@ class AdaptiveDecoder(nn.Module):
         shape = len(regions_BRH), -1, hidden_NH.shape[1]
         contexts_BGH, _ = self._look(hidden_NH.view(shape), sentinel_NH.view(shape), regions_BRH)
         known_NH = self.output_dropout(contexts_BGH.flatten(0, 1) + hidden_NH)
-        scores_NV = self.output(known_NH, self.embedding)
-        return scores_NV, state._replace(rows=(hidden_NH, cell_NH))
+        logits_NV = self.output(known_NH, self.embedding)
+        return logits_NV, state._replace(rows=(hidden_NH, cell_NH))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -98,8 +98,8 @@ class AdaptiveDecoder(nn.Module):
         grouped = by_image.group(hidden_PH), by_image.group(sentinel_PH)
         contexts_BQH, _ = self._look(*grouped, *start.images)
         known_PH = by_image.ungroup(contexts_BQH, len(hidden_PH)) + hidden_PH
-        scores_PV: Tensor = self.output(self.output_dropout(known_PH, positions), self.embedding)
-        return scores_PV
+        logits_PV: Tensor = self.output(self.output_dropout(known_PH, positions), self.embedding)
+        return logits_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``.
@@ -143,4 +143,4 @@ class AdaptiveDecoder(nn.Module):
 
         ``hidden`` are the queries and ``sentinel`` their sentinels, both (B, Q, H).
         """
-        return self.attention.with_own(hidden, regions, self.sentinel_key(sentinel), sentinel)
+        return self.attention.with_sentinel(hidden, regions, self.sentinel_key(sentinel), sentinel)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
+from showtell.models.output import OutputLayer
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import fold_lstm, quick_tanh, run_lstm, step_lstm
+from showtell.models.recurrence import fast_tanh, fold_lstm, run_lstm, step_lstm
 from showtell.models.regions import RegionAttention, RowsByImage
 from showtell.types import FeatureKind
 
@@ -64,7 +64,7 @@ class AttentionDecoder(nn.Module):
         self.hidden_dense = nn.Linear(hidden_size, dense_size)
         self.context_dense = nn.Linear(hidden_size, dense_size, bias=False)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = WordScores(dense_size, self.embedding, tied=tied_output)
+        self.output = OutputLayer(dense_size, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
         """State: hidden (B, H), cell (B, H) and regions (B, R, H), from a grid (B, R, D)."""
@@ -78,8 +78,8 @@ class AttentionDecoder(nn.Module):
         queries_BGH = hidden_NH.view(len(regions_BRH), -1, hidden_NH.shape[1])
         contexts_BGH, _ = self.attention(queries_BGH, regions_BRH)
         dense_NM = self._dense(hidden_NH, contexts_BGH.flatten(0, 1))
-        scores_NV = self.output(dense_NM, self.embedding)
-        return scores_NV, state._replace(rows=(hidden_NH, cell_NH))
+        logits_NV = self.output(dense_NM, self.embedding)
+        return logits_NV, state._replace(rows=(hidden_NH, cell_NH))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -90,10 +90,10 @@ class AttentionDecoder(nn.Module):
         by_image = RowsByImage(image_of_row[positions.rows], len(features))
         contexts_BQH, _ = self.attention(by_image.group(outputs_PH), *start.images)
         contexts_PH = by_image.ungroup(contexts_BQH, len(outputs_PH))
-        scores_PV: Tensor = self.output(
+        logits_PV: Tensor = self.output(
             self._dense(outputs_PH, contexts_PH, positions), self.embedding
         )
-        return scores_PV
+        return logits_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
@@ -124,6 +124,6 @@ class AttentionDecoder(nn.Module):
         self, hidden: Tensor, context: Tensor, positions: RealPositions | None = None
     ) -> Tensor:
         """The attentional hidden state (P, M) of Luong et al. 2015, equation 5, with dropout."""
-        dense = quick_tanh(self.hidden_dense(hidden) + self.context_dense(context))
+        dense = fast_tanh(self.hidden_dense(hidden) + self.context_dense(context))
         dropped: Tensor = self.output_dropout(dense, positions)
         return dropped

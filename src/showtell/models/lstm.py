@@ -19,8 +19,8 @@ from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear
 from showtell.models.positions import RealPositions
 from showtell.models.recurrence import (
+    fast_tanh,
     fold_lstm,
-    quick_tanh,
     run_lstm,
     run_lstm_on_words,
     step_lstm,
@@ -72,9 +72,9 @@ class LSTMDecoder(nn.Module):
         hidden_NH, cell_NH, image_NM = state.rows
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
-        dense_NM = quick_tanh(self.hidden_dense(hidden_NH) + image_NM)
-        scores_NV = self.output(self.output_dropout(dense_NM))
-        return scores_NV, state._replace(rows=(hidden_NH, cell_NH, image_NM))
+        dense_NM = fast_tanh(self.hidden_dense(hidden_NH) + image_NM)
+        logits_NV = self.output(self.output_dropout(dense_NM))
+        return logits_NV, state._replace(rows=(hidden_NH, cell_NH, image_NM))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -90,8 +90,8 @@ class LSTMDecoder(nn.Module):
             outputs_PH = run_lstm_on_words(self.lstm, self.embedding, words_P, lengths, initial)
         image_PM = image_NM.index_select(0, positions.rows)
         dense_PM = torch.tanh(self.hidden_dense(outputs_PH) + image_PM)
-        scores_PV: Tensor = self.output(self.output_dropout(dense_PM, positions))
-        return scores_PV
+        logits_PV: Tensor = self.output(self.output_dropout(dense_PM, positions))
+        return logits_PV
 
     def _begin(self, features: Tensor) -> State:
         image_BD = self.image_dropout(self.image_norm(features))

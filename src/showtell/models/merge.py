@@ -65,8 +65,8 @@ class MergeDecoder(nn.Module):
         words_NW = self.embedding.look_up(token_ids)
         hidden_NH, cell_NH = step_lstm(words_NW, hidden_NH, cell_NH, *state.weights)
         dense_NH = torch.relu(self.dense(hidden_NH + image_NH))
-        scores_NV = self.output(self.output_dropout(dense_NH))
-        return scores_NV, state._replace(rows=(hidden_NH, cell_NH, image_NH))
+        logits_NV = self.output(self.output_dropout(dense_NH))
+        return logits_NV, state._replace(rows=(hidden_NH, cell_NH, image_NH))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -79,8 +79,8 @@ class MergeDecoder(nn.Module):
         outputs_PH = run_lstm(self.lstm, words_PE, lengths, None)
         image_PH = image_NH.index_select(0, positions.rows)
         dense_PH = torch.relu(self.dense(outputs_PH + image_PH))
-        scores_PV: Tensor = self.output(self.output_dropout(dense_PH, positions))
-        return scores_PV
+        logits_PV: Tensor = self.output(self.output_dropout(dense_PH, positions))
+        return logits_PV
 
     def _begin(self, features: Tensor) -> State:
         image_BH = torch.relu(self.image(self.image_dropout(self.image_norm(features))))

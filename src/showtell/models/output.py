@@ -12,7 +12,7 @@ from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear, aligned_linear
 
 
-class WordScores(nn.Module):
+class OutputLayer(nn.Module):
     """Logits (P, V) from the last hidden layer (P, M), with weights of their own or tied ones.
 
     Tied weights are the word embeddings: M is projected to E, and a word's logit is the dot product

@@ -30,7 +30,7 @@ class RealPositions(NamedTuple):
         return cls(len(lengths), rows_P.to(device), times_P.to(device))
 
 
-class TimeOrder(NamedTuple):
+class PackedOrder(NamedTuple):
     """The real positions in time order, longer rows first, so that each step's are contiguous.
 
     It is the layout of ``torch.nn.utils.rnn.PackedSequence``.
@@ -43,7 +43,7 @@ class TimeOrder(NamedTuple):
     before: Tensor  # (P,) index of the previous state, in the N initial ones followed by the P
 
     @classmethod
-    def of(cls, lengths: Tensor, device: torch.device) -> TimeOrder:
+    def of(cls, lengths: Tensor, device: torch.device) -> PackedOrder:
         """The order for rows of ``lengths`` (N,), a CPU tensor."""
         sorted_N, longest_first = torch.sort(lengths, descending=True, stable=True)
         present_TN = torch.arange(int(sorted_N[0])).unsqueeze(1) < sorted_N

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import aligned_product
-from showtell.models.positions import TimeOrder
+from showtell.models.positions import PackedOrder
 
 HiddenAndCell = tuple[Tensor, Tensor]
 # The state of n rows, tensors (n, ...); and a step: (input (n, ...), state) -> next state.
@@ -40,7 +40,7 @@ def run_lstm(
         lengths: (N,) on the CPU, each at least 1, with sum P.
         initial: hidden and cell state, each (N, H); None for zeros.
     """
-    order = TimeOrder.of(lengths, inputs.device)
+    order = PackedOrder.of(lengths, inputs.device)
     if initial is None:
         zeros_NH = inputs.new_zeros(len(lengths), lstm.hidden_size)
         initial = zeros_NH, zeros_NH
@@ -68,7 +68,7 @@ def run_lstm_on_words(
     input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
     weight, bias = embedding.fold(input_weight, input_bias + hidden_bias)
     words, none = embedding.look_up(token_ids), torch.zeros_like(bias)
-    order = TimeOrder.of(lengths, words.device)
+    order = PackedOrder.of(lengths, words.device)
     outputs: Tensor
     outputs, _ = _Recurrence.apply(words, weight, hidden_weight, bias, none, *initial, order)
     return outputs
@@ -78,14 +78,14 @@ def run_lstm_with_cells(
     lstm: nn.LSTM, inputs: Tensor, lengths: Tensor, initial: HiddenAndCell
 ) -> HiddenAndCell:
     """Like ``run_lstm``, but returns outputs and cells, each (P, H)."""
-    order = TimeOrder.of(lengths, inputs.device)
+    order = PackedOrder.of(lengths, inputs.device)
     if _is_ours(inputs):
         outputs, cells = _Recurrence.apply(inputs, *lstm.all_weights[0], *initial, order)
         return outputs, cells
     return _run_by_steps(lstm, inputs, order, initial)
 
 
-def run_steps(inputs: Tensor, order: TimeOrder, rows: Rows, advance: Advance) -> Rows:
+def run_steps(inputs: Tensor, order: PackedOrder, rows: Rows, advance: Advance) -> Rows:
     """Apply a recurrence step by step; return the states at all positions, row by row (P, ...).
 
     Args:
@@ -108,7 +108,7 @@ def _is_ours(inputs: Tensor) -> bool:
 
 
 def _run_by_steps(
-    lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: HiddenAndCell
+    lstm: nn.LSTM, inputs: Tensor, order: PackedOrder, initial: HiddenAndCell
 ) -> HiddenAndCell:
     """Outputs and cells step by step in float32, because PyTorch's LSTM does not return cells."""
     input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
@@ -124,7 +124,9 @@ def _run_by_steps(
     return outputs, cells
 
 
-def _run_packed(lstm: nn.LSTM, inputs: Tensor, order: TimeOrder, initial: HiddenAndCell) -> Tensor:
+def _run_packed(
+    lstm: nn.LSTM, inputs: Tensor, order: PackedOrder, initial: HiddenAndCell
+) -> Tensor:
     """Outputs (P, H) by PyTorch's LSTM, in float32.
 
     Autocast would run it in float16 whatever its dtype, which needs loss scaling.
@@ -159,7 +161,7 @@ class _Recurrence(torch.autograd.Function):
         hidden_bias: Tensor,
         hidden: Tensor,
         cell: Tensor,
-        order: TimeOrder,
+        order: PackedOrder,
     ) -> HiddenAndCell:
         rows, width = hidden.shape
         inputs = inputs.index_select(0, order.from_rows)
@@ -234,7 +236,7 @@ class _Recurrence(torch.autograd.Function):
         )
 
 
-def _in_time(gradient: Tensor | None, order: TimeOrder) -> Tensor | None:
+def _in_time(gradient: Tensor | None, order: PackedOrder) -> Tensor | None:
     return None if gradient is None else gradient.index_select(0, order.from_rows)
 
 
@@ -280,19 +282,19 @@ def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     ``gates`` may be overwritten.
     """
     if _is_quick(gates):
-        # One sigmoid for all four gates: see `quick_tanh`.
+        # One sigmoid for all four gates: see `fast_tanh`.
         input_gate, forget_gate, cell_gate, output_gate = gates.chunk(4, dim=1)
         cell_gate.mul_(2.0)
         gates.sigmoid_()
         cell_gate.mul_(2.0).sub_(1.0)
         cell = torch.mul(forget_gate, cell).addcmul_(input_gate, cell_gate)
-        return quick_tanh(cell).mul_(output_gate), cell
+        return fast_tanh(cell).mul_(output_gate), cell
     input_gate, forget_gate, cell_gate, output_gate = gates.chunk(4, dim=1)
     cell = torch.sigmoid(forget_gate) * cell + torch.sigmoid(input_gate) * torch.tanh(cell_gate)
     return torch.sigmoid(output_gate) * torch.tanh(cell), cell
 
 
-def quick_tanh(values: Tensor) -> Tensor:
+def fast_tanh(values: Tensor) -> Tensor:
     """``torch.tanh``; without gradients on a CPU, computed as 2 sigmoid(2x) - 1.
 
     A sigmoid takes a tenth of the time of ``torch.tanh``.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from showtell.models.recurrence import quick_tanh
+from showtell.models.recurrence import fast_tanh
 
 # Queries (B, Q, ...) -> contexts (B, Q, H) and weights (B, Q, R), over fixed regions.
 Attention = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -45,26 +45,26 @@ class RegionAttention(nn.Module):
         weights_BQR = torch.softmax(scores_BQR, dim=-1)
         return torch.bmm(weights_BQR, regions), weights_BQR
 
-    def with_own(
-        self, queries: Tensor, regions: Tensor, own_keys: Tensor, own: Tensor
+    def with_sentinel(
+        self, queries: Tensor, regions: Tensor, sentinel_keys: Tensor, sentinels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Attention in which each query also has a candidate of its own beside the regions.
+        """Attention in which each query also has a sentinel of its own beside the regions.
 
         Args:
             queries: (B, Q, query_width).
             regions: (B, R, H).
-            own_keys: (B, Q, H), the key of each query's own candidate.
-            own: (B, Q, H), the value of each query's own candidate.
+            sentinel_keys: (B, Q, H), the key of each query's sentinel.
+            sentinels: (B, Q, H), the value of each query's sentinel.
 
         Returns:
-            Contexts (B, Q, H) and weights (B, Q, R + 1), the last for the own candidate.
+            Contexts (B, Q, H) and weights (B, Q, R + 1), the last for the sentinel.
         """
         asked_BQH = self.query(queries) * self._scale
         scores_BQR = torch.bmm(asked_BQH, regions.transpose(1, 2))
-        own_BQ1 = (asked_BQH * own_keys).sum(dim=-1, keepdim=True)
-        weights = torch.softmax(torch.cat([scores_BQR, own_BQ1], dim=-1), dim=-1)
+        sentinel_BQ1 = (asked_BQH * sentinel_keys).sum(dim=-1, keepdim=True)
+        weights = torch.softmax(torch.cat([scores_BQR, sentinel_BQ1], dim=-1), dim=-1)
         contexts_BQH = torch.bmm(weights[..., :-1], regions)
-        return torch.addcmul(contexts_BQH, weights[..., -1:], own), weights
+        return torch.addcmul(contexts_BQH, weights[..., -1:], sentinels), weights
 
 
 class AdditiveAttention(nn.Module):
@@ -87,7 +87,7 @@ class AdditiveAttention(nn.Module):
             regions: (B, R, H).
             keys: (B, R, A), ``self.key(regions)``.
         """
-        heard_BQRA = quick_tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
+        heard_BQRA = fast_tanh(self.query(queries).unsqueeze(2) + keys.unsqueeze(1))
         weights_BQR = torch.softmax(self.score(heard_BQRA).squeeze(-1), dim=-1)
         return torch.bmm(weights_BQR.to(regions.dtype), regions), weights_BQR
 
@@ -120,7 +120,7 @@ class RowsByImage:
         return grouped.flatten(0, 1).index_select(0, self._slots[:count])
 
 
-def look_of_beams(attention: Attention, images: int) -> Look:
+def attend_beams(attention: Attention, images: int) -> Look:
     """Attention for a search: rows of an image are adjacent, and all have the same number."""
 
     def look(asking: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def look_of_beams(attention: Attention, images: int) -> Look:
     return look
 
 
-def look_of_rows(attention: Attention, by_image: RowsByImage) -> Look:
+def attend_rows(attention: Attention, by_image: RowsByImage) -> Look:
     """Attention for rows of images in any order, or for the first n of these rows."""
 
     def look(asking: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def look_of_rows(attention: Attention, by_image: RowsByImage) -> Look:
     return look
 
 
-def look_of_one(attention: Attention, weights: list[Tensor]) -> Look:
+def attend_recording(attention: Attention, weights: list[Tensor]) -> Look:
     """Attention for one row of one image; each call appends its weights (1, R) to ``weights``."""
 
     def look(asking: Tensor) -> Tensor:

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
-from showtell.models.positions import RealPositions, TimeOrder
+from showtell.models.output import OutputLayer
+from showtell.models.positions import PackedOrder, RealPositions
 from showtell.models.recurrence import Rows, run_steps, update_cell
 from showtell.models.regions import (
     AdditiveAttention,
     Look,
     RowsByImage,
-    look_of_beams,
-    look_of_one,
-    look_of_rows,
+    attend_beams,
+    attend_recording,
+    attend_rows,
 )
 from showtell.types import FeatureKind
 
@@ -79,7 +79,7 @@ class ShowAttendTellDecoder(nn.Module):
         self.hidden_dense = nn.Linear(hidden_size, width)
         self.context_dense = nn.Linear(hidden_size, width, bias=False)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = WordScores(width, self.embedding, tied=tied_output)
+        self.output = OutputLayer(width, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
         """State: three (B, H), regions (B, R, H), their keys (B, R, A), from a grid (B, R, D)."""
@@ -92,7 +92,7 @@ class ShowAttendTellDecoder(nn.Module):
 
     def step(self, token_ids: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
-        look = look_of_beams(self._attention(state), len(state.images[0]))
+        look = attend_beams(self._attention(state), len(state.images[0]))
         words_NE = self.word_dropout(self.embedding(token_ids))
         rows = self._advance(look, self.word_gates(words_NE), state.rows)
         return self._score(words_NE, rows), state._replace(rows=rows)
@@ -104,9 +104,9 @@ class ShowAttendTellDecoder(nn.Module):
         positions = RealPositions.of(lengths, tokens.device)
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
-        start, order = self.start(features), TimeOrder.of(lengths, tokens.device)
+        start, order = self.start(features), PackedOrder.of(lengths, tokens.device)
         image_of_row = image_of_row[order.longest_first]
-        look = look_of_rows(self._attention(start), RowsByImage(image_of_row, len(features)))
+        look = attend_rows(self._attention(start), RowsByImage(image_of_row, len(features)))
         rows, advance = start.select(image_of_row).rows, partial(self._advance, look)
         states = run_steps(self.word_gates(words_PE), order, rows, advance)
         return self._score(words_PE, states, positions)
@@ -114,7 +114,7 @@ class ShowAttendTellDecoder(nn.Module):
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         state, weights = self.start(features.unsqueeze(0)), list[Tensor]()
-        look, rows = look_of_one(self._attention(state), weights), state.rows
+        look, rows = attend_recording(self._attention(state), weights), state.rows
         for gates_1G in self.word_gates(self.embedding(token_ids)).split(1):
             rows = self._advance(look, gates_1G, rows)
         return torch.cat(weights)
@@ -134,5 +134,5 @@ class ShowAttendTellDecoder(nn.Module):
         """Logits (P, V) from words (P, E) and the states (P, H) after them: equation 7."""
         hidden, _, seen = rows
         dense = words + self.hidden_dense(hidden) + self.context_dense(seen)
-        scores: Tensor = self.output(self.output_dropout(dense, positions), self.embedding)
-        return scores
+        logits: Tensor = self.output(self.output_dropout(dense, positions), self.embedding)
+        return logits

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
+from showtell.models.output import OutputLayer
 from showtell.models.positions import RealPositions
 from showtell.models.regions import RowsByImage
 from showtell.types import FeatureKind
@@ -83,7 +83,7 @@ class TransformerDecoder(nn.Module):
             TransformerLayer(hidden_size, dense_size, dropout=output_dropout) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
-        self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
+        self.output = OutputLayer(hidden_size, self.embedding, tied=tied_output)
         self.heads = heads
 
     def start(self, features: Tensor) -> State:
@@ -102,17 +102,17 @@ class TransformerDecoder(nn.Module):
         def recall(remembered_NSM: Tensor, words_NX: Tensor) -> Tensor:
             queries_N1H, own_N1M = _split(words_NX.unsqueeze(1))
             memories.append(torch.cat([remembered_NSM, own_N1M], dim=1))
-            return mix(queries_N1H, memories[-1], self.heads).squeeze(1)
+            return multi_head_attention(queries_N1H, memories[-1], self.heads).squeeze(1)
 
         def look(memory_BRM: Tensor, queries_NH: Tensor) -> Tensor:
             queries_BGH = queries_NH.view(len(memory_BRM), -1, queries_NH.shape[1])
-            return mix(queries_BGH, memory_BRM, self.heads).flatten(0, 1)
+            return multi_head_attention(queries_BGH, memory_BRM, self.heads).flatten(0, 1)
 
         words_NH = self.word_dropout(words_NH)
         for layer, remembered, image in zip(self.layers, state.rows, state.images, strict=True):
             words_NH = layer(words_NH, partial(recall, remembered), partial(look, image))
-        scores_NV: Tensor = self.output(self.norm(words_NH), self.embedding)
-        return scores_NV, state._replace(rows=tuple(memories))
+        logits_NV: Tensor = self.output(self.norm(words_NH), self.embedding)
+        return logits_NV, state._replace(rows=tuple(memories))
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -122,12 +122,12 @@ class TransformerDecoder(nn.Module):
         by_image = RowsByImage(image_of_row[positions.rows], len(features))
 
         def look(memory_BRM: Tensor, queries_PH: Tensor) -> Tensor:
-            contexts_BQH = mix(by_image.group(queries_PH), memory_BRM, self.heads)
+            contexts_BQH = multi_head_attention(by_image.group(queries_PH), memory_BRM, self.heads)
             return by_image.ungroup(contexts_BQH, len(queries_PH))
 
         words_PH = self._read(tokens, positions, self.start(features).images, look)
-        scores_PV: Tensor = self.output(words_PH, self.embedding)
-        return scores_PV
+        logits_PV: Tensor = self.output(words_PH, self.embedding)
+        return logits_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption: the mean over the last layer's heads.
@@ -138,8 +138,8 @@ class TransformerDecoder(nn.Module):
         weights = []
 
         def look(memory_1RM: Tensor, queries_TH: Tensor) -> Tensor:
-            weights.append(shares(queries_TH.unsqueeze(0), memory_1RM, self.heads))
-            return mix(queries_TH.unsqueeze(0), memory_1RM, self.heads).squeeze(0)
+            weights.append(attention_weights(queries_TH.unsqueeze(0), memory_1RM, self.heads))
+            return multi_head_attention(queries_TH.unsqueeze(0), memory_1RM, self.heads).squeeze(0)
 
         images = self.start(features.unsqueeze(0)).images
         self._read(token_ids.unsqueeze(0), positions, images, look)
@@ -154,7 +154,7 @@ class TransformerDecoder(nn.Module):
         def recall(words_PX: Tensor) -> Tensor:
             # Padding follows the words, so the causal mask hides it from them.
             queries_NTH, memory_NTM = _split(by_row.group(words_PX))
-            found_NTH = mix(queries_NTH, memory_NTM, self.heads, causal=True)
+            found_NTH = multi_head_attention(queries_NTH, memory_NTM, self.heads, causal=True)
             return by_row.ungroup(found_NTH, len(words_PX))
 
         token_ids = tokens[positions.rows, positions.times]
@@ -208,7 +208,9 @@ class TransformerLayer(nn.Module):
         return added
 
 
-def mix(queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False) -> Tensor:
+def multi_head_attention(
+    queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False
+) -> Tensor:
     """Multi-head attention of queries (B, Q, H) over a memory (B, S, M): contexts (B, Q, H).
 
     If ``causal``, query q sees the first q + 1 entries of the memory.
@@ -218,8 +220,8 @@ def mix(queries: Tensor, memory: Tensor, heads: int, *, causal: bool = False) ->
     return found.transpose(1, 2).flatten(2)
 
 
-def shares(queries: Tensor, memory: Tensor, heads: int) -> Tensor:
-    """The attention weights of ``mix``, not causal: (B, heads, Q, S), rows sum to 1."""
+def attention_weights(queries: Tensor, memory: Tensor, heads: int) -> Tensor:
+    """The weights of ``multi_head_attention``, not causal: (B, heads, Q, S), rows sum to 1."""
     keys, _ = _by_head(memory, 2 * heads).chunk(2, dim=1)
     asked = _by_head(queries, heads)
     return torch.softmax(asked @ keys.transpose(2, 3) / math.sqrt(asked.shape[-1]), dim=-1)

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from showtell.models.decoder import State
 from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
-from showtell.models.output import WordScores
-from showtell.models.positions import RealPositions, TimeOrder
+from showtell.models.output import OutputLayer
+from showtell.models.positions import PackedOrder, RealPositions
 from showtell.models.recurrence import Rows, run_steps, update_cell
 from showtell.models.regions import (
     Look,
     RegionAttention,
     RowsByImage,
-    look_of_beams,
-    look_of_one,
-    look_of_rows,
+    attend_beams,
+    attend_recording,
+    attend_rows,
 )
 from showtell.types import FeatureKind
 
@@ -76,7 +76,7 @@ class UpDownDecoder(nn.Module):
         self.attention = RegionAttention(hidden_size, hidden_size)
         self.language_gates = nn.Linear(3 * hidden_size, 4 * hidden_size)
         self.output_dropout = LockedDropout(output_dropout)
-        self.output = WordScores(hidden_size, self.embedding, tied=tied_output)
+        self.output = OutputLayer(hidden_size, self.embedding, tied=tied_output)
 
     def start(self, features: Tensor) -> State:
         """State: four zeros (B, H), regions (B, R, H), gates (B, 4H), from a grid (B, R, D)."""
@@ -90,12 +90,12 @@ class UpDownDecoder(nn.Module):
         """Logits (N, V) of the next word after reading ``token_ids`` (N,)."""
         regions_BRH, image_gates_BG = state.images
         images = len(regions_BRH)
-        look = look_of_beams(partial(self.attention, regions=regions_BRH), images)
+        look = attend_beams(partial(self.attention, regions=regions_BRH), images)
         words_NE = self.word_dropout(self.embedding(token_ids))
         own_gates = image_gates_BG.repeat_interleave(len(token_ids) // images, dim=0)
         rows = self._advance(self.word_gates(words_NE) + own_gates, state.rows, look)
-        scores_NV = self.output(self.output_dropout(rows[2]), self.embedding)
-        return scores_NV, state._replace(rows=rows)
+        logits_NV = self.output(self.output_dropout(rows[2]), self.embedding)
+        return logits_NV, state._replace(rows=rows)
 
     def forward(
         self, features: Tensor, tokens: Tensor, lengths: Tensor, image_of_row: Tensor
@@ -105,14 +105,14 @@ class UpDownDecoder(nn.Module):
         words_PE = self.embedding(tokens[positions.rows, positions.times])
         words_PE = self.word_dropout(words_PE, positions)
         outputs_PH = self._read(words_PE, lengths, image_of_row, self.start(features))
-        scores_PV: Tensor = self.output(self.output_dropout(outputs_PH, positions), self.embedding)
-        return scores_PV
+        logits_PV: Tensor = self.output(self.output_dropout(outputs_PH, positions), self.embedding)
+        return logits_PV
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Attention weights (T, R) of one caption; see ``AttentiveDecoder.attend``."""
         state, weights = self.start(features.unsqueeze(0)), list[Tensor]()
         regions_1RH, image_gates_1G = state.images
-        look = look_of_one(partial(self.attention, regions=regions_1RH), weights)
+        look = attend_recording(partial(self.attention, regions=regions_1RH), weights)
         rows = state.rows
         for gates_1G in self.word_gates(self.embedding(token_ids)).split(1):
             rows = self._advance(gates_1G + image_gates_1G, rows, look)
@@ -132,11 +132,11 @@ class UpDownDecoder(nn.Module):
     def _read(self, words: Tensor, lengths: Tensor, image_of_row: Tensor, start: State) -> Tensor:
         """Outputs (P, H) of the language LSTM after each of ``words`` (P, E), row by row."""
         # Longest rows first, so that the unfinished ones are always the first n.
-        order = TimeOrder.of(lengths, words.device)
+        order = PackedOrder.of(lengths, words.device)
         image_of_row = image_of_row[order.longest_first]
         regions_BRH, image_gates_BG = start.images
         by_image = RowsByImage(image_of_row, len(regions_BRH))
-        look = look_of_rows(partial(self.attention, regions=regions_BRH), by_image)
+        look = attend_rows(partial(self.attention, regions=regions_BRH), by_image)
         own_gates = image_gates_BG[image_of_row]
 
         def advance(gates: Tensor, rows: Rows) -> Rows:

@@ -11,10 +11,10 @@ import yaml
 
 from showtell.metrics.inputs import read_captions
 from showtell.metrics.scores import score_captions
-from showtell.report.at_hand import AtHand, captioned, data_set_at_hand
+from showtell.report.attention_maps import attention_section
+from showtell.report.available_data import AvailableData, captioned, find_data_set
 from showtell.report.curves import METRICS_FILE, read_curves
 from showtell.report.gallery import Card, Picture, cards
-from showtell.report.looking import looking_section
 from showtell.report.origin import facts_of, summary_of
 from showtell.report.page import write_page
 from showtell.report.results import read_scores
@@ -25,7 +25,7 @@ from showtell.types import CaptionedImage, Split
 REPORT = "report.html"
 SHOWN_BEST, SHOWN_RANDOM = 6, 12
 # Images of each gallery whose attention is shown for every word.
-LOOKED_AT = 2
+ATTENTION_IMAGES = 2
 # Galleries show the first split that has captions. The test split comes second, because whoever
 # looks through its images begins to tune on them.
 SCORED_SPLITS: tuple[Split, ...] = ("val", "test")
@@ -59,11 +59,11 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
     record = read_record(run_folder)
     run = summary_of(record)
     config = read_config(run_folder)
-    at_hand = data_set_at_hand(config, record)
+    available = find_data_set(config, record)
     split, captions = _captions(run_folder)
     curves = read_curves(run_folder / METRICS_FILE)
     best = curves.best(config.get("callbacks", {}).get("monitor"))
-    galleries, problem = _galleries(captions, at_hand)
+    galleries, problem = _galleries(captions, available)
     return write_page(
         output or run_folder / REPORT,
         "run.html",
@@ -77,10 +77,10 @@ def write_report(run_folder: Path, output: Path | None = None) -> Path:
         split=split,
         galleries=galleries,
         problem=problem,
-        looking=looking_section(
-            run_folder, record, [c for g in galleries for c in g.cards[:LOOKED_AT]]
+        attention=attention_section(
+            run_folder, record, [c for g in galleries for c in g.cards[:ATTENTION_IMAGES]]
         ),
-        words=words_section(run_folder, split, captions, at_hand.data),
+        words=words_section(run_folder, split, captions, available.data),
         facts=facts_of(record),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
@@ -95,11 +95,13 @@ def _captions(run_folder: Path) -> tuple[Split, dict[str, str]]:
     return SCORED_SPLITS[0], {}
 
 
-def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Gallery], str | None]:
+def _galleries(
+    captions: Mapping[str, str], available: AvailableData
+) -> tuple[list[Gallery], str | None]:
     """Galleries of the best, random and worst captions; and the data set's problem, if any."""
-    if at_hand.data is None or not captions:
-        return [], at_hand.problem
-    images = captioned(captions, at_hand.data)
+    if available.data is None or not captions:
+        return [], available.problem
+    images = captioned(captions, available.data)
     if not images:
         return [], "it holds none of the captioned pictures"
     pictures = _ranked(captions, images)
@@ -108,7 +110,7 @@ def _galleries(captions: Mapping[str, str], at_hand: AtHand) -> tuple[list[Galle
     # From all images, the best and the worst included, to be a fair sample.
     drawn = random.Random(0).sample(pictures, min(SHOWN_RANDOM, len(pictures)))
     parts = {"Best": best, "Drawn at random": drawn, "Worst": worst}
-    return [Gallery(t, cards(chosen)) for t, chosen in parts.items() if chosen], at_hand.problem
+    return [Gallery(t, cards(chosen)) for t, chosen in parts.items() if chosen], available.problem
 
 
 def _ranked(captions: Mapping[str, str], images: Sequence[CaptionedImage]) -> list[Picture]:

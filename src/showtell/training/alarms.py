@@ -26,7 +26,8 @@ class CollapseAlarms(Callback):
         run_folder: the run whose ``run.json`` records the alarms.
         references: image id -> references of the validation images.
         max_length: the longest caption in words that the search allows.
-        may_know: whether the model is trained on the validation images; leaks then raise no alarm.
+        trained_on_validation: whether the model is trained on the validation images; leaks then
+            raise no alarm.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class CollapseAlarms(Callback):
         references: Mapping[str, Sequence[str]],
         *,
         max_length: int,
-        may_know: bool,
+        trained_on_validation: bool,
     ) -> None:
         self._run_folder = run_folder
         self._references = references
         self._max_length = max_length
-        self._may_know = may_know
+        self._trained_on_validation = trained_on_validation
         self._before: set[str] = set()  # kinds of alarm found at the previous validation
         self._people: WordStatistics | None = None
 
@@ -85,7 +86,7 @@ class CollapseAlarms(Callback):
             shuffled_cider=shuffled_cider(captions, references),
         )
         leaks = leak_alarms(written, self._people, scores={}, ceiling={})
-        return [*alarms, *(() if self._may_know else leaks)]
+        return [*alarms, *(() if self._trained_on_validation else leaks)]
 
 
 def raise_alarms(run_folder: Path, alarms: Iterable[Alarm], *, when: str) -> None:

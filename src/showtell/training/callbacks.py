@@ -50,7 +50,7 @@ class CallbackSettings:
     def build(self, run_folder: Path) -> list[Callback]:
         """The callbacks of a run that lives in ``run_folder``."""
         keep_best = KeepBest(run_folder, monitor=self.monitor)
-        callbacks: list[Callback] = [keep_best, RandomStates(), StaysEnded(self.patience)]
+        callbacks: list[Callback] = [keep_best, RandomStates(), RestoreEarlyStop(self.patience)]
         if self.patience is not None:
             callbacks.append(Patience(self.monitor, mode="max", patience=self.patience))
         if self.progress_refresh:
@@ -92,7 +92,7 @@ class Patience(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-class StaysEnded(Callback):
+class RestoreEarlyStop(Callback):
     """Stops a resumed training at once if it had already stopped early under the same limits.
 
     Its run may have been killed during the evaluation that follows. The limits are ``max_epochs``

@@ -38,7 +38,7 @@ class SaveWhenAsked(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handlers that Lightning has set by now; it restores the original ones."""
         for number in SIGNALS:
-            signal.signal(number, self._hear)
+            signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,12 +49,12 @@ class SaveWhenAsked(Callback):
         is_next_last = batch_idx + 2 == trainer.num_training_batches
         if (self._asked or is_next_last) and not trainer.is_last_batch:
             trainer.save_checkpoint(self._path, weights_only=False)
-        self._end_if_asked()
+        self._handle_pending_signal()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on handle a signal at once."""
         self._can_end = True
-        self._end_if_asked()
+        self._handle_pending_signal()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of the next step or of the training."""
@@ -64,18 +64,18 @@ class SaveWhenAsked(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Handle a signal although saving failed because another process is gone."""
-        self._end_if_asked()
+        self._handle_pending_signal()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Handle a signal that came after the last step; the last epoch is saved."""
-        self._end_if_asked()
+        self._handle_pending_signal()
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked |= 1 << SIGNALS.index(signal.Signals(number))
         if self._can_end:
-            self._end_if_asked()
+            self._handle_pending_signal()
 
-    def _end_if_asked(self) -> None:
+    def _handle_pending_signal(self) -> None:
         asked, self._asked = self._asked, 0
         for bit, number in enumerate(SIGNALS):
             if not asked & 1 << bit:

@@ -14,34 +14,34 @@ from torch.autograd.function import once_differentiable
 
 
 def cross_entropy(
-    scores: Tensor, targets: Tensor, *, label_smoothing: float, weights: Tensor | None = None
+    logits: Tensor, targets: Tensor, *, label_smoothing: float, weights: Tensor | None = None
 ) -> Tensor:
-    """``F.cross_entropy`` of scores (P, V) and targets (P,), in nats per position.
+    """``F.cross_entropy`` of logits (P, V) and targets (P,), in nats per position.
 
-    On a CPU it takes two thirds of PyTorch's time: scores over a vocabulary do not fit into a
+    On a CPU it takes two thirds of PyTorch's time: logits over a vocabulary do not fit into a
     cache, so the time depends on how often they are read and written.
 
     Args:
         weights: (P,) weight of each position, possibly negative; None weighs all by 1. The mean is
             over positions, not over weights.
     """
-    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
+    if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.float64):
         losses_P = F.cross_entropy(
-            scores, targets, label_smoothing=label_smoothing, reduction="none"
+            logits, targets, label_smoothing=label_smoothing, reduction="none"
         )
         return (losses_P if weights is None else losses_P * weights).mean()
-    loss: Tensor = _CrossEntropy.apply(scores, targets, label_smoothing, weights)
+    loss: Tensor = _CrossEntropy.apply(logits, targets, label_smoothing, weights)
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean over positions of logsumexp(scores) - (1 - s) * target score - s * mean score."""
+    """Mean over positions of logsumexp(logits) - (1 - s) * target logit - s * mean logit."""
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
+        ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
     ) -> Tensor:
-        lowered_PV = scores - scores.amax(1, keepdim=True)  # so that no exponential overflows
+        lowered_PV = logits - logits.amax(1, keepdim=True)  # so that no exponential overflows
         told_P1 = lowered_PV.gather(1, targets.unsqueeze(1))
         losses_P1 = -(1.0 - smoothing) * told_P1
         if smoothing:
@@ -61,8 +61,8 @@ class _CrossEntropy(torch.autograd.Function):
         share_P1 = (gradient / positions).expand(positions, 1)
         if weights is not None:
             share_P1 = share_P1 * weights.unsqueeze(1)
-        scores_gradient = exponentials_PV * (share_P1 / sums_P1)
+        logits_gradient = exponentials_PV * (share_P1 / sums_P1)
         if ctx.smoothing:
-            scores_gradient.sub_(share_P1 * (ctx.smoothing / words))
+            logits_gradient.sub_(share_P1 * (ctx.smoothing / words))
         told_P1 = share_P1 * (ctx.smoothing - 1.0)
-        return scores_gradient.scatter_add_(1, targets.unsqueeze(1), told_P1), None, None, None
+        return logits_gradient.scatter_add_(1, targets.unsqueeze(1), told_P1), None, None, None

@@ -18,13 +18,13 @@ from showtell.errors import UserError
 from showtell.models.decoder import Decoder
 from showtell.text.settings import TextSettings
 from showtell.training.loss import cross_entropy
-from showtell.training.objectives import Objective, Outcome
+from showtell.training.objectives import BatchLoss, Objective
 from showtell.training.optimization import Optimization
 from showtell.training.ranks import gathered, summed, world_size
 from showtell.training.validation import GeneratedCaptions
 from showtell.vision.encoder import Encoder
-from showtell.vision.learning import LearningEncoder
-from showtell.vision.pictures import EncodedNow
+from showtell.vision.finetuning import TrainableStages
+from showtell.vision.pictures import OnTheFlyFeatures
 
 # Optimizer steps between two rows of the step loss in the learning curves.
 STEPS_PER_ROW = 10
@@ -43,14 +43,14 @@ class NonFiniteLossError(UserError):
         )
 
 
-def over_processes(own: Outcome, *, counts: bool) -> Outcome:
-    """Combine the outcomes of all processes, whose shares of the batch may be unequal.
+def combine_ranks(own: BatchLoss, *, counts: bool) -> BatchLoss:
+    """Combine the losses of all processes, whose shares of the batch may be unequal.
 
     DDP averages the gradients of W processes. With each loss scaled by W * own positions / all
     positions, that average is the gradient of the mean over all positions.
 
     Args:
-        own: the outcome of this process's share of the batch.
+        own: the loss of this process's share of the batch.
         counts: whether the share counts; a filler does not.
     """
     if world_size() == 1:
@@ -65,7 +65,7 @@ def over_processes(own: Outcome, *, counts: bool) -> Outcome:
         own.loss * (world_size() * positions / all_positions).float()
         + (loss_sum - loss_sum).float()
     )
-    return Outcome(loss, (measure_sum / all_weight).float(), int(all_weight), int(all_positions))
+    return BatchLoss(loss, (measure_sum / all_weight).float(), int(all_weight), int(all_positions))
 
 
 class CaptioningModule(LightningModule):
@@ -89,8 +89,8 @@ class CaptioningModule(LightningModule):
         text: TextSettings,
         steps_per_epoch: int,
         max_epochs: int,
-        encoder: LearningEncoder | None = None,
-        validation: EncodedNow | None = None,
+        encoder: TrainableStages | None = None,
+        validation: OnTheFlyFeatures | None = None,
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -146,7 +146,7 @@ class CaptioningModule(LightningModule):
             batch = replace(batch, features=features)
         progress = self.global_step / (self._steps_per_epoch * self._max_epochs)
         own = self.objective(self.decoder, batch, min(1.0, progress))
-        loss, measure, weight, _ = over_processes(own, counts=not batch.is_filler)
+        loss, measure, weight, _ = combine_ranks(own, counts=not batch.is_filler)
         if not torch.isfinite(loss):
             image_ids = [image_id for share in gathered(batch.image_ids) for image_id in share]
             raise NonFiniteLossError(loss.item(), image_ids, self.global_step)
@@ -201,7 +201,7 @@ class CaptioningModule(LightningModule):
         self.generated.reset()
         if self.encoder is not None and self._validation is not None:
             averaged = self.averaged_encoder
-            learned = self.encoder if averaged is None else cast(LearningEncoder, averaged.module)
+            learned = self.encoder if averaged is None else cast(TrainableStages, averaged.module)
             self._validation.encoder = learned.rounded()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

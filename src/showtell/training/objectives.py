@@ -29,7 +29,7 @@ Baseline = Literal["others", "greedy"]
 PooledFeatures = Callable[[], Iterable[Tensor]]
 
 
-class Outcome(NamedTuple):
+class BatchLoss(NamedTuple):
     """The loss of one batch and the measure that the learning curves show."""
 
     loss: Tensor  # scalar, to be minimized
@@ -43,8 +43,8 @@ class Objective(Protocol):
 
     measure: ClassVar[str]
 
-    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
-        """The outcome of a batch; ``progress`` is the completed share of the training, 0..1."""
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> BatchLoss:
+        """The loss of a batch; ``progress`` is the completed share of the training, 0..1."""
         ...
 
 
@@ -77,15 +77,15 @@ class CrossEntropy:
         """Return itself: it needs nothing but the batches."""
         return self
 
-    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> BatchLoss:
         """Cross-entropy of the real positions."""
         tokens = batch.tokens
         if self.scheduled_sampling:
             tokens = _with_own_words(decoder, batch, share=self.scheduled_sampling * progress)
-        scores_PV = decoder(batch.features, tokens, batch.lengths, batch.image_of_row)
-        loss = cross_entropy(scores_PV, batch.targets, label_smoothing=self.label_smoothing)
+        logits_PV = decoder(batch.features, tokens, batch.lengths, batch.image_of_row)
+        loss = cross_entropy(logits_PV, batch.targets, label_smoothing=self.label_smoothing)
         positions = batch.targets.numel()
-        return Outcome(loss, loss.detach(), positions, positions)
+        return BatchLoss(loss, loss.detach(), positions, positions)
 
 
 def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor:
@@ -94,9 +94,9 @@ def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor
     BEGIN is never replaced, and END is never drawn.
     """
     with torch.no_grad():
-        scores_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
-        scores_PV[:, END] = -torch.inf
-        words_P, _ = draw(scores_PV, torch.rand(len(scores_PV), device=scores_PV.device))
+        logits_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
+        logits_PV[:, END] = -torch.inf
+        words_P, _ = draw(logits_PV, torch.rand(len(logits_PV), device=logits_PV.device))
     real_NT = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
     own_NT = torch.zeros_like(batch.tokens)
     own_NT[real_NT.to(own_NT.device)] = words_P
@@ -220,7 +220,7 @@ class PolicyGradient:
             allow_unknown=False,
         )
 
-    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> Outcome:
+    def __call__(self, decoder: nn.Module, batch: Batch, progress: float) -> BatchLoss:
         """Sample captions without dropout, then compute their loss with dropout."""
         decoder.eval()
         drawn = sample(
@@ -234,7 +234,7 @@ class PolicyGradient:
         advantages_N = rewards_N - self._baselines(decoder, batch, rewards_N)
         decoder.train()
         loss = _negative_log_likelihood(decoder, batch, drawn, advantages_N)
-        return Outcome(loss, rewards_N.mean(), len(rewards_N), int(drawn.lengths.sum()))
+        return BatchLoss(loss, rewards_N.mean(), len(rewards_N), int(drawn.lengths.sum()))
 
     def _baselines(self, decoder: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
         """The baseline (N,) of each reward (N,)."""
@@ -264,13 +264,13 @@ def _negative_log_likelihood(
     tokens_NT[:, 0] = BEGIN
     images = torch.arange(len(batch.image_ids), device=targets_NT.device)
     image_of_row = images.repeat_interleave(len(targets_NT) // len(images))
-    scores_PV = decoder(batch.features, tokens_NT, lengths, image_of_row)
+    logits_PV = decoder(batch.features, tokens_NT, lengths, image_of_row)
     # Tokens that are never drawn have probability 0 here too.
-    never = torch.tensor(NEVER_DRAWN, device=scores_PV.device)
-    scores_PV = scores_PV.index_fill(1, never, -torch.inf)
+    never = torch.tensor(NEVER_DRAWN, device=logits_PV.device)
+    logits_PV = logits_PV.index_fill(1, never, -torch.inf)
     real_NT = torch.arange(targets_NT.shape[1]) < lengths.unsqueeze(1)
     real_NT = real_NT.to(targets_NT.device)
     weights_NT = advantages.unsqueeze(1).expand_as(targets_NT)
     return cross_entropy(
-        scores_PV, targets_NT[real_NT], label_smoothing=0.0, weights=weights_NT[real_NT]
+        logits_PV, targets_NT[real_NT], label_smoothing=0.0, weights=weights_NT[real_NT]
     )

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from showtell.runs import read_record, update_record
-from showtell.search import Trial, place, rejoin
+from showtell.search import Trial, resume_trial, study_and_slot
 
 
 def trial_callbacks(
@@ -18,7 +18,7 @@ def trial_callbacks(
     """Callbacks of a run that is a trial of a search, by the ``search`` group of its config."""
     if search.get("trial") is None:
         return []
-    trial = rejoin(*place(search, run_folder.parent))
+    trial = resume_trial(*study_and_slot(search, run_folder.parent))
     return [PruneTrial(run_folder, trial, monitor=monitor)]
 
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 # How long a process may take to save and end after a signal; then it is killed.
 SECONDS_TO_END = 15
-# How long a process delays an error: see `blamed_rightly`.
+# How long a process delays an error: see `delayed_errors`.
 SECONDS_TO_HEAR = 5
 ASK_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -51,10 +51,11 @@ def _environment() -> ClusterEnvironment | None:
 
 
 @contextmanager
-def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
-    """Join the process group of this training, which `part` leaves; all ranks run the body.
+def joined_process_group(processes: int, *, on_gpus: bool) -> Iterator[None]:
+    """Join the process group of this training and run the body in all ranks.
 
-    With one process it does nothing. All ranks but 0 are silenced.
+    `leave_process_group` leaves the group. With one process it does nothing. All ranks but 0 are
+    silenced.
 
     Raises:
         UserError: the number of processes started is not ``processes``.
@@ -88,14 +89,14 @@ def together(processes: int, *, on_gpus: bool) -> Iterator[None]:
     yield
 
 
-def part() -> None:
+def leave_process_group() -> None:
     """Leave the process group; all processes call it when the training is done."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 @contextmanager
-def blamed_rightly() -> Iterator[None]:
+def delayed_errors() -> Iterator[None]:
     """Delay errors by `SECONDS_TO_HEAR`: they may only be the echo of another process's death.
 
     Whatever started the processes notices that death and meanwhile asks this one to end. A

@@ -37,9 +37,9 @@ from showtell.training.optimization import Optimization
 from showtell.training.trainer import silence_hints
 from showtell.types import CaptionedImage
 from showtell.vision.encoder import Encoder, parts_of
+from showtell.vision.finetuning import TrainableStages
 from showtell.vision.images import Preprocessing
-from showtell.vision.learning import LearningEncoder
-from showtell.vision.pictures import ShownPictures, check_readable
+from showtell.vision.pictures import PixelSource, check_readable
 from showtell.vision.weights import facts_of, half_file
 
 # A word in the captions of fewer training images is too rare to be learned visually, and one of
@@ -107,7 +107,7 @@ def tune(
             without frequent words, a loss that is not finite, or checkpoints of another tuning.
     """
     parts = parts_of(encoder)
-    networks = [LearningEncoder(part, "pooled") for part in parts]
+    networks = [TrainableStages(part, "pooled") for part in parts]
     words = frequent_words(training, settings.phrases)
     if not words:
         raise UserError(
@@ -338,7 +338,7 @@ class WordBatches:
         return whole + (rest > 0 and (self._seed is None or whole == 0))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        shown = ShownPictures(self._images, self._preprocessing, self._seed, self.epoch)
+        shown = PixelSource(self._images, self._preprocessing, self._seed, self.epoch)
         order = np.arange(len(self._images))
         if self._seed is not None:
             order = np.random.default_rng((self._seed, self.epoch)).permutation(order)
@@ -350,7 +350,7 @@ class WordBatches:
 class WordNamer(nn.Module):
     """A trainable encoder and a linear layer that predicts the words from its pooled features."""
 
-    def __init__(self, encoder: LearningEncoder, frequencies: Tensor) -> None:
+    def __init__(self, encoder: TrainableStages, frequencies: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.size, len(frequencies))
@@ -376,7 +376,7 @@ class WordTuner(LightningModule):
 
     def __init__(
         self,
-        encoder: LearningEncoder,
+        encoder: TrainableStages,
         frequencies: Tensor,
         settings: TuningSettings,
         batches: WordBatches,

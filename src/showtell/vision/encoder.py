@@ -397,7 +397,7 @@ def joined(*, networks: list[str], weights: str | None, preprocessing: Preproces
             f"pictures of {preprocessing.size} px; join networks of one grid"
         )
     if weights is not None:
-        body = _side_by_side(parts)
+        body = _concatenated(parts)
         fit_weights(body, load_state(Path(weights)), Path(weights), "+".join(networks))
     return _joined(parts)
 
@@ -428,7 +428,7 @@ def _bare_body(name: str, preprocessing: Preprocessing) -> nn.Module:
     raise _no_such_network(name)
 
 
-class SideBySide(nn.Module):
+class ConcatenatedNetworks(nn.Module):
     """Feature maps of several ``networks``, concatenated to (B, D1 + D2 + ..., rows, columns)."""
 
     def __init__(self, networks: nn.ModuleList) -> None:
@@ -440,16 +440,16 @@ class SideBySide(nn.Module):
         return torch.cat([network(images) for network in self.networks], dim=1)
 
 
-def _side_by_side(parts: Sequence[Encoder]) -> SideBySide:
-    return SideBySide(nn.ModuleList([part.body for part in parts]))
+def _concatenated(parts: Sequence[Encoder]) -> ConcatenatedNetworks:
+    return ConcatenatedNetworks(nn.ModuleList([part.body for part in parts]))
 
 
 def _joined(parts: Sequence[Encoder]) -> Encoder:
-    body, name = _side_by_side(parts), "+".join(part.identity.network for part in parts)
+    body, name = _concatenated(parts), "+".join(part.identity.network for part in parts)
     return Encoder(body, network=name, weights=digest(body), preprocessing=parts[0].preprocessing)
 
 
-def united(encoders: Sequence[Encoder]) -> tuple[Encoder, list[list[int]]]:
+def merge_encoders(encoders: Sequence[Encoder]) -> tuple[Encoder, list[list[int]]]:
     """One encoder that computes the features of all ``encoders``, each network only once.
 
     Returns:
@@ -483,7 +483,7 @@ def united(encoders: Sequence[Encoder]) -> tuple[Encoder, list[list[int]]]:
 
 def parts_of(encoder: Encoder) -> list[Encoder]:
     """The encoders that ``encoder`` joins, sharing its weights; itself if it is a single one."""
-    if not isinstance(encoder.body, SideBySide):
+    if not isinstance(encoder.body, ConcatenatedNetworks):
         return [encoder]
     names = encoder.identity.network.split("+")
     return [

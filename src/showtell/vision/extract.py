@@ -31,7 +31,7 @@ from showtell.locks import locked
 from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder
 from showtell.vision.engines import Engine, engine_for
-from showtell.vision.features import Features, FeatureStore, seen_together
+from showtell.vision.features import Features, FeatureStore, combine_views
 from showtell.vision.images import VIEWS, ImageError, Preprocessing
 from showtell.vision.pipeline import Encoded, Picture, decode, encode_all
 
@@ -143,17 +143,17 @@ def encode(
         preprocessing = VIEWS[view](encoder.preprocessing)
         encoded = encode_all(enumerate(pictures), preprocessing, engine, (kind,))
         by_view.append([entry for _, entry in encoded])
-    return [_seen_together(entries, kind) for entries in zip(*by_view, strict=True)]
+    return [_combine_views(entries, kind) for entries in zip(*by_view, strict=True)]
 
 
-def _seen_together(views: Sequence[Encoded], kind: FeatureKind) -> Features | ImageError:
+def _combine_views(views: Sequence[Encoded], kind: FeatureKind) -> Features | ImageError:
     """One picture's features, combined over its views, or the error of the first unreadable one."""
     features: list[Features] = []
     for encoded in views:
         if isinstance(encoded, ImageError):
             return encoded
         features.append(encoded[kind][None])
-    together: Features = seen_together(features)[0]
+    together: Features = combine_views(features)[0]
     return together
 
 

@@ -305,7 +305,7 @@ class FeatureStore:
                 file.unlink()
 
 
-class SeenTogether:
+class CombinedViews:
     """A feature source that combines several views of each image.
 
     Grids (R, D) are concatenated to (views x R, D); pooled features (D,) are averaged.
@@ -320,7 +320,7 @@ class SeenTogether:
 
     def gather(self, positions: NDArray[np.int64]) -> Features:
         """Features (n, D) or (n, views x R, D) at the given positions."""
-        return seen_together(
+        return combine_views(
             [view.gather(column) for view, column in zip(self._views, positions.T, strict=True)]
         )
 
@@ -354,7 +354,7 @@ class DrawnViews:
         return gathered
 
 
-def seen_together(views: Sequence[Features]) -> Features:
+def combine_views(views: Sequence[Features]) -> Features:
     """Combine features (n, D) or (n, R, D) of several views: the mean, or grids concatenated."""
     if len(views) == 1:
         return views[0]

@@ -38,7 +38,7 @@ _CORNERS: Mapping[Corner, tuple[float, float]] = {
     "lower_left": (0, 1),
     "lower_right": (1, 1),
 }
-# Of a random crop (`glimpse`): the least fraction of the area, and the range of log aspect ratios.
+# Of a `random_crop`: the least fraction of the area, and the range of log aspect ratios.
 _LEAST_AREA = 0.5
 _SHAPES = (math.log(3 / 4), math.log(4 / 3))
 _FILTERS = {
@@ -166,7 +166,7 @@ class Preprocessing:
         """The cropped and resized picture (S, S, 3), not yet normalised."""
         return self._pixels(image, self.view(image.width, image.height), mirrored=self.mirrored)
 
-    def glimpse(self, image: Image.Image, random: np.random.Generator) -> NDArray[np.uint8]:
+    def random_crop(self, image: Image.Image, random: np.random.Generator) -> NDArray[np.uint8]:
         """A random crop of the view, flipped with probability 1/2, resized to (S, S, 3).
 
         It covers at least half of the view's area, and its aspect ratio differs from the view's by

@@ -20,11 +20,11 @@ from showtell.vision.features import Features
 from showtell.vision.images import ImageError, Preprocessing, load_image
 
 
-class ShownPictures:
+class PixelSource:
     """A source of pixels, decoded on demand.
 
-    With a ``seed`` each picture is cropped at random (``Preprocessing.glimpse``), depending only on
-    the seed, the epoch and its place in ``images``; without one it gets the usual view.
+    With a ``seed`` each picture is cropped at random (``Preprocessing.random_crop``), depending
+    only on the seed, the epoch and its place in ``images``; without one it gets the usual view.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class ShownPictures:
         if self._seed is None:
             return self._preprocessing.pixels(image)
         random = np.random.default_rng((self._seed, self._epoch, place))
-        return self._preprocessing.glimpse(image, random)
+        return self._preprocessing.random_crop(image, random)
 
 
-class EncodedNow:
+class OnTheFlyFeatures:
     """A source of features computed on demand by ``encoder``, which may change between calls.
 
     ``encoder`` must be set before the first ``gather``.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from showtell.errors import UserError
-from showtell.in_bytes import from_bytes
+from showtell.quantization import dequantize_state
 
 # Seconds without a single byte after which a download is given up: without a network the user
 # learns it quickly, and a slow network only has to keep moving.
@@ -104,7 +104,7 @@ def _sha256(file: Path) -> str:
 def load_state(file: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or a ``.pth`` state dict, by name.
 
-    Tensors quantized by `showtell.in_bytes` are restored to float32.
+    Tensors quantized by `showtell.quantization` are restored to float32.
 
     Raises:
         UserError: the file is missing or damaged, or holds anything but named tensors.
@@ -126,7 +126,7 @@ def load_state(file: Path) -> dict[str, Tensor]:
     ):
         raise UserError(f"{file}: not a dictionary of named tensors; save network.state_dict()")
     try:
-        return from_bytes(state)
+        return dequantize_state(state)
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); restore it from a copy") from None
 

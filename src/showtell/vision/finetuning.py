@@ -27,7 +27,7 @@ from showtell.vision.weights import digest, round_to_half
 FROZEN_STAGES = 4
 
 
-class LearningEncoder(nn.Module):
+class TrainableStages(nn.Module):
     """The trainable upper stages of an encoder: features from the maps of the frozen stages.
 
     Raises:

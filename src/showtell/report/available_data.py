@@ -14,32 +14,32 @@ from showtell.types import CaptionData, CaptionedImage
 
 
 @dataclass(frozen=True)
-class AtHand:
+class AvailableData:
     """The data set that a run names; ``problem`` says why it is missing or may be another one."""
 
     data: CaptionData | None
     problem: str | None
 
 
-def data_set_at_hand(config: Mapping[str, Any], record: Mapping[str, Any]) -> AtHand:
+def find_data_set(config: Mapping[str, Any], record: Mapping[str, Any]) -> AvailableData:
     """The data set that a run's ``config.yaml`` names, compared with its ``run.json``."""
     node = config.get("data")
     if not isinstance(node, dict):
-        return AtHand(None, f"{CONFIG} names no data set")
+        return AvailableData(None, f"{CONFIG} names no data set")
     try:
         if problems := check_node("data", node):
-            return AtHand(None, problems[0])
+            return AvailableData(None, problems[0])
         # Building the built-in data set would draw it if missing; a report must not write there.
         if node[TARGET].endswith(".scenes.files.scenes") and not Path(node["root"]).is_dir():
-            return AtHand(None, f"{node['root']} is not there")
+            return AvailableData(None, f"{node['root']} is not there")
         data = build("data", node)
     except UserError as error:
-        return AtHand(None, str(error))
+        return AvailableData(None, str(error))
     if not isinstance(data, CaptionData):
-        return AtHand(None, f"data._target_={node['_target_']} is no data set")
+        return AvailableData(None, f"data._target_={node['_target_']} is no data set")
     if data.origin != record.get("data", {}).get("origin"):
-        return AtHand(data, "its text files are not those the run was trained on")
-    return AtHand(data, None)
+        return AvailableData(data, "its text files are not those the run was trained on")
+    return AvailableData(data, None)
 
 
 def captioned(captions: Mapping[str, str], data: CaptionData) -> list[CaptionedImage]:

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from showtell.errors import UserError
-from showtell.in_bytes import LEAST_WIDTH, from_bytes, in_bytes, state_in_bytes
+from showtell.quantization import LEAST_WIDTH, dequantize_state, quantize, quantize_state
 from showtell.vision.weights import load_state
 
 
 def test_a_row_by_hand() -> None:
     """The largest of a row is 127 steps, whatever its sign; a row of zeros stays one."""
-    bytes_RW, steps_R1 = in_bytes(torch.tensor([[1.27, -0.5, 0.004], [0.0, 0.0, 0.0], [1, 2, -4]]))
+    bytes_RW, steps_R1 = quantize(torch.tensor([[1.27, -0.5, 0.004], [0.0, 0.0, 0.0], [1, 2, -4]]))
     assert bytes_RW.tolist() == [[127, -50, 0], [0, 0, 0], [32, 64, -127]]
     assert steps_R1.flatten().tolist() == pytest.approx([0.01, 0.0, 4 / 127], abs=1e-7)
 
@@ -29,12 +29,12 @@ def test_no_number_moves_by_more_than_half_a_step() -> None:
         "narrow": torch.randn(6, LEAST_WIDTH - 1, generator=generator),
         "counter": torch.tensor(3),
     }
-    kept = state_in_bytes(state)
+    kept = quantize_state(state)
     assert {name for name, tensor in kept.items() if tensor.dtype == torch.int8} == {
         "matrix",
         "kernel",
     }
-    restored = from_bytes(kept)
+    restored = dequantize_state(kept)
     assert restored.keys() == state.keys()
     for name in ("matrix", "kernel"):
         steps = state[name].abs().flatten(1).amax(dim=1) / 127
@@ -45,14 +45,14 @@ def test_no_number_moves_by_more_than_half_a_step() -> None:
         assert torch.equal(restored[name], state[name].half())
     assert restored["counter"] == 3
     # What has been rounded once is not moved again.
-    again = from_bytes(state_in_bytes(restored))
+    again = dequantize_state(quantize_state(restored))
     for name, tensor in restored.items():
         torch.testing.assert_close(again[name].to(tensor.dtype), tensor, rtol=1e-6, atol=0)
 
 
 def test_another_state_stays_what_it_is() -> None:
     state = {"weight": torch.ones(3, 50), "bias": torch.zeros(3)}
-    assert from_bytes(state) == state
+    assert dequantize_state(state) == state
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_another_state_stays_what_it_is() -> None:
 def test_bytes_and_steps_that_do_not_belong_together_are_refused(
     tmp_path: Path, changes: dict[str, torch.Tensor]
 ) -> None:
-    state = {**state_in_bytes({"matrix": torch.ones(7, 40)}), **changes}
+    state = {**quantize_state({"matrix": torch.ones(7, 40)}), **changes}
     save_file(state, tmp_path / "file.safetensors")
     with pytest.raises(UserError, match=r"damaged .*(fits no tensor in bytes|has lost its steps)"):
         load_state(tmp_path / "file.safetensors")

@@ -15,11 +15,11 @@ from conftest import Smoke
 from html_reading import Page
 from PIL import Image
 
-from showtell.caption import Look, load_run
+from showtell.caption import CaptionAttention, load_run
 from showtell.config import build
 from showtell.errors import UserError
+from showtell.report.attention_maps import DARKNESS, attention_overlay, describe, veil
 from showtell.report.gallery import Picture, cards
-from showtell.report.looking import DARKNESS, describe, looked_at, veil
 from showtell.report.run_page import write_report
 from showtell.runs import BEST_WEIGHTS
 from showtell.vision.images import ImageError, Preprocessing
@@ -31,33 +31,33 @@ def shown(folder: Path) -> list[Path]:
     return [image.path for image in build("data", config["data"]).split("val")]
 
 
-def test_a_look_has_a_map_for_each_word_of_the_caption(attentive: Path) -> None:
+def test_attention_has_a_map_for_each_word_of_the_caption(attentive: Path) -> None:
     run, paths = load_run(attentive), shown(attentive)[:2]
-    looks = run.look(paths)
-    assert [" ".join(look.words) for look in looks] == run.caption(paths)
-    for look in looks:
-        assert look.weights.shape == (len(look.words), 2, 2)
-        np.testing.assert_allclose(look.weights.sum(axis=(1, 2)), 1, atol=1e-5)
+    attentions = run.attend(paths)
+    assert [" ".join(attention.words) for attention in attentions] == run.caption(paths)
+    for attention in attentions:
+        assert attention.weights.shape == (len(attention.words), 2, 2)
+        np.testing.assert_allclose(attention.weights.sum(axis=(1, 2)), 1, atol=1e-5)
 
 
-def test_a_look_can_be_at_a_caption_of_ones_own(attentive: Path) -> None:
+def test_attention_can_be_over_a_caption_of_ones_own(attentive: Path) -> None:
     run, (path, *_) = load_run(attentive), shown(attentive)
-    (look,) = run.look([path], ["A red ball, seen by nobody."])
-    assert look.words == ("a", "red", "ball", "seen", "by", "nobody")
-    (shorter,) = run.look([path], ["a red ball"])
-    np.testing.assert_allclose(shorter.weights, look.weights[:3], atol=1e-6)
-    (nothing,) = run.look([path], [""])
+    (attention,) = run.attend([path], ["A red ball, seen by nobody."])
+    assert attention.words == ("a", "red", "ball", "seen", "by", "nobody")
+    (shorter,) = run.attend([path], ["a red ball"])
+    np.testing.assert_allclose(shorter.weights, attention.weights[:3], atol=1e-6)
+    (nothing,) = run.attend([path], [""])
     assert nothing.weights.shape == (0, 2, 2)
 
 
 def test_a_run_without_attention_says_so(smoke: Smoke, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="LSTMDecoder looks at the picture as a whole; train a"):
-        load_run(smoke.folder).look([tmp_path / "any.png"])
+        load_run(smoke.folder).attend([tmp_path / "any.png"])
 
 
 def test_what_is_no_picture_cannot_be_looked_at(attentive: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="there is no such picture"):
-        load_run(attentive).look([tmp_path / "none.png"], ["a dog"])
+        load_run(attentive).attend([tmp_path / "none.png"], ["a dog"])
 
 
 def test_the_page_shows_each_word_with_its_veil(attentive: Path, tmp_path: Path) -> None:
@@ -90,13 +90,13 @@ def test_the_veil_lies_over_what_the_network_saw(tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.new("RGB", (400, 200)).save(path)
     (card,) = cards([Picture(path, "a dog", (), {})])
-    look = Look(("a", "dog"), np.full((2, 3, 3), 1 / 9, dtype=np.float32))
+    attention = CaptionAttention(("a", "dog"), np.full((2, 3, 3), 1 / 9, dtype=np.float32))
     flat = (0.5, 0.5, 0.5)
-    crop = looked_at(Preprocessing(64, "crop", 0.8, "bicubic", flat, flat), card, look)
+    crop = attention_overlay(Preprocessing(64, "crop", 0.8, "bicubic", flat, flat), card, attention)
     # A square of 160 px in the middle of 400 x 200.
     assert (crop.left, crop.top, crop.width, crop.height) == pytest.approx((30, 10, 40, 80))
     assert crop.ratio == 2
-    whole = looked_at(Preprocessing(64, "whole", 1, "bicubic", flat, flat), card, look)
+    whole = attention_overlay(Preprocessing(64, "whole", 1, "bicubic", flat, flat), card, attention)
     assert (whole.left, whole.top, whole.width, whole.height) == (0, 0, 100, 100)
     assert [view.word for view in whole.views] == ["a", "dog"]
 
@@ -116,7 +116,7 @@ def test_the_veil_is_clear_where_the_model_looks_most() -> None:
     assert len(veil(shares)) < 200
 
 
-def test_an_even_look_is_dim_and_shows_no_noise() -> None:
+def test_even_attention_is_dim_and_shows_no_noise() -> None:
     shares = np.full((9, 9), 1 / 81, dtype=np.float32)
     shares[4, 4] *= 1.1
     levels = np.array(alpha(veil(shares)))
@@ -128,7 +128,7 @@ def test_an_even_look_is_dim_and_shows_no_noise() -> None:
     ("row", "column", "place"),
     [(0, 0, "top left"), (4, 4, "middle centre"), (8, 5, "bottom centre"), (3, 8, "middle right")],
 )
-def test_a_look_is_said_in_words(row: int, column: int, place: str) -> None:
+def test_attention_is_said_in_words(row: int, column: int, place: str) -> None:
     shares = np.full((9, 9), 0.5 / 80, dtype=np.float32)
     shares[row, column] = 0.5
     assert describe(shares) == f"most at the {place}, 55 %"

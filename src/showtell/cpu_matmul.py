@@ -2,9 +2,9 @@
 
 In float32 PyTorch multiplies with Intel's MKL, which leaves half of AVX-512 unused on processors of
 other vendors. oneDNN, which PyTorch includes for convolutions, uses what the processor supports. So
-on processors of other vendors with AVX-512, ``use_faster`` overrides the kernels of PyTorch's own
-operators; all layers, their gradients and calls of ``torch.mm`` become faster. Elsewhere, and for
-arguments that do not qualify, PyTorch's kernels are used.
+on processors of other vendors with AVX-512, ``use_onednn_matmul`` overrides the kernels of
+PyTorch's own operators; all layers, their gradients and calls of ``torch.mm`` become faster.
+Elsewhere, and for arguments that do not qualify, PyTorch's kernels are used.
 
 Dimension key: a product is (M, K) x (K, N).
 """
@@ -36,8 +36,8 @@ _library: Any = None  # the override is in effect as long as it lives
 _lock = Lock()  # concurrent overrides would take each other's kernels for PyTorch's
 
 
-def use_faster() -> bool:
-    """Use the faster library from now on, in the whole process.
+def use_onednn_matmul() -> bool:
+    """Multiply with oneDNN from now on where it is faster, in the whole process.
 
     Returns:
         Whether kernels are overridden.
@@ -50,7 +50,7 @@ def use_faster() -> bool:
 
 
 @contextmanager
-def as_in_pytorch() -> Iterator[None]:
+def pytorch_matmul() -> Iterator[None]:
     """Restore PyTorch's kernels within the block; no other thread may multiply meanwhile."""
     global _library
     with _lock:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from showtell import products
+from showtell import cpu_matmul
 
 Call = Callable[..., Tensor]
 
@@ -31,22 +31,22 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     ):
         pytest.skip("this PyTorch has no oneDNN")
     sizes: list[tuple[int, ...]] = []
-    linear = products._linear
+    linear = cpu_matmul._linear
 
     def watched(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         sizes.append((*inputs.shape, len(weight)))
         return linear(inputs, weight, bias)
 
-    monkeypatch.setattr(products, "FEWEST_PRODUCTS", 1)
-    monkeypatch.setattr(products, "FEWEST_ROWS", 1)
-    monkeypatch.setattr(products, "PIECES", (64, 32))
-    monkeypatch.setattr(products, "STEP", 16)
-    monkeypatch.setattr(products, "FINE_STEP", 8)
-    monkeypatch.setattr(products, "_gains_here", lambda: True)
-    monkeypatch.setattr(products, "_linear", watched)
-    with products.as_in_pytorch():
+    monkeypatch.setattr(cpu_matmul, "FEWEST_PRODUCTS", 1)
+    monkeypatch.setattr(cpu_matmul, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(cpu_matmul, "PIECES", (64, 32))
+    monkeypatch.setattr(cpu_matmul, "STEP", 16)
+    monkeypatch.setattr(cpu_matmul, "FINE_STEP", 8)
+    monkeypatch.setattr(cpu_matmul, "_gains_here", lambda: True)
+    monkeypatch.setattr(cpu_matmul, "_linear", watched)
+    with cpu_matmul.pytorch_matmul():
         with warnings.catch_warnings(action="error"):
-            assert products.use_faster()
+            assert cpu_matmul.use_onednn_matmul()
         yield sizes
 
 
@@ -102,7 +102,7 @@ def test_it_is_never_given_a_weight_with_gaps(faster: list[tuple[int, ...]], kin
     """It has no fast code for one: a thousand times the time."""
     inputs, weight = normal(40, 21), MATRICES[kind](33, 21)
     with Watching() as watching:
-        found = products._linear(inputs, weight, None)
+        found = cpu_matmul._linear(inputs, weight, None)
     torch.testing.assert_close(found, inputs @ weight.t())
     (given,) = watching.weights
     assert given.is_contiguous() or given.t().is_contiguous()
@@ -159,7 +159,7 @@ def test_without_rows_or_columns_nothing_is_asked_of_it(faster: list[tuple[int, 
 def test_a_mistake_has_pytorchs_words(faster: list[tuple[int, ...]], call: Call) -> None:
     with pytest.raises(RuntimeError) as ours:
         call()
-    with products.as_in_pytorch(), pytest.raises(RuntimeError) as theirs:
+    with cpu_matmul.pytorch_matmul(), pytest.raises(RuntimeError) as theirs:
         call()
     assert str(ours.value) == str(theirs.value)
 
@@ -173,7 +173,7 @@ def test_other_types_are_left_alone(faster: list[tuple[int, ...]]) -> None:
     for kind in (torch.double, torch.bfloat16, torch.complex64, torch.long):
         a, b = (normal(40, 40) * 9).to(kind), (normal(40, 40) * 9).to(kind)
         ours = a @ b
-        with products.as_in_pytorch():
+        with cpu_matmul.pytorch_matmul():
             assert torch.equal(ours, a @ b)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert F.linear(normal(40, 8), normal(40, 8)).dtype == torch.bfloat16
@@ -183,10 +183,10 @@ def test_other_types_are_left_alone(faster: list[tuple[int, ...]]) -> None:
 def test_small_products_are_left_alone(
     faster: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "FEWEST_PRODUCTS", 40**3 + 1)
+    monkeypatch.setattr(cpu_matmul, "FEWEST_PRODUCTS", 40**3 + 1)
     torch.mm(normal(40, 40), normal(40, 40))
-    monkeypatch.setattr(products, "FEWEST_PRODUCTS", 1)
-    monkeypatch.setattr(products, "FEWEST_ROWS", 41)
+    monkeypatch.setattr(cpu_matmul, "FEWEST_PRODUCTS", 1)
+    monkeypatch.setattr(cpu_matmul, "FEWEST_ROWS", 41)
     torch.mm(normal(40, 40), normal(40, 40))
     torch.mm(normal(400, 40).t()[:, :40], normal(40, 400))
     assert not faster
@@ -272,7 +272,7 @@ def test_a_forked_process_multiplies_on(faster: list[tuple[int, ...]]) -> None:
 
 
 def test_pytorchs_own_way_comes_back_and_goes(faster: list[tuple[int, ...]]) -> None:
-    with products.as_in_pytorch():
+    with cpu_matmul.pytorch_matmul():
         torch.mm(normal(40, 8), normal(8, 24))
         assert not faster
     torch.mm(normal(40, 8), normal(8, 24))
@@ -291,23 +291,29 @@ def test_pytorchs_own_way_comes_back_and_goes(faster: list[tuple[int, ...]]) -> 
 def test_the_processor_decides(
     monkeypatch: pytest.MonkeyPatch, maker: str | None, capability: str, gains: bool
 ) -> None:
-    monkeypatch.setattr(products, "_maker", lambda: maker)
+    monkeypatch.setattr(cpu_matmul, "_maker", lambda: maker)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert products._gains_here.__wrapped__() is gains
+    assert cpu_matmul._gains_here.__wrapped__() is gains
 
 
 def test_a_pytorch_without_the_operator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(cpu_matmul, "_maker", lambda: "AuthenticAMD")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert products._gains_here.__wrapped__() is False
+    assert cpu_matmul._gains_here.__wrapped__() is False
 
 
 def test_nothing_is_printed_when_it_begins() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "from showtell.products import _override as o; o()"],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            "from showtell.cpu_matmul import _override as o; o()",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -316,7 +322,7 @@ def test_nothing_is_printed_when_it_begins() -> None:
 
 
 def test_threads_that_begin_at_once_override_once(faster: list[tuple[int, ...]]) -> None:
-    own = products._override
+    own = cpu_matmul._override
     made = []
 
     def slow() -> object:
@@ -324,13 +330,13 @@ def test_threads_that_begin_at_once_override_once(faster: list[tuple[int, ...]])
         sleep(0.05)
         return own()
 
-    with pytest.MonkeyPatch.context() as patch, products.as_in_pytorch():
-        patch.setattr(products, "_override", slow)
+    with pytest.MonkeyPatch.context() as patch, cpu_matmul.pytorch_matmul():
+        patch.setattr(cpu_matmul, "_override", slow)
         barrier = Barrier(2)
 
         def begin() -> bool:
             barrier.wait()
-            return products.use_faster()
+            return cpu_matmul.use_onednn_matmul()
 
         with ThreadPoolExecutor(2) as threads:
             begun = [threads.submit(begin) for _ in range(2)]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from showtell.caption import Look, load_run
+from showtell.caption import CaptionAttention, load_run
 from showtell.config import target_of
 from showtell.errors import UserError
 from showtell.report.gallery import Card
@@ -37,7 +37,7 @@ class WordView:
 
 
 @dataclass(frozen=True, slots=True)
-class LookedAt:
+class AttentionOverlay:
     """An image with an attention view for each word.
 
     ``ratio`` is width over height; ``left``, ``top``, ``width`` and ``height`` say in per cent
@@ -54,16 +54,16 @@ class LookedAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Looking:
+class AttentionSection:
     """Some images with the attention of each word, or why there are none."""
 
-    pictures: tuple[LookedAt, ...]
+    pictures: tuple[AttentionOverlay, ...]
     problem: str | None
 
 
-def looking_section(
+def attention_section(
     run_folder: Path, record: Mapping[str, Any], cards: Sequence[Card]
-) -> Looking | None:
+) -> AttentionSection | None:
     """The run's attention for the captions of ``cards``; None if its model has no attention."""
     readable = [card for card in cards if card.image]
     if not readable or not _attends(record):
@@ -71,11 +71,13 @@ def looking_section(
     paths = [card.picture.path for card in readable]
     try:
         run = load_run(run_folder)
-        looks = run.look(paths, [card.picture.caption for card in readable])
+        attentions = run.attend(paths, [card.picture.caption for card in readable])
     except UserError as error:
-        return Looking((), str(error))
+        return AttentionSection((), str(error))
     rule = run.encoder.preprocessing
-    return Looking(tuple(map(partial(looked_at, rule), readable, looks)), None)
+    return AttentionSection(
+        tuple(map(partial(attention_overlay, rule), readable, attentions)), None
+    )
 
 
 def _attends(record: Mapping[str, Any]) -> bool:
@@ -85,12 +87,14 @@ def _attends(record: Mapping[str, Any]) -> bool:
         return False
 
 
-def looked_at(rule: Preprocessing, card: Card, look: Look) -> LookedAt:
+def attention_overlay(
+    rule: Preprocessing, card: Card, attention: CaptionAttention
+) -> AttentionOverlay:
     """The card's image with each word's veil over the part that ``rule`` let the network see."""
     image = load_image(card.picture.path)
     left, top, right, bottom = rule.view(image.width, image.height)
     across, down = 100 / image.width, 100 / image.height
-    return LookedAt(
+    return AttentionOverlay(
         card,
         ratio=image.width / image.height,
         left=left * across,
@@ -99,7 +103,7 @@ def looked_at(rule: Preprocessing, card: Card, look: Look) -> LookedAt:
         height=(bottom - top) * down,
         views=tuple(
             WordView(word, veil(shares), describe(shares))
-            for word, shares in zip(look.words, look.weights, strict=True)
+            for word, shares in zip(attention.words, attention.weights, strict=True)
         ),
     )
 
