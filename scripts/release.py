@@ -49,9 +49,10 @@ CARD = """\
 Weights in 8 bits; seed {seed}, {commit}. Views looked at: {views}.
 
 **Data.** Flickr8k: {train_images:,} photographs with {train_captions:,} captions to learn from,
-{val_images:,} to choose the weights by; no other text, no other pictures but {pictures}. Flickr8k
-(Hodosh, Young and Hockenmaier 2013) is given for research and education only, and its photographs
-belong to those who took them: use what was learned from it for research and education too.
+{val_images:,} to choose the weights by; no other text{words}, no other pictures but {pictures}.
+Flickr8k (Hodosh, Young and Hockenmaier 2013) is given for research and education only, and its
+photographs belong to those who took them: use what was learned from it for research and education
+too.
 
 **Scores** on the official development split, which also chose the weights, so that they are a
 little too good. COCO's scorers, {search}; 95 % intervals over images.
@@ -112,7 +113,7 @@ def release(run: Path, name: str) -> Path:
     folder, making = runs.RELEASED / name, runs.RELEASED / f".{name}.making"
     shutil.rmtree(making, ignore_errors=True)
     try:
-        _write(making, loaded, member, record)
+        _write(making, loaded, member, record, name=name)
         if (folder / FAILURES).is_file():
             shutil.copy(folder / FAILURES, making)
             print(f"note: {FAILURES} is that of the earlier model: look whether it is still true")
@@ -161,7 +162,9 @@ def _check_encoder(run: Path, record: Mapping[str, Any]) -> None:
         )
 
 
-def _write(folder: Path, loaded: Run, member: Path, record: Mapping[str, Any]) -> None:
+def _write(
+    folder: Path, loaded: Run, member: Path, record: Mapping[str, Any], *, name: str
+) -> None:
     (folder / runs.BEST_WEIGHTS.parent).mkdir(parents=True)
     state = quantize_state(load_state(member / runs.BEST_WEIGHTS))
     # safetensors' own writer leaves files that only their owner may read.
@@ -183,7 +186,7 @@ def _write(folder: Path, loaded: Run, member: Path, record: Mapping[str, Any]) -
         taught, start = Path(TAUGHT).name, _shareable(kept["start"]["config"], weights)
         kept["start"] = {**kept["start"], "run": taught, "config": start}
         if runs.MEAN_OF in kept:
-            kept[runs.MEAN_OF] = [kept[runs.MEAN_OF][0], taught]
+            kept[runs.MEAN_OF] = [name, taught]
     runs.write_json(folder / runs.RECORD, kept)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     if size > LARGEST_MB:
@@ -212,10 +215,10 @@ def _shareable(config: Mapping[str, Any], carried: Path | None) -> dict[str, Any
     Published encoder weights are left out, because anybody can download them.
     """
     weights = config["encoder"]["weights"]
-    if weights and is_published(Path(weights)):
-        weights = None
-    elif weights and carried:
+    if weights and carried:
         weights = f"outputs/{Path(weights).name}"
+    elif weights and is_published(Path(weights)):
+        weights = None
     usual = {
         "encoder": {**config["encoder"], "weights": weights},
         "data": {**config["data"], "root": "outputs/data/flickr8k"},
@@ -264,6 +267,7 @@ def write_card(folder: Path) -> None:
         model=record["model"]["_target_"].rpartition(".")[2],
         network=record["encoder"]["identity"]["network"],
         encoder=_told_encoder(folder, record),
+        words=_told_words(record),
         pictures=_told_pictures(record),
         views=", ".join(record["views"].split("+")),
         seed=record["seed"],
@@ -298,6 +302,11 @@ def _told_encoder(folder: Path, record: Mapping[str, Any]) -> str:
     if runs.BEGAN_WITH in record["encoder"]:
         return LEARNED
     return PUBLISHED if runs.encoder_weights(folder) is None else TUNED
+
+
+def _told_words(record: Mapping[str, Any]) -> str:
+    """Pretrained word vectors were learned from text, too."""
+    return " but that of its word vectors" if record["text"].get("vectors") else ""
 
 
 def _told_pictures(record: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from showtell.config import (
     build,
@@ -15,6 +16,7 @@ from showtell.config import (
     choices_of,
     compose,
     config_folder,
+    quoted,
     saved_config,
     sweep_name,
 )
@@ -138,6 +140,14 @@ def test_nothing_outside_the_package_can_be_built() -> None:
         with pytest.raises(UserError):
             build("model", {"_target_": target})
     assert check_node("model", {"_target_": "showtell.models.lstm._Hidden"})
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "it's", "a\\b", "end\\", "\\'", "a\\\\'b\\\\", "[1,2]", "${x}", "a=b, c"]
+)
+def test_a_quoted_text_is_read_as_itself(text: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])
+    assert override.value() == text
 
 
 def test_a_signature_is_read_without_importing_torch() -> None:

@@ -153,6 +153,7 @@ def test_the_mean_of_two_runs_is_released(
     assert after.caption(pictures) == before.caption(pictures)
     assert torch.equal(after.search.expected.weights, before.search.expected.weights)
 
+    assert runs.read_record(folder)[runs.MEAN_OF] == ["model", "taught"]
     commands = list(script["_commands"](folder, json.loads((folder / runs.RECORD).read_text())))
     taught, critical, both = (shlex.split(command) for command in commands)
     assert compose(taught[2:])["objective"]["_target_"].endswith("CrossEntropy")
@@ -282,6 +283,9 @@ def test_published_weights_are_left_to_be_fetched(
     folder = script["release"](run, "model")
     assert runs.read_record(folder)["encoder"]["weights"] is None
     assert runs.read_config(folder)["encoder"]["weights"] is None
+    moved = {**smoke.config(), "encoder": {"weights": "gone/tuned-20261103.safetensors"}}
+    shared = script["_shareable"](moved, tmp_path / "carried.safetensors")
+    assert shared["encoder"]["weights"] == "outputs/tuned-20261103.safetensors"
     config = smoke.config("encoder=inception_v3")
     assert script["_shareable"](config, None)["encoder"]["weights"] == "IMAGENET1K_V1"
     record = runs.read_record(folder)

@@ -295,7 +295,8 @@ def _read_saved(path: Path) -> DictConfig:
 
 def quoted(text: str) -> str:
     """Text quoted as the value of an override, whatever characters it contains."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra reads a backslash as itself, but before a quote or at the end.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"
 
 
