@@ -215,10 +215,12 @@ def _shareable(config: Mapping[str, Any], carried: Path | None) -> dict[str, Any
     Published encoder weights are left out, because anybody can download them.
     """
     weights = config["encoder"]["weights"]
-    if weights and carried:
-        weights = f"outputs/{Path(weights).name}"
-    elif weights and is_published(Path(weights)):
+    # A file that a run copied is its user's own, whatever its name; one that learned began with it.
+    is_copy = carried is not None and runs.LEARNED_IN not in facts_of(carried)
+    if weights and is_published(Path(weights)) and not is_copy:
         weights = None
+    elif weights and carried:
+        weights = f"outputs/{Path(weights).name}"
     usual = {
         "encoder": {**config["encoder"], "weights": weights},
         "data": {**config["data"], "root": "outputs/data/flickr8k"},

@@ -284,8 +284,13 @@ def test_published_weights_are_left_to_be_fetched(
     assert runs.read_record(folder)["encoder"]["weights"] is None
     assert runs.read_config(folder)["encoder"]["weights"] is None
     moved = {**smoke.config(), "encoder": {"weights": "gone/tuned-20261103.safetensors"}}
-    shared = script["_shareable"](moved, tmp_path / "carried.safetensors")
-    assert shared["encoder"]["weights"] == "outputs/tuned-20261103.safetensors"
+    carried = tmp_path / "carried.safetensors"
+    for facts, told in (
+        ({}, "outputs/tuned-20261103.safetensors"),
+        ({runs.LEARNED_IN: "{}"}, None),
+    ):
+        carried.write_bytes(half_file(torch.nn.Linear(1, 1), facts))
+        assert script["_shareable"](moved, carried)["encoder"]["weights"] == told
     config = smoke.config("encoder=inception_v3")
     assert script["_shareable"](config, None)["encoder"]["weights"] == "IMAGENET1K_V1"
     record = runs.read_record(folder)
