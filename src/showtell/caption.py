@@ -390,7 +390,7 @@ def find_pictures(path: Path) -> list[Path]:
         inside = sorted(p for p in path.iterdir() if is_image_name(p.name))
     except OSError as error:
         raise UserError(
-            f"{path} cannot be listed ({error.strerror}); give read permission"
+            f"{path} cannot be listed ({error.strerror}); check its name and permissions"
         ) from error
     if not inside:
         raise UserError(f"{path} holds no picture; give a folder of JPEG, PNG or WebP files")
