@@ -188,7 +188,8 @@ class PlainDecoder(nn.Module):
         """Hidden and cell state (., H) and the image part of the dense layer (., M)."""
         image = self.image_dropout(self.layers.image_norm(features))
         hidden, cell = self.layers.initial(image).chunk(2, dim=1)
-        return torch.tanh(hidden), cell, self.layers.image_dense(image)
+        # cuDNN's LSTM takes no state with gaps.
+        return torch.tanh(hidden), cell.contiguous(), self.layers.image_dense(image)
 
     def score(self, hidden: Tensor, image: Tensor) -> Tensor:
         """Scores (., V) from the LSTM's output (., H) and the image (., M)."""

@@ -34,8 +34,8 @@ def picture(size: int, seed: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
-def batch_of(encoder: Encoder, pictures: list[np.ndarray]) -> torch.Tensor:
-    return torch.stack([encoder.preprocessing.normalised(pixels) for pixels in pictures])
+def batch_of(pictures: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pictures))
 
 
 def eager_engine(encoder: Encoder, batch_size: int, device: torch.device = CPU) -> TorchEngine:
@@ -75,7 +75,7 @@ def test_openvino_gives_the_eager_features(tmp_path: Path, build) -> None:
     encoder = build(tmp_path)
     image = picture(encoder.preprocessing.size)
     ours = OpenVINOEngine(encoder, threads=1)(image, KINDS)
-    reference = encoder(batch_of(encoder, [image]))
+    reference = encoder(encoder.preprocessing.normalised(image)[None])
     for kind in KINDS:
         expected = getattr(reference, kind)[0].numpy()
         assert ours[kind].dtype == np.float16 and ours[kind].shape == expected.shape
@@ -88,7 +88,7 @@ def test_openvino_normalises_each_channel_by_its_own_numbers(tmp_path: Path) -> 
     encoder = random_network("resnet18", 96, tmp_path).seeing(imagenets)
     image = picture(96)
     ours = OpenVINOEngine(encoder, threads=1)(image, KINDS)
-    reference = encoder(batch_of(encoder, [image])).grid[0].numpy()
+    reference = encoder(encoder.preprocessing.normalised(image)[None]).grid[0].numpy()
     assert np.linalg.norm(ours["grid"] - reference) <= 1e-3 * np.linalg.norm(reference)
 
 
@@ -160,7 +160,7 @@ def test_an_engine_that_differs_is_not_used(monkeypatch, capsys, factor: float) 
 def test_a_batch_is_what_each_picture_is_alone() -> None:
     engine = eager_engine(tiny_encoder(), 4)
     images = [picture(16, seed) for seed in range(4)]
-    batch = engine.start(batch_of(tiny_encoder(), images), KINDS)()
+    batch = engine.start(batch_of(images), KINDS)()
     for row, image in enumerate(images):
         for kind, features in engine(image, KINDS).items():
             np.testing.assert_array_equal(features, batch[kind][row])
@@ -189,7 +189,7 @@ def test_on_a_gpu_half_precision_stays_near_the_eager_features(capsys, images: i
     assert isinstance(engine, TorchEngine) and engine.dtype == torch.float16
     assert engine.network is not encoder
     assert encoder.body.conv_head.weight.is_contiguous(memory_format=torch.channels_last)
-    batches = [batch_of(encoder, [picture(224, 8 * b + i) for i in range(8)]) for b in range(3)]
+    batches = [batch_of([picture(224, 8 * b + i) for i in range(8)]) for b in range(3)]
     begun = [engine.start(batch, KINDS) for batch in batches]  # none waits for another
     eager = eager_engine(encoder, 8, device)
     for batch, finish in zip(batches, begun, strict=True):

@@ -44,8 +44,8 @@ def test_an_error_ends_the_stream_and_its_threads() -> None:
 class _Recorder(TorchEngine):
     """Notes when batches are begun and waited for."""
 
-    def start(self, images: torch.Tensor, kinds) -> Callable:
-        finish = super().start(images, kinds)
+    def start(self, pixels: torch.Tensor, kinds) -> Callable:
+        finish = super().start(pixels, kinds)
         log.append("begin")
         return lambda: (log.append("wait"), finish())[1]
 

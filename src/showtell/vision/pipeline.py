@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from showtell.cores import available_cores
 from showtell.types import FeatureKind
@@ -22,6 +20,7 @@ from showtell.vision.engines import EncodedImages, Engine, OpenVINOEngine, Torch
 from showtell.vision.images import ImageError, Preprocessing, load_image, to_rgb
 
 Picture = Path | Image.Image
+Decoded = NDArray[np.uint8] | ImageError
 Encoded = EncodedImages | ImageError
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
@@ -40,9 +39,9 @@ def encode_all(
     """For each (key, picture), in order, yield the key and its features or error."""
     if isinstance(engine, OpenVINOEngine):
         return _encode_singly(iter(items), preprocessing, engine, kinds)
-    work = partial(_decode_normalised, preprocessing=preprocessing)
+    work = partial(decode, preprocessing=preprocessing)
     decoded = _in_threads(work, items, threads=_DECODERS, ahead=2 * engine.batch_size)
-    return _encode_batches(decoded, engine, preprocessing.size, kinds)
+    return _encode_batches(decoded, engine, kinds)
 
 
 def _encode_singly(
@@ -94,21 +93,23 @@ def _in_threads(
 
 
 def _encode_batches(
-    decoded: Iterator[tuple[_Key, Tensor | ImageError]],
+    decoded: Iterator[tuple[_Key, Decoded]],
     engine: TorchEngine,
-    side: int,
     kinds: Sequence[FeatureKind],
 ) -> Iterator[tuple[_Key, Encoded]]:
     """Encode a stream in batches; each is started before the previous one is waited for."""
-    begun: list[tuple[list[tuple[_Key, Tensor | ImageError]], Callable[[], EncodedImages]]] = []
+    begun: list[tuple[list[tuple[_Key, Decoded]], Callable[[], EncodedImages]]] = []
     while batch := list(islice(decoded, engine.batch_size)):
         # Always a full batch, with zeros for unreadable pictures: an image's features must not
         # depend on how many others are encoded with it.
-        images = torch.zeros(engine.batch_size, 3, side, side)
-        for row, (_, entry) in enumerate(batch):
-            if isinstance(entry, Tensor):
-                images[row] = entry
-        begun.append((batch, engine.start(images, kinds)))
+        pixels = engine.empty_batch()
+        # NumPy copies within this thread; PyTorch would start one per core for each picture, and
+        # these would wait for the cores that decode.
+        rows = pixels.numpy()
+        for row, (_, entry) in zip(rows, batch, strict=False):
+            if not isinstance(entry, ImageError):
+                row[:] = entry
+        begun.append((batch, engine.start(pixels, kinds)))
         if len(begun) > 1:
             yield from _rows(*begun.pop(0))
     for last in begun:
@@ -116,7 +117,7 @@ def _encode_batches(
 
 
 def _rows(
-    batch: list[tuple[_Key, Tensor | ImageError]], finish: Callable[[], EncodedImages]
+    batch: list[tuple[_Key, Decoded]], finish: Callable[[], EncodedImages]
 ) -> Iterator[tuple[_Key, Encoded]]:
     features = finish()
     for row, (key, entry) in enumerate(batch):
@@ -126,15 +127,10 @@ def _rows(
             yield key, {kind: rows[row] for kind, rows in features.items()}
 
 
-def decode(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8] | ImageError:
+def decode(picture: Picture, preprocessing: Preprocessing) -> Decoded:
     """The cropped and resized pixels (S, S, 3) of a picture, or the error if it is unreadable."""
     try:
         image = load_image(picture) if isinstance(picture, Path) else to_rgb(picture)
     except ImageError as error:
         return error
     return preprocessing.pixels(image)
-
-
-def _decode_normalised(picture: Picture, preprocessing: Preprocessing) -> Tensor | ImageError:
-    pixels = decode(picture, preprocessing)
-    return pixels if isinstance(pixels, ImageError) else preprocessing.normalised(pixels)
