@@ -62,10 +62,12 @@ def test_runs_from_before_an_option_are_as_those_that_do_not_use_it(option: str)
 
 def test_the_command_of_a_run_from_before_an_option_does_without_it() -> None:
     config = composed("decoding=reranked")
-    later = ("repeatable", "word_reward")
+    later = ("repeatable", "word_reward", "pool")
     decoding = {k: v for k, v in config["decoding"].items() if k not in later}
     command = command_of({**config, "decoding": decoding})
-    assert "decoding=reranked decoding.repeatable=null decoding.word_reward=0" in command
+    assert (
+        "decoding=reranked decoding.repeatable=null decoding.word_reward=0 decoding.pool=false"
+    ) in command
 
 
 def test_an_encoder_that_learned_counts_by_what_it_began_with() -> None:
