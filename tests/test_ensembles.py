@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from showtell.evaluation import evaluate
 from showtell.experiment import train
 from showtell.report.run_page import write_report
 from showtell.runs import CONFIG, EXPECTED, RECORD, VOCABULARY
-from showtell.text.vocabulary import END
+from showtell.text.vocabulary import BEGIN, END
 from showtell.vision.extract import encode
 
 pytestmark = pytest.mark.usefixtures("without_java")
@@ -253,6 +254,103 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
     (moved / EXPECTED).unlink()
     with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
         load_run(moved)
+
+
+class TestPool:
+    """A reranked ensemble compares the candidates of all members, here of different encoders."""
+
+    SEARCH = ("decoding=reranked", "decoding.least_images=2", "decoding.max_length=8")
+
+    @pytest.fixture
+    def pooled(self, smoke: Smoke, other: Path, tmp_path: Path) -> Path:
+        search = compose(self.SEARCH)["decoding"]
+        return gather([smoke.folder, other], tmp_path / "pooled", search=search)
+
+    @pytest.fixture
+    def averaged(self, pooled: Path, tmp_path: Path) -> Path:
+        search = compose([*self.SEARCH, "decoding.pool=false"])["decoding"]
+        return gather([pooled], tmp_path / "averaged", search=search)
+
+    @torch.inference_mode()
+    def rated(self, run: Run, own: Tensor, token_ids: tuple[int, ...]) -> float:
+        """A member's score of a caption of the image (1, ...), step by step."""
+        state, total = run.decoder.start(own), 0.0
+        for last, following in pairwise((BEGIN, *token_ids, END)):
+            scores, state = run.decoder.step(torch.tensor([last]), state)
+            total += float(torch.log_softmax(scores, dim=1)[0, following])
+        return total / (len(token_ids) + 1) ** 0.7
+
+    def test_it_takes_the_best_for_all_of_what_any_member_finds(
+        self, smoke: Smoke, other: Path, pooled: Path
+    ) -> None:
+        run, members = load_run(pooled), [load_run(smoke.folder), load_run(other)]
+        seen, *own = (features(each, smoke_pictures(smoke)) for each in (run, *members))
+        rules = {"max_length": 8, "repeatable": run.search.repeatable}
+        beams = replace(members[0].search, beam_size=5, **rules).with_vocabulary(run.vocabulary)
+        lists = [beams.several(m.decoder, x, 10) for m, x in zip(members, own, strict=True)]
+        for i, chosen in enumerate(run.decode(seen)):
+            totals = {}
+            for caption in {each.token_ids for found in lists for each in found[i]}:
+                scores = [
+                    self.rated(m, x[i : i + 1], caption) for m, x in zip(members, own, strict=True)
+                ]
+                image = seen[i : i + 1].mean(dim=1)
+                ((expected,),) = run.search.expected.scores(image, [[(*caption, END)]])
+                totals[caption] = sum(scores) / 2 + 8 * expected + 0.1 * len(caption)
+            assert len(totals) > max(len(found[i]) for found in lists)
+            assert chosen.score == pytest.approx(max(totals.values()), abs=1e-3)
+            assert totals[chosen.token_ids] == pytest.approx(chosen.score, abs=1e-3)
+
+    def test_it_captions_and_is_scored_like_a_run(self, smoke: Smoke, pooled: Path) -> None:
+        pictures = smoke_pictures(smoke)
+        assert len(load_run(pooled).caption(pictures)) == len(pictures)
+        config = saved_config(pooled / CONFIG, [], [])
+        assert config["decoding"]["pool"] is True
+        assert evaluate(pooled, "val", config, build("data", config["data"])).captions
+        signature = json.loads((pooled / "scores-val.json").read_text())["signature"]
+        assert "candidates:10" in signature
+        assert "pool:yes" in signature
+
+    def test_without_it_or_before_it_there_is_one_search_with_the_mean(
+        self, smoke: Smoke, averaged: Path, tmp_path: Path
+    ) -> None:
+        older = shutil.copytree(averaged, tmp_path / "older")
+        record = json.loads((older / RECORD).read_text())
+        assert record["decoding"].pop("pool") is False
+        (older / RECORD).write_text(json.dumps(record))
+        config = yaml.safe_load((older / CONFIG).read_text())
+        del config["decoding"]["pool"]
+        (older / CONFIG).write_text(yaml.safe_dump(config))
+        found = []
+        for folder in (averaged, older):
+            config = saved_config(folder / CONFIG, [], [])
+            evaluate(folder, "val", config, build("data", config["data"]))
+            signature = json.loads((folder / "scores-val.json").read_text())["signature"]
+            assert "pool:no" in signature
+            run, training = load_run(folder), read_training(folder, "val")
+            seen = features(run, smoke_pictures(smoke))
+            search = replace(run.search, weight=0.0, word_reward=0.0)
+            beams = replace(load_run(smoke.folder).search, beam_size=5, max_length=8)
+            beams = replace(beams, repeatable=search.repeatable).with_vocabulary(run.vocabulary)
+            best = [each[0] for each in beams.several(run.decoder, seen, 10)]
+            assert search(run.decoder, seen) == best
+            found.append((run.decode(seen), training.settings))
+        assert found[0] == found[1]
+
+    def test_one_run_alone_has_nothing_to_pool(self, smoke: Smoke, tmp_path: Path) -> None:
+        search = compose(self.SEARCH)["decoding"]
+        usual = gather([smoke.folder], tmp_path / "usual", search=search)
+        apart = gather([usual], tmp_path / "apart", search={**search, "pool": False})
+        runs, signatures = [load_run(usual), load_run(apart)], []
+        seen = features(runs[0], smoke_pictures(smoke))
+        assert runs[0].decode(seen) == runs[1].decode(seen)
+        for folder in (usual, apart):
+            config = saved_config(folder / CONFIG, [], [])
+            evaluate(folder, "val", config, build("data", config["data"]))
+            signatures.append(json.loads((folder / "scores-val.json").read_text())["signature"])
+        assert signatures[0] == signatures[1]
+        assert "pool" not in signatures[0]
+        assert read_training(usual, "val").settings == read_training(apart, "val").settings
 
 
 def test_runs_of_other_words_or_lost_encoders_are_refused(smoke: Smoke, tmp_path: Path) -> None:

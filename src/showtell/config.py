@@ -78,6 +78,7 @@ ADDED_DEFAULTS = {
     "optim.encoder_lr": None,
     "decoding.repeatable": None,
     "decoding.word_reward": 0.0,
+    "decoding.pool": False,
 }
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",

@@ -194,6 +194,8 @@ def _context(run: Run, split: Split) -> dict[str, object]:
         for field in fields(run.search)
         if field.name not in INJECTED["decoding"]
     }
+    if len(run.record.get("members", ())) < 2:
+        options.pop("pool", None)  # there is nothing to pool
     if len(run.views) > 1:
         options = {"views": "+".join(run.views), **options}
     names = {"beam_size": "beam"}

@@ -62,10 +62,31 @@ def test_runs_from_before_an_option_are_as_those_that_do_not_use_it(option: str)
 
 def test_the_command_of_a_run_from_before_an_option_does_without_it() -> None:
     config = composed("decoding=reranked")
-    later = ("repeatable", "word_reward")
+    later = ("repeatable", "word_reward", "pool")
     decoding = {k: v for k, v in config["decoding"].items() if k not in later}
     command = command_of({**config, "decoding": decoding})
-    assert "decoding=reranked decoding.repeatable=null decoding.word_reward=0" in command
+    assert (
+        "decoding=reranked decoding.repeatable=null decoding.word_reward=0 decoding.pool=false"
+    ) in command
+
+
+def test_whether_candidates_are_pooled_counts_for_several_models_only() -> None:
+    before = composed("decoding=reranked")
+    before["decoding"] = {k: v for k, v in before["decoding"].items() if k != "pool"}
+    configs = (before, composed("decoding=reranked", "decoding.pool=false"))
+    configs += (composed("decoding=reranked"),)
+    model = {"_target_": "showtell.decoding.ensemble.Ensemble", "members": ["a", "b"]}
+    for members in ([], ["a"]):
+        start = [{"start": {"config": config}} for config in configs]
+        alone = {"members": members} if members else {}
+        records = [{**RECORD, "model": configs[0]["model"], **alone, **each} for each in start]
+        found = [settings_of(*each) for each in zip(configs, records, strict=True)]
+        assert found[0] == found[1] == found[2]
+        assert "pool" not in common_part(found)
+    together = {**RECORD, "model": model, "members": ["a", "b"]}
+    found = [settings_of(config, together) for config in configs]
+    assert found[0] == found[1]
+    assert names_of(found[1:]) == [("decoding.pool=false",), ("decoding.pool=true",)]
 
 
 def test_an_encoder_that_learned_counts_by_what_it_began_with() -> None:

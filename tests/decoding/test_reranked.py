@@ -8,10 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_decoders import FEATURES, MODELS, REGIONS, Make, all_log_probs, lstm
+from tiny_decoders import (
+    FEATURES,
+    MODELS,
+    REGIONS,
+    Make,
+    Words,
+    all_log_probs,
+    attention,
+    lstm,
+    merge,
+    pictures,
+    transformer,
+    updown,
+)
 from torch import Tensor
 
 from showtell.decoding.beam import BeamSearch
+from showtell.decoding.ensemble import Ensemble, Spans
 from showtell.decoding.expected import ExpectedNgrams
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.text.vocabulary import END, UNKNOWN
@@ -20,7 +34,7 @@ WORDS = (4, 5, 6)
 LENGTH_PENALTY = 0.7
 
 
-def expectation(seed: int = 0) -> ExpectedNgrams:
+def expectation(seed: int = 0, size: int = FEATURES) -> ExpectedNgrams:
     random = torch.Generator().manual_seed(seed)
     captions = [
         [
@@ -29,7 +43,7 @@ def expectation(seed: int = 0) -> ExpectedNgrams:
         ]
         for _ in range(20)
     ]
-    features = torch.randn(20, FEATURES, generator=random)
+    features = torch.randn(20, size, generator=random)
     return ExpectedNgrams.fit(captions, [features], least_images=1, rank=FEATURES)
 
 
@@ -50,7 +64,7 @@ def search(**changes: Any) -> RerankedBeamSearch:
     return RerankedBeamSearch(**{**options, **changes}).with_expected(expectation())
 
 
-def rated(decoder: Any, features: Tensor) -> dict[tuple[int, ...], float]:
+def rated(decoder: Any, features: Tensor) -> dict[Words, float]:
     """Every caption of one image with the score that the beam search would give it."""
     following = all_log_probs(decoder, features, 3)
     scores = {}
@@ -117,6 +131,141 @@ def test_company_changes_no_caption() -> None:
     together = narrow(decoder, features)
     alone = [narrow(decoder, features[i : i + 1])[0] for i in range(6)]
     assert [each.token_ids for each in together] == [each.token_ids for each in alone]
+
+
+class TestPool:
+    """The candidates that the members of an ensemble find, each on its own."""
+
+    def best_by_hand(
+        self, reranked: RerankedBeamSearch, members: list[Any], read: list[Tensor], seen: Tensor
+    ) -> tuple[Words, float]:
+        """The best caption of one image; each member reads its (1, ...) of ``read``."""
+        options = ("beam_size", "min_length", "max_length", "length_penalty", "allow_unknown")
+        beam = BeamSearch(**{name: getattr(reranked, name) for name in options})
+        written: set[Words] = set()
+        for member, features in zip(members, read, strict=True):
+            (found,) = beam.several(member, features, reranked.candidates)
+            written |= {each.token_ids for each in found}
+        following = [all_log_probs(m, f, 3) for m, f in zip(members, read, strict=True)]
+        totals = {}
+        for words in written:
+            ((expected,),) = reranked.expected.scores(seen, [[(*words, END)]])
+            scores = [
+                sum(own[words[:at]][word] for at, word in enumerate((*words, END)))
+                / (len(words) + 1) ** LENGTH_PENALTY
+                for own in following
+            ]
+            reward = reranked.word_reward * len(words)
+            totals[words] = sum(scores) / len(scores) + reranked.weight * expected + reward
+        best = max(totals, key=totals.__getitem__)
+        return best, totals[best]
+
+    @pytest.mark.parametrize("makes", [(lstm, lstm), (lstm, attention), MODELS])
+    @pytest.mark.parametrize(("beam_size", "candidates"), [(1, 1), (2, 4), (45, 39)])
+    @torch.inference_mode()
+    def test_it_is_the_best_of_what_any_member_finds(
+        self, makes: tuple[Make, ...], beam_size: int, candidates: int
+    ) -> None:
+        members = [make(seed) for seed, make in enumerate(makes)]
+        ensemble = Ensemble(members)
+        reranked = search(
+            **{"beam_size": beam_size, "candidates": candidates, "word_reward": 0.1, "pool": True}
+        )
+        features = pictures(ensemble, 6)
+        is_grid = features.dim() == 3
+        for i, found in enumerate(reranked(ensemble, features)):
+            own = features[i : i + 1]
+            mean = own.mean(dim=1) if is_grid else own
+            read = [mean if member.feature_kind == "pooled" else own for member in members]
+            best, total = self.best_by_hand(reranked, members, read, mean)
+            assert found.token_ids == best
+            assert found.score == pytest.approx(total, abs=1e-4)
+
+    @pytest.mark.parametrize("makes", [(lstm, merge), (attention, transformer)])
+    @torch.inference_mode()
+    def test_each_member_reads_its_own_columns(self, makes: tuple[Make, ...]) -> None:
+        members = [make(seed) for seed, make in enumerate(makes)]
+        columns: list[Spans] = [[(0, FEATURES)], [(7, 10), (5, 7)]]
+        ensemble = Ensemble(members, columns)
+        shape = (4, 10) if ensemble.feature_kind == "pooled" else (4, REGIONS, 10)
+        features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        options = {"beam_size": 2, "candidates": 4, "pool": True}
+        reranked = search(**options).with_expected(expectation(size=10))
+        for i, found in enumerate(reranked(ensemble, features)):
+            own = features[i : i + 1]
+            read = [own[..., :5], torch.cat([own[..., 7:], own[..., 5:7]], dim=-1)]
+            seen = own.mean(dim=1) if own.dim() == 3 else own
+            best, total = self.best_by_hand(reranked, members, read, seen)
+            assert found.token_ids == best
+            assert found.score == pytest.approx(total, abs=1e-4)
+
+    @pytest.mark.parametrize("make", MODELS)
+    @torch.inference_mode()
+    def test_one_decoder_has_nothing_to_pool(self, make: Make) -> None:
+        decoder = make(3)
+        features = pictures(decoder, 5)
+        apart, pooled = (
+            search(beam_size=2, candidates=4, max_length=6, pool=pool) for pool in (False, True)
+        )
+        assert pooled(decoder, features) == apart(decoder, features)
+        alone = Ensemble([decoder])
+        assert pooled(alone, features) == apart(alone, features)
+
+    @torch.inference_mode()
+    def test_copies_of_one_decoder_write_what_it_writes(self) -> None:
+        decoder = attention(3)
+        features = pictures(decoder, 5)
+        reranked = search(beam_size=2, candidates=4, max_length=6, pool=True)
+        alone, together = reranked(decoder, features), reranked(Ensemble([decoder] * 3), features)
+        assert [h.token_ids for h in together] == [h.token_ids for h in alone]
+        assert [h.score for h in together] == pytest.approx([h.score for h in alone], abs=1e-4)
+        assert [h.ended for h in together] == [h.ended for h in alone]
+
+    @torch.inference_mode()
+    def test_it_is_another_search_than_that_with_the_mean_of_the_members(self) -> None:
+        ensemble = Ensemble([lstm(seed) for seed in range(3)])
+        features = pictures(ensemble, 12)
+        narrow = search(beam_size=1, candidates=1, weight=5.0)
+        pooled, apart = replace(narrow, pool=True)(ensemble, features), narrow(ensemble, features)
+        assert [h.token_ids for h in pooled] != [h.token_ids for h in apart]
+
+    @torch.inference_mode()
+    def test_the_order_of_members_and_the_company_of_images_change_nothing(self) -> None:
+        members = [make(seed) for seed, make in enumerate((lstm, attention, updown))]
+        features = pictures(Ensemble(members), 7)
+        reranked = search(beam_size=2, candidates=4, weight=5.0, max_length=6, pool=True)
+        expected = reranked(Ensemble(members), features)
+        members_backwards = reranked(Ensemble(members[::-1]), features)
+        images_backwards = reranked(Ensemble(members), features.flip(0))[::-1]
+        alone = [reranked(Ensemble(members), features[i : i + 1])[0] for i in range(7)]
+        for found in (members_backwards, images_backwards, alone):
+            assert [h.token_ids for h in found] == [h.token_ids for h in expected]
+            assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-4)
+
+    @torch.inference_mode()
+    def test_rules_hold_for_all_members_and_scores_stay_finite(self) -> None:
+        members = [lstm(0), lstm(1)]
+        members[0].output.bias[END] = -1e4  # writes as long as it may
+        rules = {"no_repeat": 1, "min_length": 2}
+        reranked = search(beam_size=2, candidates=4, pool=True, **rules)
+        for found in reranked(Ensemble(members), pictures(members[0], 6)):
+            assert len(set(found.token_ids)) == len(found.token_ids) >= 2
+            assert math.isfinite(found.score)
+
+    @torch.inference_mode()
+    def test_equal_candidates_are_decided_by_the_order_in_which_they_were_found(self) -> None:
+        """Every word is as likely as the others, and nothing is expected of any."""
+        members = [lstm(0), lstm(1)]
+        for member in members:
+            for parameter in member.parameters():
+                parameter.zero_()
+        reranked = search(beam_size=3, candidates=3, weight=0.0, max_length=1, pool=True)
+        features = pictures(members[0], 2)
+        (first, second) = reranked(Ensemble(members), features)
+        own = BeamSearch(3, 1, 1, LENGTH_PENALTY, allow_unknown=False)
+        (found, _) = own.several(members[0], features, 3)
+        assert len({each.score for each in found}) == 1
+        assert first.token_ids == second.token_ids == found[0].token_ids
 
 
 def test_it_must_know_what_to_expect() -> None:

@@ -60,7 +60,19 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
     if "members" in record:  # the configuration has only the first one's
         config = {**config, "model": record["model"]}
     views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # older runs have no views
-    return _flat(with_added_defaults(config)) | views | dict(zip(_CONTENTS, shown, strict=True))
+    flat = _flat(_with_options(config, alone=len(record.get("members", ())) < 2))
+    return flat | views | dict(zip(_CONTENTS, shown, strict=True))
+
+
+def _with_options(config: Mapping[str, Any], *, alone: bool) -> Mapping[str, Any]:
+    """``config`` with the options that later versions added, and one value of those without effect.
+
+    A model ``alone`` has no candidates of others to pool.
+    """
+    whole = with_added_defaults(config)
+    if alone and "pool" in whole.get("decoding", ()):
+        whole["decoding"] = {**whole["decoding"], "pool": True}
+    return whole
 
 
 def _encoder_of(described: Mapping[str, Any]) -> str | None:
@@ -76,7 +88,7 @@ def _start_of(record: Mapping[str, Any]) -> str | None:
     if not start:
         return None
     return hashlib.sha256(
-        repr(sorted(_flat(with_added_defaults(start["config"])).items())).encode()
+        repr(sorted(_flat(_with_options(start["config"], alone=True)).items())).encode()
     ).hexdigest()
 
 

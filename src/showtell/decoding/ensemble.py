@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from showtell.models.decoder import State, StepDecoder
+from showtell.models.decoder import Decoder, State
 from showtell.types import FeatureKind
 
 Spans = Sequence[tuple[int, int]]  # half-open ranges of feature columns
@@ -57,7 +57,7 @@ class Ensemble(nn.Module):
 
         Its tensors are those of the first member, then those of the second, and so on.
         """
-        states = [member.start(features) for member, features in self._read(features)]
+        states = [member.start(own) for member, own in self.readers(features)]
         self._parts = tuple((len(s.rows), len(s.images), len(s.weights)) for s in states)
         return _join(states)
 
@@ -68,15 +68,15 @@ class Ensemble(nn.Module):
         mean_NV = sum(each.float() for each in scores) / len(scores)
         return mean_NV, _join(states)
 
-    def _each(self) -> Iterator[StepDecoder]:
-        return (cast(StepDecoder, member) for member in self.members)
-
-    def _read(self, features: Tensor) -> Iterator[tuple[StepDecoder, Tensor]]:
-        """Each member with the features that it reads."""
+    def readers(self, features: Tensor) -> Iterator[tuple[Decoder, Tensor]]:
+        """Each member with what it reads, (B, d) or (B, R, d), of features (B, D) or (B, R, D)."""
         for number, member in enumerate(self._each()):
             own = features if self.columns is None else _take(features, self.columns[number])
             is_mean = member.feature_kind == "pooled" and self.feature_kind == "grid"
             yield member, own.mean(dim=1) if is_mean else own
+
+    def _each(self) -> Iterator[Decoder]:
+        return (cast(Decoder, member) for member in self.members)
 
     def _split(self, state: State) -> Iterator[State]:
         rows, images, weights = map(iter, state)

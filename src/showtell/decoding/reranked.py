@@ -1,17 +1,23 @@
-"""Beam search whose ended hypotheses are reranked by expected CIDEr."""
+"""Beam search whose ended hypotheses are reranked by expected CIDEr.
+
+Dimension key: B images, R regions, D feature size.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self
 
 from torch import Tensor
 
-from showtell.decoding.beam import BeamSearch, Hypothesis
+from showtell.decoding.beam import BeamSearch, Hypothesis, length_norm
 from showtell.decoding.constraints import RULES, WordIds, word_ids_of
+from showtell.decoding.ensemble import Ensemble
 from showtell.decoding.expected import Captions, ExpectedNgrams
+from showtell.decoding.rescoring import log_probs_of
 from showtell.models.decoder import StepDecoder
 from showtell.text.vocabulary import END, Vocabulary
 
@@ -29,6 +35,9 @@ class RerankedBeamSearch:
         weight: weight of the expected CIDEr (0 to 10) beside the score of the beam search.
         word_reward: added for each word (He et al. 2016, "Improved Neural Machine Translation with
             SMT Features"); decoders trained for CIDEr-D write shorter captions than people do.
+        pool: whether each member of an ensemble searches for its own candidates, and all are
+            compared, by the mean of the members' scores, instead of one search with the mean of
+            the members. Nothing changes for one decoder alone.
         least_images: an n-gram in the references of fewer training images is not predicted.
         rank: rank of the prediction; the size of its file grows with it.
         expected: the fitted prediction, set by `fitted` or `with_expected`.
@@ -50,6 +59,7 @@ class RerankedBeamSearch:
     # For the `run.json` of older runs.
     repeatable: Sequence[str] | None = None
     word_reward: float = 0.0
+    pool: bool = False
     word_ids: WordIds | None = None
     expected: ExpectedNgrams | None = None
 
@@ -82,18 +92,23 @@ class RerankedBeamSearch:
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), in order.
 
-        Its score is the sum that the candidates are compared by.
+        Its score is the sum that the candidates are compared by; of equals the first found wins.
         """
         if self.expected is None:
             raise ValueError("a search that compares with what is expected must be told of it")
-        found = self._beams().several(decoder, features, self.candidates)
+        found = self._candidates(decoder, features)
         pooled = features.mean(dim=1) if features.dim() == 3 else features
-        captions = [[(*each.token_ids, END) for each in hypotheses] for hypotheses in found]
-        scores = self.expected.scores(pooled, captions)
+        scores = self.expected.scores(pooled, _captions(found))
         return [
             max(map(self._rated, *image), key=lambda hypothesis: hypothesis.score)
             for image in zip(found, scores, strict=True)
         ]
+
+    def _candidates(self, decoder: StepDecoder, features: Tensor) -> list[list[Hypothesis]]:
+        """The hypotheses of each image that are compared, each with its score."""
+        if self.pool and isinstance(decoder, Ensemble) and len(decoder.members) > 1:
+            return candidates_of_members(self._beams(), decoder, features, self.candidates)
+        return self._beams().several(decoder, features, self.candidates)
 
     def _rated(self, hypothesis: Hypothesis, expected: float) -> Hypothesis:
         """With the score by which it is compared."""
@@ -103,3 +118,42 @@ class RerankedBeamSearch:
     def _beams(self) -> BeamSearch:
         own = ("beam_size", "length_penalty", *RULES, "word_ids")
         return BeamSearch(**{name: getattr(self, name) for name in own})
+
+
+def candidates_of_members(
+    beams: BeamSearch, ensemble: Ensemble, features: Tensor, count: int
+) -> list[list[Hypothesis]]:
+    """The different captions of each image that the members find, up to ``count`` each.
+
+    The score of each is the mean of what ``beams`` would give it with every member. The first
+    member that wrote it decides its place, and whether it was cut off.
+    """
+    found = [beams.several(member, own, count) for member, own in ensemble.readers(features)]
+    pools = [_distinct(chain(*lists)) for lists in zip(*found, strict=True)]
+    captions = _captions(pools)
+    log_probs = [log_probs_of(member, own, captions) for member, own in ensemble.readers(features)]
+    return [
+        [
+            replace(each, score=_mean_score(each, by_member, beams.length_penalty))
+            for each, *by_member in zip(pool, *of_image, strict=True)
+        ]
+        for pool, *of_image in zip(pools, *log_probs, strict=True)
+    ]
+
+
+def _distinct(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
+    """The first of those with the same words, in order."""
+    first: dict[tuple[int, ...], Hypothesis] = {}
+    for each in hypotheses:
+        first.setdefault(each.token_ids, each)
+    return list(first.values())
+
+
+def _mean_score(hypothesis: Hypothesis, log_probs: Sequence[float], length_penalty: float) -> float:
+    norm = length_norm(len(hypothesis.token_ids), length_penalty)
+    return sum(log_probs) / len(log_probs) / norm
+
+
+def _captions(found: Sequence[Sequence[Hypothesis]]) -> list[Captions]:
+    """Their token ids with END."""
+    return [[(*each.token_ids, END) for each in hypotheses] for hypotheses in found]
