@@ -301,6 +301,14 @@ class TestPool:
             assert chosen.score == pytest.approx(max(totals.values()), abs=1e-3)
             assert totals[chosen.token_ids] == pytest.approx(chosen.score, abs=1e-3)
 
+    def test_of_grids_that_none_has_read_only_the_means_are_stored_to_fit_it(
+        self, pooled: Path
+    ) -> None:
+        run, config = load_run(pooled), saved_config(pooled / CONFIG, [], [])
+        assert run.feature_kind == "grid"
+        folder = Path(config["features"]["root"]) / run.encoder.identity.key
+        assert [each.name for each in folder.iterdir() if each.is_dir()] == ["pooled"]
+
     def test_it_captions_and_is_scored_like_a_run(self, smoke: Smoke, pooled: Path) -> None:
         pictures = smoke_pictures(smoke)
         assert len(load_run(pooled).caption(pictures)) == len(pictures)

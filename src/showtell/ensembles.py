@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def gather(
     if sees_the_same and _knows(given[0].search, search):
         fitted = given[0].search
     else:
-        fitted = _fitted_search(config, lambda: encoder or given[0].encoder, loaded)
+        fitted = _fitted_search(config, encoder, loaded, given[0])
     record = {**_record(loaded, names), "decoding": search, "views": views}
     record["training_seconds"] = seconds
     runs.claim_folder(output)
@@ -187,12 +187,12 @@ def _knows(search: Search, asked: Mapping[str, Any]) -> bool:
 
 
 def _fitted_search(
-    config: Config, encoder: Callable[[], Encoder], members: Sequence[Run]
+    config: Config, merged: Encoder | None, members: Sequence[Run], first: Run
 ) -> Search:
-    """The search of ``config`` for ``members`` that read the features of ``encoder``.
+    """The search of ``config`` for ``members`` that read the features of the ``merged`` encoder.
 
-    ``encoder`` is called, and the data set of ``config`` read, only if the search must be fitted to
-    the training images.
+    Without one they read those of the ``first`` run's encoder, which is loaded, and the data set of
+    ``config`` read, only if the search must be fitted to the training images.
 
     Raises:
         UserError: an option is out of its range, or the data set is missing.
@@ -205,9 +205,13 @@ def _fitted_search(
     for note in changed_files(members[0].record, data):
         print(f"note: {note}")
     images = select_images(data, settings.trainer)["train"]
-    kind = Ensemble([run.decoder for run in members]).feature_kind
-    store = features_of(images, encoder(), kind, config)
-    seen = seen_features_of(images, store, encoder(), kind, config, caption_views(config))
+    encoder = merged or first.encoder
+    # What the members were trained on is likely to be stored already. Of an encoder that is new
+    # only the means of the grids are stored, which are all that is read here: on Flickr8k 0.3 GB
+    # in place of 22 GB.
+    kind = "pooled" if merged else Ensemble([run.decoder for run in members]).feature_kind
+    store = features_of(images, encoder, kind, config)
+    seen = seen_features_of(images, store, encoder, kind, config, caption_views(config))
     return fitted_to(images, search, seen, members[0].vocabulary)
 
 
