@@ -318,6 +318,8 @@ class TestPool:
         signature = json.loads((pooled / "scores-val.json").read_text())["signature"]
         assert "candidates:10" in signature
         assert "pool:yes" in signature
+        told = {entry.partition(":")[0] for entry in signature.split("|")}
+        assert {"repeatable", "weight", "word_reward"} <= told
 
     def test_without_it_or_before_it_there_is_one_search_with_the_mean(
         self, smoke: Smoke, averaged: Path, tmp_path: Path

@@ -271,7 +271,7 @@ def test_two_seeds_of_a_training_are_one_row_with_their_cost(smoke: Smoke, tmp_p
             {name: training.scores[name] for name in unscored.scores}
         )
         assert {"BLEU-4", "CIDEr"} <= set(unscored.scores)
-    told_where_used = {"views", "candidates", "weight", "pool"}
+    told_where_used = {"views", "repeatable", "candidates", "weight", "word_reward", "pool"}
     assert set(_SCORED_WITH) - told_where_used <= _signature(row.trainings[0]).keys()
     before = row.trainings[1].seconds
     longer = smoke.config("seed=2", "trainer.max_epochs=3")

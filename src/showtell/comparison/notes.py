@@ -11,7 +11,8 @@ from showtell.types import Split
 # Entries of a result's signature that say how captions were decoded and scored, not on what.
 _SCORED_WITH = (
     *("scorers", "bleu", "cider", "tokenizer", "end-token", "showtell"),
-    *("views", "beam", "length_penalty", "max_length", "candidates", "weight", "pool"),
+    *("views", "beam", "length_penalty", "max_length", "repeatable"),
+    *("candidates", "weight", "word_reward", "pool"),
 )
 
 
