@@ -32,8 +32,9 @@ from showtell.data.batches import Batch, CaptionBatches, FeatureSource
 from showtell.data.datamodule import CaptionDataModule
 from showtell.decoding.beam import BeamSearch
 from showtell.experiment import EPOCH_METRICS
+from showtell.inputs import Config
 from showtell.memory import keep_freed_memory
-from showtell.parts import Config, Settings
+from showtell.parts import Settings
 from showtell.parts import prepare as prepare_parts
 from showtell.text.vocabulary import Vocabulary
 from showtell.training.alarms import CollapseAlarms

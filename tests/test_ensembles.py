@@ -301,13 +301,24 @@ class TestPool:
             assert chosen.score == pytest.approx(max(totals.values()), abs=1e-3)
             assert totals[chosen.token_ids] == pytest.approx(chosen.score, abs=1e-3)
 
-    def test_of_grids_that_none_has_read_only_the_means_are_stored_to_fit_it(
-        self, pooled: Path
+    def test_it_predicts_from_what_the_first_run_sees_and_stores_nothing_new(
+        self, smoke: Smoke, other: Path, pooled: Path, tmp_path: Path
     ) -> None:
-        run, config = load_run(pooled), saved_config(pooled / CONFIG, [], [])
-        assert run.feature_kind == "grid"
-        folder = Path(config["features"]["root"]) / run.encoder.identity.key
-        assert [each.name for each in folder.iterdir() if each.is_dir()] == ["pooled"]
+        run, pictures = load_run(pooled), smoke_pictures(smoke)
+        config = saved_config(pooled / CONFIG, [], [])
+        assert not (Path(config["features"]["root"]) / run.encoder.identity.key).exists()
+        alone = gather([smoke.folder], tmp_path / "alone", search=compose(self.SEARCH)["decoding"])
+        again = gather([alone, other], tmp_path / "again", search=None)  # without the data set
+        captions = [[(4, 5, END), (5, 4, 6, END)]] * len(pictures)
+        expected = [
+            each.search.expected.scores(features(each, pictures).flatten(1, -2).mean(1), captions)
+            for each in (run, load_run(again))
+        ]
+        own = load_run(alone)
+        assert own.search.expected.scores(features(own, pictures), captions) == [
+            pytest.approx(scores, abs=2e-3) for scores in expected[0]
+        ]
+        assert expected[0] == expected[1]
 
     def test_it_captions_and_is_scored_like_a_run(self, smoke: Smoke, pooled: Path) -> None:
         pictures = smoke_pictures(smoke)

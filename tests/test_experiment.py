@@ -22,7 +22,7 @@ from showtell import evaluation, experiment
 from showtell.caption import load_run
 from showtell.config import build, saved_config
 from showtell.errors import UserError
-from showtell.parts import features_of
+from showtell.inputs import features_of
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.left_out import LeftOut

@@ -29,7 +29,7 @@ FLOORS = {
     ),
     2: ("vision", "models", "decoding", "metrics", "tracking", "search"),
     3: ("data", "runs"),
-    4: ("training", "sweeps", "caption", "report", "tables"),
+    4: ("training", "sweeps", "caption", "inputs", "report", "tables"),
     5: ("parts", "evaluation", "ensembles", "experiment", "comparison"),
     6: ("cli", "__main__"),
 }
@@ -42,8 +42,8 @@ NEIGHBOURS = {
     ("ensembles", "parts"),
     ("ensembles", "evaluation"),
     ("report", "caption"),
+    ("inputs", "caption"),
     ("__main__", "cli"),
-    ("evaluation", "parts"),
     ("experiment", "parts"),
     ("experiment", "evaluation"),
 }

@@ -204,7 +204,7 @@ def _features(options: argparse.Namespace) -> int:
 
     config = compose(options.overrides)
     data = build("data", config["data"])
-    from showtell.parts import extract
+    from showtell.inputs import extract
 
     extract(config, data)
     return 0

@@ -19,15 +19,8 @@ from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.evaluation import changed_files
 from showtell.files import check_writable, write_atomically
-from showtell.parts import (
-    Config,
-    Settings,
-    caption_views,
-    features_of,
-    fitted_to,
-    seen_features_of,
-    select_images,
-)
+from showtell.inputs import Config, caption_views, features_of, seen_features_of
+from showtell.parts import Settings, fitted_to, select_images
 from showtell.vision.encoder import Encoder, merge_encoders
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
@@ -50,7 +43,9 @@ def gather(
 
     The folder depends on nothing outside. An ensemble among the members is replaced by its own
     members. A single member gives the same run with another search or other views. If the members
-    have different encoders, the ensemble's encoder joins them, and each member reads its part.
+    have different encoders, the ensemble's encoder joins them, and each member reads its part; a
+    reranked search predicts from the part of the first run alone. Predicting from all parts ranks
+    no better (docs/tried.md), and would need features that nobody has stored.
 
     With ``mean_weights`` the result is one model instead, as fast as each member. If one of two
     runs started from the other, that interpolates between them (Wortsman et al. 2022, "Robust
@@ -76,7 +71,7 @@ def gather(
     loaded = [each for run in given for each in _members(run)]
     names = [name for run in given for name in run.record.get("members", [run.folder.name])]
     check_words(loaded)
-    encoder, columns = _merged_encoder(given)
+    encoder, columns, of_first = _merged_encoder(given)
     seconds = sum(run.record.get("training_seconds", 0.0) for run in loaded)
     if mean_weights:
         mean = _mean(loaded, is_one_encoder=encoder is None)
@@ -91,11 +86,17 @@ def gather(
     changes = {"decoding": search, "views": views}
     config = _moved_to(places, _current_config(members[0], encoder, changes))
     Settings.of(config)  # raises for a value out of its range
-    sees_the_same = encoder is None and view_names(views) == given[0].views
-    if sees_the_same and _knows(given[0].search, search):
+    if view_names(views) == given[0].views and _knows(given[0].search, search):
         fitted = given[0].search
     else:
-        fitted = _fitted_search(config, encoder, loaded, given[0])
+        fitted = _fitted_search(config, given[0])
+    if (
+        encoder is not None
+        and isinstance(fitted, RerankedBeamSearch)
+        and fitted.expected is not None
+    ):
+        widened = fitted.expected.widened(of_first, encoder.identity.size)
+        fitted = fitted.with_expected(widened)
     record = {**_record(loaded, names), "decoding": search, "views": views}
     record["training_seconds"] = seconds
     runs.claim_folder(output)
@@ -146,22 +147,23 @@ def _mean(loaded: Sequence[Run], *, is_one_encoder: bool) -> Run:
     return replace(first, decoder=decoder, record=dict(first.record))
 
 
-def _merged_encoder(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans]]:
+def _merged_encoder(given: Sequence[Run]) -> tuple[Encoder | None, list[Spans], Sequence[int]]:
     """One encoder for all ``given`` runs, and which of its features each of their members reads.
 
-    None and an empty list if all have the same encoder and read all of its features.
+    The third are the columns of the first run. None and empty lists if all have the same encoder
+    and read all of its features.
     """
     identities = [run.record["encoder"].get("identity") for run in given]
     is_one = all(identity == identities[0] for identity in identities)
     if is_one and not any(runs.COLUMNS in run.record for run in given):
-        return None, []
+        return None, [], []
     encoder, own = merge_encoders([run.encoder for run in given])
     spans = [
         _spans([columns[each] for span in read for each in range(*span)])
         for run, columns in zip(given, own, strict=True)
         for read in _read(run, len(columns))
     ]
-    return encoder, spans
+    return encoder, spans, own[0]
 
 
 def _read(run: Run, size: int) -> Sequence[Spans]:
@@ -186,13 +188,11 @@ def _knows(search: Search, asked: Mapping[str, Any]) -> bool:
     )
 
 
-def _fitted_search(
-    config: Config, merged: Encoder | None, members: Sequence[Run], first: Run
-) -> Search:
-    """The search of ``config`` for ``members`` that read the features of the ``merged`` encoder.
+def _fitted_search(config: Config, run: Run) -> Search:
+    """The search of ``config``, fitted if need be to the features of ``run``'s encoder.
 
-    Without one they read those of the ``first`` run's encoder, which is loaded, and the data set of
-    ``config`` read, only if the search must be fitted to the training images.
+    The encoder is loaded, and the data set of ``config`` read, only if the search must be fitted to
+    the training images.
 
     Raises:
         UserError: an option is out of its range, or the data set is missing.
@@ -202,17 +202,14 @@ def _fitted_search(
     if not isinstance(search, RerankedBeamSearch):
         return search
     data = build("data", config["data"])
-    for note in changed_files(members[0].record, data):
+    for note in changed_files(run.record, data):
         print(f"note: {note}")
     images = select_images(data, settings.trainer)["train"]
-    encoder = merged or first.encoder
-    # What the members were trained on is likely to be stored already. Of an encoder that is new
-    # only the means of the grids are stored, which are all that is read here: on Flickr8k 0.3 GB
-    # in place of 22 GB.
-    kind = "pooled" if merged else Ensemble([run.decoder for run in members]).feature_kind
-    store = features_of(images, encoder, kind, config)
-    seen = seen_features_of(images, store, encoder, kind, config, caption_views(config))
-    return fitted_to(images, search, seen, members[0].vocabulary)
+    store = features_of(images, run.encoder, run.feature_kind, config)
+    seen = seen_features_of(
+        images, store, run.encoder, run.feature_kind, config, caption_views(config)
+    )
+    return fitted_to(images, search, seen, run.vocabulary)
 
 
 def _copy(member: Path, folder: Path) -> None:

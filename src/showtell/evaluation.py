@@ -19,6 +19,7 @@ from showtell.data.records import evenly_spaced
 from showtell.decoding.beam import Hypothesis
 from showtell.errors import UserError
 from showtell.files import check_writable
+from showtell.inputs import Config, features_of, seen_features_of
 from showtell.metrics.alarms import (
     Alarm,
     caption_alarms,
@@ -39,7 +40,6 @@ from showtell.metrics.intervals import Interval, bootstrap
 from showtell.metrics.language import WordStatistics, caption_words, reference_words
 from showtell.metrics.scores import DEFAULT_METRICS, CaptionScores, score_captions
 from showtell.metrics.statistics import METRICS
-from showtell.parts import Config, features_of, seen_features_of
 from showtell.runs import TRAINING
 from showtell.tables import print_alarms, print_scores, print_words
 from showtell.types import CaptionData, CaptionedImage, Split

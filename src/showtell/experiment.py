@@ -29,6 +29,7 @@ from showtell.evaluation import (
     score_split,
 )
 from showtell.files import write_atomically
+from showtell.inputs import Config, features_of, seen_features_of
 from showtell.locks import open_locked
 from showtell.memory import keep_freed_memory
 from showtell.metrics.alarms import (
@@ -37,7 +38,7 @@ from showtell.metrics.alarms import (
     shared_images_alarms,
 )
 from showtell.metrics.scores import final_metrics
-from showtell.parts import Config, Parts, Settings, features_of, prepare, seen_features_of
+from showtell.parts import Parts, Settings, prepare
 from showtell.tables import print_alarms, print_scores
 from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import BEST_CAPTIONS, CaptionRow, Tracker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from showtell.data.batches import FeatureSource, SourceOfEpoch
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.decoding.search import Search
 from showtell.errors import UserError
+from showtell.inputs import Config, caption_views, features_of, seen_features_of
 from showtell.locks import open_locked
 from showtell.text.glove import Coverage, WordVectors, load_vectors
 from showtell.text.settings import TextSettings
@@ -31,14 +32,13 @@ from showtell.training.trainer import TrainerSettings
 from showtell.training.tuning import TuningSettings, tune
 from showtell.types import CaptionData, CaptionedImage, FeatureKind, Split
 from showtell.vision.encoder import Encoder
-from showtell.vision.extract import ensure_features, file_contents
-from showtell.vision.features import CombinedViews, DrawnViews, FeatureStore
+from showtell.vision.extract import file_contents
+from showtell.vision.features import DrawnViews, FeatureStore
 from showtell.vision.finetuning import TrainableStages
-from showtell.vision.images import VIEWS, view_names
+from showtell.vision.images import view_names
 from showtell.vision.pictures import OnTheFlyFeatures, PixelSource, check_readable
 from showtell.vision.weights import is_published
 
-Config = Mapping[str, Any]
 Images = dict[Split, tuple[CaptionedImage, ...]]
 # Images whose features are read at a time in a pass over all: with four grids of 81 x 2560 per
 # image that takes 0.2 GB.
@@ -243,38 +243,6 @@ def _this_device(accelerator: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else device
 
 
-def caption_views(config: Config) -> tuple[str, ...]:
-    """The views of an image that decoding uses together.
-
-    Raises:
-        UserError: ``views`` is not a valid list of views.
-    """
-    try:
-        return view_names(config["views"])
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def extract(config: Config, data: CaptionData) -> None:
-    """Fill the feature store with what the configured model reads of ``data``, a folder per view.
-
-    Raises:
-        UserError: a stored file does not match its checksum, or the encoder is to be trained.
-    """
-    settings, seen = Settings.of(config), caption_views(config)
-    if settings.optimization.encoder_lr is not None:
-        raise UserError(
-            "optim.encoder_lr: an encoder that learns has no features to store ahead; leave it out"
-        )
-    shown = view_names(settings.trainer.views)
-    encoder: Encoder = build("encoder", config["encoder"])
-    kind = target_of("model", config["model"]).feature_kind
-    for view in dict.fromkeys([*shown, *seen]):
-        store = features_of(data.images, encoder, kind, config, view=view)
-        store.verify()
-        print(f"features: {store.folder}")
-
-
 def tune_encoder(
     config: Config, data: CaptionData, output: Path, *, epochs: int, lr: float, phrases: int
 ) -> None:
@@ -351,43 +319,6 @@ def select_images(data: CaptionData, settings: TrainerSettings) -> Images:
             "add a val split, or set trainer.validate_on_train=true to look only at learning"
         )
     return images
-
-
-def features_of(
-    images: Iterable[CaptionedImage],
-    encoder: Encoder,
-    kind: FeatureKind,
-    config: Config,
-    *,
-    view: str = "original",
-) -> FeatureStore:
-    """The stored features of ``images`` in one view; missing ones are computed first."""
-    stores = ensure_features(
-        [(image.image_id, image.path) for image in images],
-        encoder if view == "original" else encoder.seeing(VIEWS[view](encoder.preprocessing)),
-        [kind],
-        root=Path(config["features"]["root"]),
-        batch_size=config["features"]["batch_size"],
-        device=device_for(config["trainer"]["accelerator"]),
-        progress=True,
-    )
-    return stores[kind]
-
-
-def seen_features_of(
-    images: Sequence[CaptionedImage],
-    store: FeatureStore,
-    encoder: Encoder,
-    kind: FeatureKind,
-    config: Config,
-    views: Sequence[str],
-) -> FeatureSource:
-    """The features of ``images`` that decoding uses: of one view, or of several together.
-
-    ``store`` has those of the first of the ``views``, the original.
-    """
-    others = [features_of(images, encoder, kind, config, view=view) for view in views[1:]]
-    return CombinedViews([store, *others]) if others else store
 
 
 def _build_within_range(group: str, config: Config, **injected: Any) -> Any:

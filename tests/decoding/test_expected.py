@@ -288,3 +288,14 @@ def test_files_of_before_are_named(tmp_path: Path) -> None:
         UserError, match="by an earlier version of showtell; put the run together again"
     ):
         ExpectedNgrams.load(file, "")
+
+
+def test_widened_it_reads_its_own_columns_alone() -> None:
+    narrow, columns = fit(), (4, 0, 3)
+    among_others = torch.full((len(CAPTIONS), 6), 99.0)
+    among_others[:, columns] = features()
+    wide = narrow.widened(columns, 6)
+    for ours, expected in zip(
+        wide.scores(among_others, CAPTIONS), narrow.scores(features(), CAPTIONS), strict=True
+    ):
+        assert ours == pytest.approx(expected, abs=1e-5)

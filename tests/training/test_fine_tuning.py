@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from two_processes import in_two
 
+import showtell.inputs
 import showtell.parts
 from showtell import evaluation, experiment, runs
 from showtell.caption import load_run
@@ -407,4 +408,4 @@ def test_two_processes_learn_what_one_does(
 def test_features_of_an_encoder_that_learns_are_not_stored_ahead(smoke: Smoke) -> None:
     config = smoke.config(*LEARNING)
     with pytest.raises(UserError, match="has no features to store ahead"):
-        showtell.parts.extract(config, build("data", config["data"]))
+        showtell.inputs.extract(config, build("data", config["data"]))

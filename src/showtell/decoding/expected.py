@@ -24,7 +24,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -257,6 +257,19 @@ class ExpectedNgrams:
             self.known.scores(each, self.weights, self.bias, read_Q)
             for each, read_Q in zip(captions, read_BQ, strict=True)
         ]
+
+    def widened(self, columns: Sequence[int], size: int) -> Self:
+        """The same prediction for ``size`` features, of which it reads ``columns``, in this order.
+
+        It has read len(columns) features until now.
+        """
+        own, places = self.directions, torch.tensor(columns)
+        directions = Directions(
+            torch.zeros(size).index_copy(0, places, own.means),
+            torch.ones(size).index_copy(0, places, own.scales),
+            torch.zeros(size, own.vectors.shape[1]).index_copy(0, places, own.vectors),
+        )
+        return replace(self, directions=directions)
 
     def save(self, path: Path, made_for: str) -> None:
         """Write a ``.safetensors`` file; ``made_for`` identifies the features and word ids."""
