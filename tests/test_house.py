@@ -128,5 +128,13 @@ def test_plugins_cost_nothing_where_they_are_not_used() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "\n"
 
 
+def test_features_and_scores_wait_for_no_trainer() -> None:
+    """Importing Lightning, and what it imports, takes longer than PyTorch itself."""
+    heavy = "{'lightning', 'torchmetrics', 'torchvision', 'transformers', 'wandb'}"
+    code = f"import sys, showtell.inputs, showtell.evaluation; print(*({heavy} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_lightning_is_imported_under_its_one_name() -> None:
     assert not [f for f in FILES if any(inside(n, "pytorch_lightning") for n in imports_of(f))]
