@@ -11,6 +11,7 @@ first row of the learning curves to the last best weights; that includes validat
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,12 @@ from showtell.tracking import METRICS_FILE
 ROOT = Path(__file__).parents[1]
 FEATURES_TARGET, TRAINING_TARGET, BUSY_TARGET = 20.0, 60.0, 0.8
 ASKED_EVERY = 100  # milliseconds
+# The first GPU that CUDA would use.
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+QUERY = (
+    *("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"),
+    f"--id={VISIBLE}",
+)
 
 
 def main() -> None:
@@ -40,6 +47,7 @@ def main() -> None:
     options.set_defaults(turns=1)  # a minute each
     chosen = options.parse_args()
     prepare(chosen)
+    ask_once()
     words = [*chosen.overrides, "tracking=disabled", "callbacks.progress_refresh=0"]
     if chosen.quick:
         words += ["trainer.limit_images=64", "trainer.max_epochs=2"]
@@ -57,7 +65,7 @@ class Turn:
         features: seconds of ``showtell features``.
         best: seconds of ``train.py`` up to its best weights.
         busy: share of the time in which the GPU computed, 0 to 1.
-        facts: epochs and scores of the training.
+        facts: the scores and the times of the training.
     """
 
     features: float
@@ -76,7 +84,7 @@ def measure(overrides: Sequence[str]) -> Turn:
         with busy_shares(folder / METRICS_FILE) as shares:
             whole = seconds_of(["train.py", *words, f"output.folder={folder}"])
         best = (folder / BEST_WEIGHTS).stat().st_mtime
-        busy = [share for moment, share in shares if moment <= best]
+        busy = until(shares, best)
         record = json.loads((folder / "run.json").read_text())
         scores = json.loads((folder / "scores-val.json").read_text())
         facts = {
@@ -90,13 +98,25 @@ def measure(overrides: Sequence[str]) -> Turn:
         return Turn(features, best - began, statistics.mean(busy), facts)
 
 
+def ask_once() -> None:
+    """End with a sentence, before minutes of work, if the GPU cannot be asked."""
+    try:
+        float(subprocess.run(QUERY, capture_output=True, text=True, check=True).stdout)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        sys.exit(f"this needs one of NVIDIA's GPUs, and nvidia-smi to ask it: {error}")
+
+
+def until(shares: Sequence[tuple[float, float]], last: float) -> list[float]:
+    """The shares that were told up to the moment ``last``."""
+    return [share for moment, share in shares if moment <= last]
+
+
 @contextmanager
 def busy_shares(curves: Path) -> Iterator[list[tuple[float, float]]]:
     """A growing list of (time, share of the last moments in which the GPU computed).
 
     It begins to grow when the file ``curves`` exists.
     """
-    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     shares: list[tuple[float, float]] = []
 
     def read(lines: IO[str]) -> None:
@@ -104,8 +124,9 @@ def busy_shares(curves: Path) -> Iterator[list[tuple[float, float]]]:
             if curves.exists():
                 shares.append((time.time(), float(line) / 100))
 
-    command = [*query, "--id=0", f"--loop-ms={ASKED_EVERY}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+    with subprocess.Popen(
+        [*QUERY, f"--loop-ms={ASKED_EVERY}"], stdout=subprocess.PIPE, text=True
+    ) as asking:
         assert asking.stdout is not None
         reader = Thread(target=read, args=(asking.stdout,))
         reader.start()

@@ -320,6 +320,41 @@ class TestPool:
         ]
         assert expected[0] == expected[1]
 
+    def test_led_by_a_run_from_before_it_there_is_a_pool_too(
+        self, smoke: Smoke, other: Path, tmp_path: Path
+    ) -> None:
+        usual = gather([smoke.folder], tmp_path / "usual", search=compose(self.SEARCH)["decoding"])
+        older = changed(usual, tmp_path / "older", RECORD, lambda r: r["decoding"].pop("pool"))
+        assert load_run(older).search.pool is False
+        assert load_run(gather([older, other], tmp_path / "new", search=None)).search.pool is True
+
+    def test_an_ensemble_fitted_again_stores_the_means_of_its_grids(
+        self, pooled: Path, tmp_path: Path
+    ) -> None:
+        search = compose([*self.SEARCH, "decoding.rank=3"])["decoding"]
+        again = load_run(gather([pooled], tmp_path / "again", search=search))
+        config = saved_config(pooled / CONFIG, [], [])
+        folder = Path(config["features"]["root"]) / again.encoder.identity.key
+        assert again.feature_kind == "grid"
+        assert [each.name for each in folder.iterdir() if each.is_dir()] == ["pooled"]
+        assert again.search.expected.weights.shape[1] == 3
+        shutil.rmtree(folder)  # other tests have none
+
+    def test_a_member_that_attends_may_be_the_first(
+        self, smoke: Smoke, other: Path, tmp_path: Path
+    ) -> None:
+        search = compose(self.SEARCH)["decoding"]
+        run = load_run(gather([other, smoke.folder], tmp_path / "turned", search=search))
+        own = load_run(gather([other], tmp_path / "alone", search=search))
+        pictures, captions = smoke_pictures(smoke), [[(4, 5, END)]] * 4
+        seen = [features(each, pictures).mean(dim=1) for each in (run, own)]
+        of_both, of_own = (
+            each.search.expected.scores(pooled, captions)
+            for each, pooled in zip((run, own), seen, strict=True)
+        )
+        assert of_both == [pytest.approx(scores, abs=2e-3) for scores in of_own]
+        assert all(hypothesis.token_ids for hypothesis in run.decode(features(run, pictures)))
+
     def test_it_captions_and_is_scored_like_a_run(self, smoke: Smoke, pooled: Path) -> None:
         pictures = smoke_pictures(smoke)
         assert len(load_run(pooled).caption(pictures)) == len(pictures)
@@ -329,8 +364,6 @@ class TestPool:
         signature = json.loads((pooled / "scores-val.json").read_text())["signature"]
         assert "candidates:10" in signature
         assert "pool:yes" in signature
-        told = {entry.partition(":")[0] for entry in signature.split("|")}
-        assert {"repeatable", "weight", "word_reward"} <= told
 
     def test_without_it_or_before_it_there_is_one_search_with_the_mean(
         self, smoke: Smoke, averaged: Path, tmp_path: Path

@@ -21,6 +21,7 @@ from showtell.evaluation import changed_files
 from showtell.files import check_writable, write_atomically
 from showtell.inputs import Config, caption_views, features_of, seen_features_of
 from showtell.parts import Settings, fitted_to, select_images
+from showtell.types import FeatureKind
 from showtell.vision.encoder import Encoder, merge_encoders
 from showtell.vision.images import view_names
 from showtell.vision.weights import exact_file
@@ -44,8 +45,9 @@ def gather(
     The folder depends on nothing outside. An ensemble among the members is replaced by its own
     members. A single member gives the same run with another search or other views. If the members
     have different encoders, the ensemble's encoder joins them, and each member reads its part; a
-    reranked search predicts from the part of the first run alone. Predicting from all parts ranks
-    no better (docs/tried.md), and would need features that nobody has stored.
+    reranked search predicts from the part of the first run alone, because predicting from all would
+    need features of the training images that nobody has stored. So a run whose encoder joins two
+    networks should be the first: two predict better than one, three hardly (docs/tried.md).
 
     With ``mean_weights`` the result is one model instead, as fast as each member. If one of two
     runs started from the other, that interpolates between them (Wortsman et al. 2022, "Robust
@@ -54,7 +56,8 @@ def gather(
     Args:
         members: run folders.
         output: the folder to make.
-        search: the node of ``conf/decoding`` to caption with; None for that of the first member.
+        search: the node of ``conf/decoding`` to caption with; None for that of the first run, and
+            if that is a reranked one of a single model, for it with pooled candidates.
         views: the views of an image to use together; None for those of the first member.
         places: where the data set is now (``data.root=...``, ``features.root=...``).
         mean_weights: whether to average the weights of the members into one model.
@@ -71,13 +74,13 @@ def gather(
     loaded = [each for run in given for each in _members(run)]
     names = [name for run in given for name in run.record.get("members", [run.folder.name])]
     check_words(loaded)
-    encoder, columns, of_first = _merged_encoder(given)
+    encoder, columns, first_columns = _merged_encoder(given)
     seconds = sum(run.record.get("training_seconds", 0.0) for run in loaded)
     if mean_weights:
         mean = _mean(loaded, is_one_encoder=encoder is None)
         mean.record[runs.MEAN_OF] = names
         loaded, names = [mean], [" + ".join(names)]
-    search = search or given[0].record["decoding"]
+    search = search or _search_of(given[0])
     views = views or "+".join(given[0].views)
     try:
         view_names(views)
@@ -95,7 +98,7 @@ def gather(
         and isinstance(fitted, RerankedBeamSearch)
         and fitted.expected is not None
     ):
-        widened = fitted.expected.widened(of_first, encoder.identity.size)
+        widened = fitted.expected.widened(first_columns, encoder.identity.size)
         fitted = fitted.with_expected(widened)
     record = {**_record(loaded, names), "decoding": search, "views": views}
     record["training_seconds"] = seconds
@@ -118,6 +121,14 @@ def gather(
     write_atomically(output / runs.CONFIG, text.encode())
     runs.write_json(output / runs.RECORD, record)  # last: a folder without it is not a run
     return output
+
+
+def _search_of(run: Run) -> dict[str, Any]:
+    """The node of the run's search, for an ensemble that begins with the run."""
+    search: dict[str, Any] = run.record["decoding"]
+    # A single model has had nothing to pool; an ensemble has chosen.
+    is_open = isinstance(run.search, RerankedBeamSearch) and not runs.is_ensemble(run.record)
+    return {**search, "pool": True} if is_open else search
 
 
 def _members(run: Run) -> list[Run]:
@@ -205,10 +216,11 @@ def _fitted_search(config: Config, run: Run) -> Search:
     for note in changed_files(run.record, data):
         print(f"note: {note}")
     images = select_images(data, settings.trainer)["train"]
-    store = features_of(images, run.encoder, run.feature_kind, config)
-    seen = seen_features_of(
-        images, store, run.encoder, run.feature_kind, config, caption_views(config)
-    )
+    # The features that a run was trained on are likely to be stored. Of the joined encoder of an
+    # ensemble none are, and the means of its grids, which are all that is read, take little space.
+    kind: FeatureKind = "pooled" if runs.COLUMNS in run.record else run.feature_kind
+    store = features_of(images, run.encoder, kind, config)
+    seen = seen_features_of(images, store, run.encoder, kind, config, caption_views(config))
     return fitted_to(images, search, seen, run.vocabulary)
 
 

@@ -194,7 +194,7 @@ def _context(run: Run, split: Split) -> dict[str, object]:
         for field in fields(run.search)
         if field.name not in INJECTED["decoding"]
     }
-    if len(run.record.get("members", ())) < 2:
+    if not runs.is_ensemble(run.record):
         options.pop("pool", None)  # there is nothing to pool
     if len(run.views) > 1:
         options = {"views": "+".join(run.views), **options}

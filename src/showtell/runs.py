@@ -369,6 +369,11 @@ def _stands_in(path: Path, signature: str, scores: Mapping[str, float]) -> bool:
         return False
 
 
+def is_ensemble(record: Mapping[str, Any]) -> bool:
+    """Whether several models write together, by ``run.json``; a single member is a run alone."""
+    return len(record.get("members", ())) > 1
+
+
 def describe_origin() -> dict[str, Any]:
     """Commit, versions and platform of this process, and the time."""
     versions = {package: version(package) for package in VERSIONED_PACKAGES}

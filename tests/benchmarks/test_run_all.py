@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import gpu
 from page import ORDER
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -37,22 +39,56 @@ def test_a_quick_look(name: str, tmp_path: Path) -> None:
     assert report["figures"]
 
 
+# Once, or again and again; busy while the file $BUSY is there, and half of the time without one.
 NVIDIA_SMI = """#!/bin/sh
-while sleep 0.05; do echo 40; echo 60; done
+case "$*" in *--loop-ms=*) ;; *) echo 0; exit;; esac
+while sleep 0.05; do
+  if [ -z "$BUSY" ]; then echo 40; echo 60; elif [ -e "$BUSY" ]; then echo 100; else echo 0; fi
+done
 """
+
+
+def install(folder: Path) -> str:
+    """A PATH with a stub of nvidia-smi, in ``folder``."""
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    program.write_text(NVIDIA_SMI)
+    program.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_a_gpu_counts_from_the_first_row_of_the_curves_to_the_best_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = tmp_path / "metrics.csv"
+    monkeypatch.setenv("PATH", install(tmp_path / "bin"))
+    monkeypatch.setenv("BUSY", str(curves))
+    gpu.ask_once()
+    with gpu.busy_shares(curves) as shares:
+        time.sleep(0.5)
+        assert shares == []
+        curves.touch()
+        while len(shares) < 20:
+            time.sleep(0.01)
+    # One line may have been written before the file and read after it.
+    assert [share for _, share in shares[1:]] == [1.0] * (len(shares) - 1)
+    assert gpu.until([(1.0, 0.2), (2.0, 0.4), (3.0, 1.0)], 2.0) == [0.2, 0.4]
+
+
+def test_without_a_gpu_it_ends_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match="needs one of NVIDIA's GPUs"):
+        gpu.ask_once()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_way_to_the_best_captions_is_timed_and_the_gpu_asked(tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(NVIDIA_SMI)
-    program.chmod(0o755)
+    path = install(tmp_path / "bin")
     words = ["experiment=smoke", f"data.root={tmp_path}", "callbacks.patience=null"]
     command = [sys.executable, "benchmarks/gpu.py", *words, "--quick", "--output", str(tmp_path)]
-    places = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(command, check=True, cwd=BENCHMARKS.parent, capture_output=True, env=places)
+    environment = {**os.environ, "PATH": path}
+    subprocess.run(command, check=True, cwd=BENCHMARKS.parent, capture_output=True, env=environment)
     report = json.loads((tmp_path / "gpu.json").read_text())
     features, best, busy = (figure["value"] for figure in report["figures"])
     (facts,) = report["facts"]["turns"]

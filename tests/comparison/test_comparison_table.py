@@ -13,7 +13,7 @@ from conftest import Smoke
 from made_up_runs import SIGNATURE, made_up_run, rouge, steady
 
 from showtell.comparison.jobs import Job
-from showtell.comparison.notes import _SCORED_WITH, _signature
+from showtell.comparison.notes import _SCORED_ON, _signature
 from showtell.comparison.rows import Row
 from showtell.comparison.table import RunTable, console, cost_of, print_table, tabulate
 from showtell.comparison.trainings import Training
@@ -160,6 +160,10 @@ def test_the_notes_tell_what_the_test_allows_for(tmp_path: Path) -> None:
             "not scored alike: beam is 3 in run_00; 5 in run_01",
         ),
         (
+            {"signature": f"{SIGNATURE}|candidates:10|weight:8"},
+            "not scored alike: only run_01 has candidates, weight",
+        ),
+        (
             {"data": {"name": "flickr8k", "origin": {"token.txt": "12" * 32}, "images": {}}},
             "not trained on the same data: token.txt is abababab in run_00; 12121212 in run_01",
         ),
@@ -170,7 +174,9 @@ def test_what_makes_runs_unequal_is_told(
 ) -> None:
     made_up_run(tmp_path, scores=steady(0.2))
     made_up_run(tmp_path, MERGE, scores=steady(0.2))
+    made_up_run(tmp_path, MERGE, seed=3, scores=steady(0.2), signature=f"{SIGNATURE}|pool:no")
     assert not noted(tabulate([tmp_path], "val"), "alike")
+    shutil.rmtree(tmp_path / "run_02")
     shutil.rmtree(tmp_path / "run_01")
     made_up_run(tmp_path, MERGE, scores=steady(0.2), **change)
     assert noted(tabulate([tmp_path], "val"), words)
@@ -271,8 +277,7 @@ def test_two_seeds_of_a_training_are_one_row_with_their_cost(smoke: Smoke, tmp_p
             {name: training.scores[name] for name in unscored.scores}
         )
         assert {"BLEU-4", "CIDEr"} <= set(unscored.scores)
-    told_where_used = {"views", "repeatable", "candidates", "weight", "word_reward", "pool"}
-    assert set(_SCORED_WITH) - told_where_used <= _signature(row.trainings[0]).keys()
+    assert _SCORED_ON - {"pool"} <= _signature(row.trainings[0]).keys()
     before = row.trainings[1].seconds
     longer = smoke.config("seed=2", "trainer.max_epochs=3")
     resume(second, longer, build("data", longer["data"]))

@@ -65,9 +65,8 @@ def test_the_command_of_a_run_from_before_an_option_does_without_it() -> None:
     later = ("repeatable", "word_reward", "pool")
     decoding = {k: v for k, v in config["decoding"].items() if k not in later}
     command = command_of({**config, "decoding": decoding})
-    assert (
-        "decoding=reranked decoding.repeatable=null decoding.word_reward=0 decoding.pool=false"
-    ) in command
+    assert "decoding=reranked decoding.repeatable=null decoding.word_reward=0" in command
+    assert "pool" not in command  # one model has nothing to pool
 
 
 def test_whether_candidates_are_pooled_counts_for_several_models_only() -> None:
@@ -87,6 +86,11 @@ def test_whether_candidates_are_pooled_counts_for_several_models_only() -> None:
     found = [settings_of(config, together) for config in configs]
     assert found[0] == found[1]
     assert names_of(found[1:]) == [("decoding.pool=false",), ("decoding.pool=true",)]
+    single = settings_of(configs[1], {**RECORD, "model": configs[0]["model"]})
+    assert [any("pool" in word for word in name) for name in names_of([single, found[1]])] == [
+        False,
+        True,
+    ]
 
 
 def test_an_encoder_that_learned_counts_by_what_it_began_with() -> None:

@@ -9,7 +9,7 @@ import torch
 from tiny_decoders import MODELS, Make, Words, all_log_probs, lstm, pictures
 
 from showtell.decoding import rescoring
-from showtell.decoding.beam import Batching, BeamSearch
+from showtell.decoding.beam import BeamSearch
 from showtell.decoding.rescoring import log_probs_of
 from showtell.text.vocabulary import END, UNKNOWN
 
@@ -63,7 +63,7 @@ def test_company_changes_nothing(make: Make, rows: int, monkeypatch: pytest.Monk
     decoder = make(3)
     features = pictures(decoder, 3)
     together = log_probs_of(decoder, features, CAPTIONS)
-    monkeypatch.setattr(rescoring, "batching_for", lambda _: Batching(rows=rows, words=1))
+    monkeypatch.setattr(rescoring, "_ROWS", rows)
     grouped = log_probs_of(decoder, features, CAPTIONS)
     backwards = log_probs_of(decoder, features.flip(0), CAPTIONS[::-1])[::-1]
     alone = [

@@ -8,12 +8,11 @@ from showtell.comparison.rows import Row
 from showtell.comparison.trainings import Training
 from showtell.types import Split
 
-# Entries of a result's signature that say how captions were decoded and scored, not on what.
-_SCORED_WITH = (
-    *("scorers", "bleu", "cider", "tokenizer", "end-token", "showtell"),
-    *("views", "beam", "length_penalty", "max_length", "repeatable"),
-    *("candidates", "weight", "word_reward", "pool"),
-)
+# Entries of a result's signature that say what was scored; all others say how captions were
+# written and scored. Whether candidates were pooled is among the settings that name a row.
+_SCORED_ON = frozenset(
+    ("metrics", "split", "split-sha256", "images", "references", "references-per-image")
+) | {"references-sha256", "pool"}
 
 
 def notes_on(rows: Sequence[Row], split: Split) -> Iterator[str]:
@@ -61,10 +60,18 @@ def _on_missing_scores(trainings: Sequence[Training]) -> Iterator[str]:
 def _on_scoring(trainings: Sequence[Training]) -> Iterator[str]:
     trainings = [training for training in trainings if training.statistics is not None]
     signatures = [_signature(training) for training in trainings]
-    for fact in _SCORED_WITH:
-        values = [signature.get(fact, "not told") for signature in signatures]
+    only_of_some: dict[tuple[Training, ...], list[str]] = {}
+    for fact in dict.fromkeys(fact for signature in signatures for fact in signature):
+        if fact in _SCORED_ON:
+            continue
+        having = [(t, s[fact]) for t, s in zip(trainings, signatures, strict=True) if fact in s]
+        those, values = zip(*having, strict=True)
         if len(set(values)) > 1:
-            yield f"not scored alike: {fact} is {_told_apart(values, trainings)}"
+            yield f"not scored alike: {fact} is {_told_apart(values, those)}"
+        if len(those) < len(trainings):
+            only_of_some.setdefault(those, []).append(fact)
+    for those, facts in only_of_some.items():
+        yield f"not scored alike: only {_named(those)} has {', '.join(facts)}"
 
 
 def _on_data(trainings: Sequence[Training]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from showtell.config import (
     quoted,
     with_added_defaults,
 )
-from showtell.runs import BEGAN_WITH, MEAN_OF
+from showtell.runs import BEGAN_WITH, MEAN_OF, is_ensemble
 
 Settings = Mapping[str, str]
 
@@ -44,6 +44,8 @@ _PLAIN = ("seed", "start_from")  # outside the groups, but part of the command
 _VIEWS, _ONE_VIEW = "views", "original"
 _UNQUOTED = re.compile(r"[\w./+@-]+(:[\w./+@-]+)*")
 _ABSENT = "absent"
+# Has an effect in ensembles alone, and is told of no other run.
+_OF_ENSEMBLES = "decoding.pool"
 
 
 def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
@@ -60,19 +62,10 @@ def settings_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[st
     if "members" in record:  # the configuration has only the first one's
         config = {**config, "model": record["model"]}
     views = {_VIEWS: record.get(_VIEWS, _ONE_VIEW)}  # older runs have no views
-    flat = _flat(_with_options(config, alone=len(record.get("members", ())) < 2))
+    flat = _flat(with_added_defaults(config))
+    if not is_ensemble(record):
+        flat.pop(_OF_ENSEMBLES, None)
     return flat | views | dict(zip(_CONTENTS, shown, strict=True))
-
-
-def _with_options(config: Mapping[str, Any], *, alone: bool) -> Mapping[str, Any]:
-    """``config`` with the options that later versions added, and one value of those without effect.
-
-    A model ``alone`` has no candidates of others to pool.
-    """
-    whole = with_added_defaults(config)
-    if alone and "pool" in whole.get("decoding", ()):
-        whole["decoding"] = {**whole["decoding"], "pool": True}
-    return whole
 
 
 def _encoder_of(described: Mapping[str, Any]) -> str | None:
@@ -87,9 +80,9 @@ def _start_of(record: Mapping[str, Any]) -> str | None:
     start = record.get("start")
     if not start:
         return None
-    return hashlib.sha256(
-        repr(sorted(_flat(_with_options(start["config"], alone=True)).items())).encode()
-    ).hexdigest()
+    flat = _flat(with_added_defaults(start["config"]))
+    flat.pop(_OF_ENSEMBLES, None)
+    return hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest()
 
 
 def key_of(settings: Settings) -> frozenset[tuple[str, str]]:
@@ -136,6 +129,7 @@ def command_of(config: Mapping[str, Any]) -> str:
     Tracking and output options are left out.
     """
     flat = _flat(with_added_defaults(config), whole=True)
+    flat.pop(_OF_ENSEMBLES, None)
     overrides = {
         key: value
         for key, value in _overrides(flat, whole=True).items()
@@ -157,7 +151,7 @@ def _overrides(settings: Settings, *, whole: bool = False) -> dict[str, str]:
         own = {key: value for key, value in settings.items() if key.startswith(f"{group}.")}
         overrides[group], usual = _nearest_choice(group, own, whole=whole)
         overrides |= {key: value for key, value in own.items() if usual.get(key) != value}
-        overrides |= {key: _ABSENT for key in usual if key not in own}
+        overrides |= {k: _ABSENT for k in usual if k not in own and k != _OF_ENSEMBLES}
     if settings.get(_VIEWS, _ONE_VIEW) != _ONE_VIEW:
         overrides[_VIEWS] = settings[_VIEWS]
     return overrides

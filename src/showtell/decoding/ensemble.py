@@ -1,5 +1,7 @@
 """Several decoders with one vocabulary that write a caption together, word by word.
 
+A re-ranked search may instead let each write its own captions: see `RerankedBeamSearch`.
+
 Dimension key: B images, N rows, R regions, D feature size, V vocabulary, M members.
 """
 
@@ -57,7 +59,7 @@ class Ensemble(nn.Module):
 
         Its tensors are those of the first member, then those of the second, and so on.
         """
-        states = [member.start(own) for member, own in self.readers(features)]
+        states = [member.start(own) for member, own in self.members_with_features(features)]
         self._parts = tuple((len(s.rows), len(s.images), len(s.weights)) for s in states)
         return _join(states)
 
@@ -68,7 +70,7 @@ class Ensemble(nn.Module):
         mean_NV = sum(each.float() for each in scores) / len(scores)
         return mean_NV, _join(states)
 
-    def readers(self, features: Tensor) -> Iterator[tuple[Decoder, Tensor]]:
+    def members_with_features(self, features: Tensor) -> Iterator[tuple[Decoder, Tensor]]:
         """Each member with what it reads, (B, d) or (B, R, d), of features (B, D) or (B, R, D)."""
         for number, member in enumerate(self._each()):
             own = features if self.columns is None else _take(features, self.columns[number])

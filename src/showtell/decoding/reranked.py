@@ -128,10 +128,16 @@ def candidates_of_members(
     The score of each is the mean of what ``beams`` would give it with every member. The first
     member that wrote it decides its place, and whether it was cut off.
     """
-    found = [beams.several(member, own, count) for member, own in ensemble.readers(features)]
+    found = [
+        beams.several(member, own, count)
+        for member, own in ensemble.members_with_features(features)
+    ]
     pools = [_distinct(chain(*lists)) for lists in zip(*found, strict=True)]
     captions = _captions(pools)
-    log_probs = [log_probs_of(member, own, captions) for member, own in ensemble.readers(features)]
+    log_probs = [
+        log_probs_of(member, own, captions)
+        for member, own in ensemble.members_with_features(features)
+    ]
     return [
         [
             replace(each, score=_mean_score(each, by_member, beams.length_penalty))

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from queue import SimpleQueue
 from typing import Any, get_args
 from weakref import WeakKeyDictionary
@@ -140,6 +140,11 @@ class TorchEngine:
     device: torch.device
     dtype: torch.dtype
 
+    @cached_property
+    def _normalised(self) -> Callable[[Tensor], Tensor]:
+        """Made once: to put its constants on a GPU waits for all that was started there."""
+        return self.preprocessing.in_network(self.device)
+
     def empty_batch(self) -> Tensor:
         """Pixels (B, S, S, 3) of a batch, uint8, all zero, to be filled and given to ``start``."""
         side, on_gpu = self.preprocessing.size, self.device.type == "cuda"
@@ -152,8 +157,7 @@ class TorchEngine:
         as bytes they are a quarter to copy.
         """
         on_gpu = self.device.type == "cuda"
-        normalised = self.preprocessing.in_network(self.device)
-        images = normalised(pixels.to(self.device, non_blocking=True)).to(self.dtype)
+        images = self._normalised(pixels.to(self.device, non_blocking=True)).to(self.dtype)
         output = self.network(images)
         features = {
             kind: getattr(output, kind).half().to("cpu", non_blocking=on_gpu) for kind in kinds

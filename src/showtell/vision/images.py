@@ -194,10 +194,12 @@ class Preprocessing:
         return np.array(seen)
 
     def normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Normalise pixels (S, S, 3) to the network's input (3, S, S), float32."""
-        # NumPy instead of torch, because this runs in many threads, each of which would start
-        # torch's own pool. In place and per channel, because arithmetic on the whole transposed
-        # view takes eight times as long, a tenth of a small network's time.
+        """Normalise pixels (S, S, 3) to the network's input (3, S, S), float32.
+
+        The reference of what engines do within the network: see ``in_network``.
+        """
+        # In place and per channel, because arithmetic on the whole transposed view takes eight
+        # times as long.
         channels = pixels.transpose(2, 0, 1)
         tensor = np.empty(channels.shape, dtype=np.float32)
         for out, values, mean, std in zip(tensor, channels, self.mean, self.std, strict=True):
@@ -209,9 +211,9 @@ class Preprocessing:
     def in_network(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """``normalised`` as a first layer on ``device``: (B, S, S, 3) -> (B, 3, S, S), float32.
 
-        The same operations, hence the same bits. They run before the permutation, so that memory
-        stays channels-last, as convolutions want it: otherwise it is reordered twice, a fortieth of
-        a small network's time.
+        The same operations, hence on a CPU the same bits. They run before the permutation, so that
+        memory stays channels-last, as convolutions want it: otherwise it is reordered twice, a
+        fortieth of a small network's time.
         """
         # A single number if all channels share it: that vectorizes, three numbers do not.
         mean, std = (
