@@ -195,7 +195,7 @@ def test_a_terminated_run_says_how_to_go_on(
 ) -> None:
     def terminate(module: CaptioningModule, optimizer: object) -> None:
         if module.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(CaptioningModule, "on_before_zero_grad", terminate)
     folder = tmp_path / "run"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +53,8 @@ class Ask(Callback):
         def ask(trainer: Any, *_: Any) -> None:
             if self._left and trainer.global_step == step:
                 self._left = False
-                os.kill(os.getpid(), number)
+                # Not os.kill, whose signal another thread may take, and later.
+                signal.raise_signal(number)
 
         setattr(self, hook, ask)
 
