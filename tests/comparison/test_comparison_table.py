@@ -161,7 +161,7 @@ def test_the_notes_tell_what_the_test_allows_for(tmp_path: Path) -> None:
         ),
         (
             {"signature": f"{SIGNATURE}|candidates:10|weight:8"},
-            "not scored alike: only run_01 has candidates, weight",
+            "not scored alike: candidates, weight only in run_01",
         ),
         (
             {"data": {"name": "flickr8k", "origin": {"token.txt": "12" * 32}, "images": {}}},

@@ -191,9 +191,12 @@ def test_on_a_gpu_half_precision_stays_near_the_eager_features(capsys, images: i
     assert encoder.body.conv_head.weight.is_contiguous(memory_format=torch.channels_last)
     batches = [batch_of([picture(224, 8 * b + i) for i in range(8)]) for b in range(3)]
     begun = [engine.start(batches[0], KINDS)]
+    pinned = [batch.pin_memory() for batch in batches[1:]]
     torch.cuda.set_sync_debug_mode("error")  # none waits for another
-    begun += [engine.start(batch.pin_memory(), KINDS) for batch in batches[1:]]
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        begun += [engine.start(batch, KINDS) for batch in pinned]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     eager = eager_engine(encoder, 8, device)
     for batch, finish in zip(batches, begun, strict=True):
         difference = engines._difference(finish(), eager.start(batch, KINDS)())

@@ -10,9 +10,10 @@ from showtell.types import Split
 
 # Entries of a result's signature that say what was scored; all others say how captions were
 # written and scored. Whether candidates were pooled is among the settings that name a row.
-_SCORED_ON = frozenset(
-    ("metrics", "split", "split-sha256", "images", "references", "references-per-image")
-) | {"references-sha256", "pool"}
+_SCORED_ON = {
+    *("metrics", "split", "split-sha256", "images", "references", "references-per-image"),
+    *("references-sha256", "pool"),
+}
 
 
 def notes_on(rows: Sequence[Row], split: Split) -> Iterator[str]:
@@ -71,7 +72,7 @@ def _on_scoring(trainings: Sequence[Training]) -> Iterator[str]:
         if len(those) < len(trainings):
             only_of_some.setdefault(those, []).append(fact)
     for those, facts in only_of_some.items():
-        yield f"not scored alike: only {_named(those)} has {', '.join(facts)}"
+        yield f"not scored alike: {', '.join(facts)} only in {_named(those)}"
 
 
 def _on_data(trainings: Sequence[Training]) -> Iterator[str]:

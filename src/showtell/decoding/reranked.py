@@ -125,8 +125,9 @@ def candidates_of_members(
 ) -> list[list[Hypothesis]]:
     """The different captions of each image that the members find, up to ``count`` each.
 
-    The score of each is the mean of what ``beams`` would give it with every member. The first
-    member that wrote it decides its place, and whether it was cut off.
+    ``features`` are those of the ensemble, (B, D) or (B, R, D). The score of each caption is the
+    mean of what ``beams`` would give it with every member: log probability in nats over its length
+    norm. The first member that wrote it decides its place, and whether it was cut off.
     """
     found = [
         beams.several(member, own, count)
