@@ -21,6 +21,7 @@ from showtell.comparison.settings import settings_of
 from showtell.comparison.trainings import read_training
 from showtell.config import build, compose, saved_config
 from showtell.decoding.ensemble import Ensemble
+from showtell.decoding.guidance import ExpectedCider
 from showtell.ensembles import gather
 from showtell.errors import UserError
 from showtell.evaluation import evaluate
@@ -212,7 +213,8 @@ def test_a_reranked_search_is_fitted_to_the_training_images(smoke: Smoke, tmp_pa
     member, seen = load_run(smoke.folder), features(run, pictures)
     rules = {"max_length": 20, "repeatable": search["repeatable"]}
     beams = replace(member.search, beam_size=5, **rules).with_vocabulary(run.vocabulary)
-    several = beams.several(member.decoder, seen, 10)
+    guide = ExpectedCider(run.search.expected, seen, 3)
+    several = beams.several(member.decoder, seen, 10, guide)
     ended = [[(*each.token_ids, END) for each in image] for image in several]
     worth = run.search.expected.scores(seen, ended)
     for chosen, image, scores in zip(run.decode(seen), several, worth, strict=True):
@@ -287,7 +289,8 @@ class TestPool:
         seen, *own = (features(each, smoke_pictures(smoke)) for each in (run, *members))
         rules = {"max_length": 8, "repeatable": run.search.repeatable}
         beams = replace(members[0].search, beam_size=5, **rules).with_vocabulary(run.vocabulary)
-        lists = [beams.several(m.decoder, x, 10) for m, x in zip(members, own, strict=True)]
+        guide = ExpectedCider(run.search.expected, seen.mean(dim=1), 3)
+        lists = [beams.several(m.decoder, x, 10, guide) for m, x in zip(members, own, strict=True)]
         for i, chosen in enumerate(run.decode(seen)):
             totals = {}
             for caption in {each.token_ids for found in lists for each in found[i]}:
@@ -383,7 +386,7 @@ class TestPool:
             assert "pool:no" in signature
             run, training = load_run(folder), read_training(folder, "val")
             seen = features(run, smoke_pictures(smoke))
-            search = replace(run.search, weight=0.0, word_reward=0.0)
+            search = replace(run.search, weight=0.0, word_reward=0.0, guidance=0.0)
             beams = replace(load_run(smoke.folder).search, beam_size=5, max_length=8)
             beams = replace(beams, repeatable=search.repeatable).with_vocabulary(run.vocabulary)
             best = [each[0] for each in beams.several(run.decoder, seen, 10)]

@@ -79,6 +79,7 @@ ADDED_DEFAULTS = {
     "decoding.repeatable": None,
     "decoding.word_reward": 0.0,
     "decoding.pool": False,
+    "decoding.guidance": 0.0,
 }
 PACKAGES: dict[str, str] = {
     "data": "showtell.data.",

@@ -62,10 +62,11 @@ def test_runs_from_before_an_option_are_as_those_that_do_not_use_it(option: str)
 
 def test_the_command_of_a_run_from_before_an_option_does_without_it() -> None:
     config = composed("decoding=reranked")
-    later = ("repeatable", "word_reward", "pool")
+    later = ("repeatable", "word_reward", "pool", "guidance")
     decoding = {k: v for k, v in config["decoding"].items() if k not in later}
     command = command_of({**config, "decoding": decoding})
     assert "decoding=reranked decoding.repeatable=null decoding.word_reward=0" in command
+    assert "decoding.guidance=0" in command
     assert "pool" not in command  # one model has nothing to pool
 
 

@@ -18,6 +18,7 @@ from showtell.decoding import expected as module
 from showtell.decoding.expected import ExpectedNgrams
 from showtell.errors import UserError
 from showtell.quantization import SCALES_SUFFIX
+from showtell.text.vocabulary import PAD
 
 # Six images of two references each, ids of tokens as END would end them (2).
 CAPTIONS = [
@@ -274,6 +275,23 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, part: str) -> None:
     flat = {n: t.flatten() if n == "ngrams" else t for n, t in tensors.items()}
     save_file(flat, file, metadata=facts)
     with pytest.raises(UserError, match=r"expected\.safetensors cannot be read"):
+        ExpectedNgrams.load(file, "")
+
+
+@pytest.mark.parametrize("change", ["a gap", "a copy"])
+def test_ngrams_that_are_no_tree_are_refused(tmp_path: Path, change: str) -> None:
+    """Guided searches find an n-gram by that of all its words but the last."""
+    file = tmp_path / "expected.safetensors"
+    fit().save(file, "")
+    with safe_open(file, framework="pt") as written:
+        tensors = {name: written.get_tensor(name) for name in written.keys()}  # noqa: SIM118
+        facts = written.metadata()
+    padded = tensors["ngrams"]
+    pair = next(row for row in padded if row[1] != PAD).clone()
+    (place,) = (padded == torch.tensor([pair[0], PAD, PAD, PAD])).all(dim=1).nonzero()
+    padded[place] = pair if change == "a copy" else torch.tensor([99, PAD, PAD, PAD]).int()
+    save_file(tensors, file, metadata=facts)
+    with pytest.raises(UserError, match="its parts do not fit"):
         ExpectedNgrams.load(file, "")
 
 

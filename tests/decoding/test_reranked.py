@@ -27,6 +27,7 @@ from torch import Tensor
 from showtell.decoding.beam import BeamSearch
 from showtell.decoding.ensemble import Ensemble, Spans
 from showtell.decoding.expected import ExpectedNgrams
+from showtell.decoding.guidance import ExpectedCider
 from showtell.decoding.reranked import RerankedBeamSearch
 from showtell.text.vocabulary import END, UNKNOWN
 
@@ -76,13 +77,18 @@ def rated(decoder: Any, features: Tensor) -> dict[Words, float]:
 
 
 @pytest.mark.parametrize("make", MODELS)
-@pytest.mark.parametrize(("weight", "word_reward"), [(0.0, 0.0), (1.0, 0.5), (50.0, -1.0)])
+@pytest.mark.parametrize(
+    ("weight", "word_reward", "guidance"),
+    [(0.0, 0.0, 0.0), (1.0, 0.5, 0.0), (50.0, -1.0, 0.0), (1.0, 0.5, 3.0)],
+)
 @torch.inference_mode()
-def test_it_finds_the_best_of_all_captions(make: Make, weight: float, word_reward: float) -> None:
+def test_it_finds_the_best_of_all_captions(
+    make: Make, weight: float, word_reward: float, guidance: float
+) -> None:
     decoder: Any = make(3)
     shape = (4, REGIONS, FEATURES) if decoder.feature_kind == "grid" else (4, FEATURES)
     features = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    reranked = search(weight=weight, word_reward=word_reward)
+    reranked = search(weight=weight, word_reward=word_reward, guidance=guidance)
     for i, found in enumerate(reranked(decoder, features)):
         own = rated(decoder, features[i : i + 1])
         assert len(own) == 3 + 9 + 27
@@ -124,10 +130,11 @@ def test_a_narrow_beam_ends_as_many_as_are_asked_for(count: int) -> None:
         assert len({each.token_ids for each in image}) == len(image)
 
 
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
 @torch.inference_mode()
-def test_company_changes_no_caption() -> None:
+def test_company_changes_no_caption(guidance: float) -> None:
     decoder, features = lstm(2), torch.randn(6, FEATURES)
-    narrow = search(beam_size=2, candidates=4, weight=5.0, max_length=6)
+    narrow = search(beam_size=2, candidates=4, weight=5.0, max_length=6, guidance=guidance)
     together = narrow(decoder, features)
     alone = [narrow(decoder, features[i : i + 1])[0] for i in range(6)]
     assert [each.token_ids for each in together] == [each.token_ids for each in alone]
@@ -144,7 +151,8 @@ class TestPool:
         beam = BeamSearch(**{name: getattr(reranked, name) for name in options})
         written: set[Words] = set()
         for member, features in zip(members, read, strict=True):
-            (found,) = beam.several(member, features, reranked.candidates)
+            guide = ExpectedCider(reranked.expected, seen, reranked.guidance)
+            (found,) = beam.several(member, features, reranked.candidates, guide)
             written |= {each.token_ids for each in found}
         following = [all_log_probs(m, f, 3) for m, f in zip(members, read, strict=True)]
         totals = {}
@@ -161,15 +169,19 @@ class TestPool:
         return best, totals[best]
 
     @pytest.mark.parametrize("makes", [(lstm, lstm), (lstm, attention), MODELS])
-    @pytest.mark.parametrize(("beam_size", "candidates"), [(1, 1), (2, 4), (45, 39)])
+    @pytest.mark.parametrize(
+        ("beam_size", "candidates", "guidance"),
+        [(1, 1, 0.0), (2, 4, 0.0), (2, 4, 3.0), (45, 39, 3.0)],
+    )
     @torch.inference_mode()
     def test_it_is_the_best_of_what_any_member_finds(
-        self, makes: tuple[Make, ...], beam_size: int, candidates: int
+        self, makes: tuple[Make, ...], beam_size: int, candidates: int, guidance: float
     ) -> None:
         members = [make(seed) for seed, make in enumerate(makes)]
         ensemble = Ensemble(members)
         reranked = search(
-            **{"beam_size": beam_size, "candidates": candidates, "word_reward": 0.1, "pool": True}
+            **{"beam_size": beam_size, "candidates": candidates, "word_reward": 0.1, "pool": True},
+            guidance=guidance,
         )
         features = pictures(ensemble, 6)
         is_grid = features.dim() == 3
@@ -280,6 +292,8 @@ def test_it_must_know_what_to_expect() -> None:
         ({"rank": 0}, "at least 1"),
         ({"weight": -1.0}, "weight is a number from 0"),
         ({"weight": math.nan}, "weight is a number from 0"),
+        ({"guidance": -1.0}, "guidance is a number from 0"),
+        ({"guidance": math.inf}, "guidance is a number from 0"),
         ({"word_reward": math.inf}, "word_reward is a finite number"),
         ({"beam_size": 0}, "beam_size is at least 1"),
         ({"length_penalty": -1.0}, "negative length_penalty"),

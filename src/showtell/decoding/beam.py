@@ -1,6 +1,7 @@
 """Greedy and beam search over the ``start/step`` protocol, all images at once.
 
-Dimension key: B images, K beams, L live images, N = L * K rows, V vocabulary, T longest caption.
+Dimension key: B images, K beams, L live images, N = L * K rows, V vocabulary, C continuations,
+T words.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from functools import partial
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -55,6 +57,25 @@ class Hypothesis:
     ended: bool  # False if cut off at the longest length, where a word was likelier than END
 
 
+class Guide(Protocol):
+    """A second opinion on which hypotheses a search should follow."""
+
+    def __call__(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """What is added to the score of hypotheses (L, C), all of T words, END included.
+
+        Args:
+            images: (L,) index of each image among those of the search.
+            tokens: (L, C, T) their token ids.
+        """
+        ...
+
+
+# With a guide, of each beam so many times as many continuations as without are looked at: those
+# with the highest log probabilities. Two times were fewer than the guide could make use of, ten no
+# better (docs/tried.md).
+OFFERED = 4
+
+
 @dataclass(frozen=True, slots=True)
 class BeamSearch:
     """Beam search with a pool of ended hypotheses per image; one beam is greedy search.
@@ -98,26 +119,37 @@ class BeamSearch:
     @torch.inference_mode()
     def __call__(self, decoder: StepDecoder, features: Tensor) -> list[Hypothesis]:
         """The best caption of each image of ``features`` (B, D) or (B, R, D), in order."""
-        return [h for ended in self._in_groups(decoder, features, None) for h in ended.best()]
+        return [h for ended in self._in_groups(decoder, features) for h in ended.best()]
 
     @torch.inference_mode()
-    def several(self, decoder: StepDecoder, features: Tensor, count: int) -> list[list[Hypothesis]]:
+    def several(
+        self, decoder: StepDecoder, features: Tensor, count: int, guide: Guide | None = None
+    ) -> list[list[Hypothesis]]:
         """Up to ``count`` ended hypotheses of each image, best first, at least one.
 
         The search of an image stops when ``count`` have ended; at the longest length there may be
-        fewer.
+        fewer. With a ``guide`` unended hypotheses, and those that end, compete by log probability
+        / words^length_penalty plus what it adds; the scores of those that have ended do not
+        contain it.
         """
-        groups = self._in_groups(decoder, features, count)
+        groups = self._in_groups(decoder, features, count, guide)
         return [hypotheses for ended in groups for hypotheses in ended.all()]
 
     def _in_groups(
-        self, decoder: StepDecoder, features: Tensor, count: int | None
+        self,
+        decoder: StepDecoder,
+        features: Tensor,
+        count: int | None = None,
+        guide: Guide | None = None,
     ) -> Iterator[Ended]:
         """Search the images group by group; without ``count`` only each one's best is needed."""
         rules = constraints_for_decoding(self)
         batching = batching_for(features.device)
-        for group in torch.split(features, max(1, batching.rows // self.beam_size)):
-            yield self._search(decoder, group, rules, batching.words, count)
+        size = max(1, batching.rows // self.beam_size)
+        for start in range(0, len(features), size):
+            group = features[start : start + size]
+            own = None if guide is None else partial(_guide_from, guide, start)
+            yield self._search(decoder, group, rules, batching.words, count, own)
 
     def _search(
         self,
@@ -126,6 +158,7 @@ class BeamSearch:
         rules: Constraints,
         words_between: int,
         count: int | None,
+        guide: Guide | None,
     ) -> Ended:
         """Decode all images of ``features`` together."""
         beams = Beams(decoder.start(features), len(features), self.beam_size)
@@ -136,9 +169,12 @@ class BeamSearch:
             rules.forbid(scores_LKV.flatten(0, 1), beams.tokens.flatten(0, 1))
             cut_LK = end_all(scores_LKV) if words == self.max_length else None
             totals_LC = beams.totals(scores_LKV).flatten(1)
-            # At most K of 2K continuations end, one for each beam, so that K can go on.
-            best = best_continuations(totals_LC, 2 * self.beam_size, scores_LKV.shape[2])
             norm = length_norm(words, self.length_penalty)
+            # At most K of 2K continuations end, one for each beam, so that K can go on.
+            offered = self.beam_size * (2 if guide is None else OFFERED)
+            best = best_continuations(totals_LC, offered, scores_LKV.shape[2])
+            if guide is not None:
+                best = ranked_by(guide, best, beams, norm)
             ended.add(beams, ended_among(best, self.beam_size), words, norm, cut_LK)
             beams.advance(continuing(best, self.beam_size))
             bound_L = beams.log_probs.amax(dim=1) / length_norm(
@@ -188,6 +224,20 @@ def best_continuations(totals: Tensor, count: int, vocabulary_size: int) -> Cont
     return Continuations(log_probs, flat // vocabulary_size, flat % vocabulary_size)
 
 
+def ranked_by(guide: Guide, offered: Continuations, beams: Beams, norm: float) -> Continuations:
+    """The ``offered`` continuations by log probability / ``norm`` plus what ``guide`` adds."""
+    before = beams.tokens.gather(1, _along(offered.parents, beams.tokens))
+    tokens = torch.cat([before, offered.token_ids.unsqueeze(-1)], dim=-1)
+    scores = offered.log_probs / norm + guide(beams.images, tokens)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return Continuations(*(each.gather(1, order) for each in offered))
+
+
+def _guide_from(guide: Guide, first: int, images: Tensor, tokens: Tensor) -> Tensor:
+    """For a group of images, the first of which is number ``first``."""
+    return guide(images + first, tokens)
+
+
 def ended_among(best: Continuations, size: int) -> Continuations:
     """The continuations that end, if they are among the best ``size``; the others are dead."""
     ends = best.token_ids == END
@@ -196,12 +246,17 @@ def ended_among(best: Continuations, size: int) -> Continuations:
 
 
 def continuing(best: Continuations, size: int) -> Continuations:
-    """The best ``size`` continuations that do not end."""
+    """The first ``size`` continuations that do not end."""
     live = best.log_probs.masked_fill(best.token_ids == END, -torch.inf)
-    log_probs, chosen = live.topk(size, dim=1)
+    chosen = live.isneginf().sort(dim=1, stable=True).indices[:, :size]
     return Continuations(
-        log_probs, best.parents.gather(1, chosen), best.token_ids.gather(1, chosen)
+        *(each.gather(1, chosen) for each in best._replace(log_probs=live)),
     )
+
+
+def _along(parents: Tensor, tokens: Tensor) -> Tensor:
+    """Indices ``parents`` (L, C) of beams, for all their words in ``tokens`` (L, K, words)."""
+    return parents.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
 
 
 class Beams:
@@ -246,7 +301,7 @@ class Beams:
         """Make the chosen continuations, K for each image, the new beams."""
         images, width = self.log_probs.shape
         self.log_probs, parents, token_ids = chosen
-        prefix = self.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1]))
+        prefix = self.tokens.gather(1, _along(parents, self.tokens))
         self.tokens = torch.cat([prefix, token_ids.unsqueeze(-1)], dim=-1)
         first_rows = torch.arange(images, device=parents.device).unsqueeze(1) * width
         self.state = self.state.select((first_rows + parents).flatten())
@@ -294,7 +349,7 @@ class Ended:
         log_probs, parents, _ = offers
         size, max_length = self.tokens.shape[1:]
         live = beams.images
-        offered = beams.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, words))
+        offered = beams.tokens.gather(1, _along(parents, beams.tokens))
         offered = pad(offered, (0, max_length - words), value=PAD)
         scores = torch.cat([self.scores[live], log_probs / norm], dim=1)
         tokens = torch.cat([self.tokens[live], offered], dim=1)

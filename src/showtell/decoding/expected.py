@@ -251,12 +251,19 @@ class ExpectedNgrams:
 
         ``features`` are pooled, (B, D).
         """
-        points_BE = self.directions(features.cpu().float())
-        read_BQ = similarities(points_BE, self.landmarks) @ self.projection
         return [
             self.known.scores(each, self.weights, self.bias, read_Q)
-            for each, read_Q in zip(captions, read_BQ, strict=True)
+            for each, read_Q in zip(captions, self._read(features), strict=True)
         ]
+
+    def predicted(self, features: Tensor) -> Tensor:
+        """The predicted vectors (B, G) of images with pooled ``features`` (B, D)."""
+        return self._read(features) @ self.weights.T + self.bias
+
+    def _read(self, features: Tensor) -> Tensor:
+        """The inputs (B, Q) of the weights."""
+        points_BE = self.directions(features.cpu().float())
+        return similarities(points_BE, self.landmarks) @ self.projection
 
     def widened(self, columns: Sequence[int], size: int) -> Self:
         """The same prediction for ``size`` features, of which it reads ``columns``, in this order.
@@ -319,6 +326,9 @@ class ExpectedNgrams:
             is_whole = all(read[name].shape == shape for name, shape in shapes.items())
             padded = read["ngrams"].tolist()
             grams = {tuple(i for i in gram if i != PAD): n for n, gram in enumerate(padded)}
+            # All of an n-gram but its last word is known, too: `NgramTable` relies on it.
+            is_whole &= len(grams) == count
+            is_whole &= all(len(gram) == 1 or gram[:-1] in grams for gram in grams)
         except (
             OSError,
             SafetensorError,

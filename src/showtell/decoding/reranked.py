@@ -13,10 +13,11 @@ from typing import Self
 
 from torch import Tensor
 
-from showtell.decoding.beam import BeamSearch, Hypothesis, length_norm
+from showtell.decoding.beam import BeamSearch, Guide, Hypothesis, length_norm
 from showtell.decoding.constraints import RULES, WordIds, word_ids_of
 from showtell.decoding.ensemble import Ensemble
 from showtell.decoding.expected import Captions, ExpectedNgrams
+from showtell.decoding.guidance import ExpectedCider
 from showtell.decoding.rescoring import log_probs_of
 from showtell.models.decoder import StepDecoder
 from showtell.text.vocabulary import END, Vocabulary
@@ -33,6 +34,9 @@ class RerankedBeamSearch:
         candidates: ended hypotheses that are compared, at least 1. The search goes on until as many
             have ended, whatever its ``beam_size``.
         weight: weight of the expected CIDEr (0 to 10) beside the score of the beam search.
+        guidance: its weight while the search goes on: the unended hypotheses that are followed are
+            those with the best sums of score and expected CIDEr so far (`ExpectedCider`). With 0
+            it only compares the ended ones.
         word_reward: added for each word (He et al. 2016, "Improved Neural Machine Translation with
             SMT Features"); decoders trained for CIDEr-D write shorter captions than people do.
         pool: whether each member of an ensemble searches for its own candidates, and all are
@@ -60,6 +64,7 @@ class RerankedBeamSearch:
     repeatable: Sequence[str] | None = None
     word_reward: float = 0.0
     pool: bool = False
+    guidance: float = 0.0
     word_ids: WordIds | None = None
     expected: ExpectedNgrams | None = None
 
@@ -67,8 +72,9 @@ class RerankedBeamSearch:
         self._beams()
         if min(self.candidates, self.least_images, self.rank) < 1:
             raise ValueError("candidates, least_images and rank are at least 1")
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"weight is a number from 0, not {self.weight}")
+        for name in ("weight", "guidance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a number from 0, not {getattr(self, name)}")
         if not math.isfinite(self.word_reward):
             raise ValueError(f"word_reward is a finite number, not {self.word_reward}")
 
@@ -96,19 +102,22 @@ class RerankedBeamSearch:
         """
         if self.expected is None:
             raise ValueError("a search that compares with what is expected must be told of it")
-        found = self._candidates(decoder, features)
         pooled = features.mean(dim=1) if features.dim() == 3 else features
+        guide = ExpectedCider(self.expected, pooled, self.guidance) if self.guidance else None
+        found = self._candidates(decoder, features, guide)
         scores = self.expected.scores(pooled, _captions(found))
         return [
             max(map(self._rated, *image), key=lambda hypothesis: hypothesis.score)
             for image in zip(found, scores, strict=True)
         ]
 
-    def _candidates(self, decoder: StepDecoder, features: Tensor) -> list[list[Hypothesis]]:
+    def _candidates(
+        self, decoder: StepDecoder, features: Tensor, guide: Guide | None
+    ) -> list[list[Hypothesis]]:
         """The hypotheses of each image that are compared, each with its score."""
         if self.pool and isinstance(decoder, Ensemble) and len(decoder.members) > 1:
-            return candidates_of_members(self._beams(), decoder, features, self.candidates)
-        return self._beams().several(decoder, features, self.candidates)
+            return candidates_of_members(self._beams(), decoder, features, self.candidates, guide)
+        return self._beams().several(decoder, features, self.candidates, guide)
 
     def _rated(self, hypothesis: Hypothesis, expected: float) -> Hypothesis:
         """With the score by which it is compared."""
@@ -121,7 +130,11 @@ class RerankedBeamSearch:
 
 
 def candidates_of_members(
-    beams: BeamSearch, ensemble: Ensemble, features: Tensor, count: int
+    beams: BeamSearch,
+    ensemble: Ensemble,
+    features: Tensor,
+    count: int,
+    guide: Guide | None = None,
 ) -> list[list[Hypothesis]]:
     """The different captions of each image that the members find, up to ``count`` each.
 
@@ -130,7 +143,7 @@ def candidates_of_members(
     norm. The first member that wrote it decides its place, and whether it was cut off.
     """
     found = [
-        beams.several(member, own, count)
+        beams.several(member, own, count, guide)
         for member, own in ensemble.members_with_features(features)
     ]
     pools = [_distinct(chain(*lists)) for lists in zip(*found, strict=True)]
