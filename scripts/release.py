@@ -318,9 +318,10 @@ def _told_pictures(record: Mapping[str, Any]) -> str:
 
 
 def _told_search(decoding: Mapping[str, Any]) -> str:
-    beam = f"beam {decoding['beam_size']}"
-    candidates = decoding.get("candidates")
-    return beam if candidates is None else f"{beam}, the best of {candidates} by expected n-grams"
+    told = f"beam {decoding['beam_size']}"
+    if "candidates" in decoding:
+        told += f", the best of {decoding['candidates']} by expected n-grams"
+    return f"{told}, which guide the beam" if decoding.get("guidance") else told
 
 
 def _row(scores: Mapping[str, float], metric: str) -> str:

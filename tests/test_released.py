@@ -118,6 +118,15 @@ def test_its_card_is_what_is_written_of_it_now(name: str, tmp_path: Path) -> Non
     assert (copy / "README.md").read_text() == (runs.RELEASED / name / "README.md").read_text()
 
 
+def test_a_card_tells_how_captions_are_found() -> None:
+    told = runpy.run_path(str(SCRIPT))["_told_search"]
+    before = {"beam_size": 5, "candidates": 10}
+    assert told({"beam_size": 3}) == "beam 3"
+    assert told(before) == "beam 5, the best of 10 by expected n-grams"
+    assert told({**before, "guidance": 0.0}) == told(before)
+    assert told({**before, "guidance": 3}) == f"{told(before)}, which guide the beam"
+
+
 @models
 def test_it_says_something_of_a_picture(name: str, tmp_path: Path) -> None:
     Image.radial_gradient("L").save(tmp_path / "picture.png")

@@ -176,6 +176,16 @@ def test_an_ngram_that_is_said_twice_counts_once() -> None:
             assert score == pytest.approx(10 / 4 * numerator, abs=1e-4)
 
 
+@pytest.mark.parametrize("most", range(1, 28))
+def test_however_few_ngrams_are_kept_their_beginnings_are(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_NGRAMS", most)
+    known = fit().known.ngrams
+    assert len(known) == most
+    assert all(len(gram) == 1 or gram[:-1] in known for gram in known)
+
+
 def test_where_nothing_is_frequent_enough_all_captions_are_alike() -> None:
     assert fit(least_images=9).scores(features(), [[(4, 2), (5, 2)]] * 6) == [[0.0, 0.0]] * 6
 
@@ -278,7 +288,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, part: str) -> None:
         ExpectedNgrams.load(file, "")
 
 
-@pytest.mark.parametrize("change", ["a gap", "a copy"])
+@pytest.mark.parametrize("change", ["a gap", "a copy", "an empty one"])
 def test_ngrams_that_are_no_tree_are_refused(tmp_path: Path, change: str) -> None:
     """Guided searches find an n-gram by that of all its words but the last."""
     file = tmp_path / "expected.safetensors"
@@ -287,9 +297,17 @@ def test_ngrams_that_are_no_tree_are_refused(tmp_path: Path, change: str) -> Non
         tensors = {name: written.get_tensor(name) for name in written.keys()}  # noqa: SIM118
         facts = written.metadata()
     padded = tensors["ngrams"]
-    pair = next(row for row in padded if row[1] != PAD).clone()
-    (place,) = (padded == torch.tensor([pair[0], PAD, PAD, PAD])).all(dim=1).nonzero()
-    padded[place] = pair if change == "a copy" else torch.tensor([99, PAD, PAD, PAD]).int()
+    is_single = padded[:, 1] == PAD
+    is_beginning = (padded[:, :1] == padded[~is_single, 0]).any(dim=1)
+    row = {
+        "a gap": padded[is_single & is_beginning],  # is another word from now on
+        "a copy": padded[padded[:, -1] != PAD],  # of four words: no other begins with them
+        "an empty one": padded[is_single],
+    }[change][0]
+    place = (padded == row).all(dim=1)
+    assert place.sum() == 1
+    new = {"a gap": [99, PAD, PAD, PAD], "a copy": padded[0].tolist(), "an empty one": [PAD] * 4}
+    padded[place] = torch.tensor(new[change], dtype=padded.dtype)
     save_file(tensors, file, metadata=facts)
     with pytest.raises(UserError, match="its parts do not fit"):
         ExpectedNgrams.load(file, "")

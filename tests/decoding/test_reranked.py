@@ -140,6 +140,23 @@ def test_company_changes_no_caption(guidance: float) -> None:
     assert [each.token_ids for each in together] == [each.token_ids for each in alone]
 
 
+@pytest.mark.parametrize("make", MODELS)
+@torch.inference_mode()
+def test_it_takes_the_best_of_what_the_guided_beam_finds(make: Make) -> None:
+    decoder: Any = make(3)
+    features = pictures(decoder, 6)
+    pooled = features.mean(dim=1) if features.dim() == 3 else features
+    reranked = search(beam_size=2, candidates=3, guidance=3.0, max_length=6)
+    beam = BeamSearch(2, 1, 6, LENGTH_PENALTY, allow_unknown=False)
+    several = beam.several(decoder, features, 3, ExpectedCider(expectation(), pooled, 3.0))
+    captions = [[(*each.token_ids, END) for each in image] for image in several]
+    worth = expectation().scores(pooled, captions)
+    for found, image, expected in zip(reranked(decoder, features), several, worth, strict=True):
+        totals = [h.score + reranked.weight * e for h, e in zip(image, expected, strict=True)]
+        assert found.token_ids == image[totals.index(max(totals))].token_ids
+    assert reranked(decoder, features) != replace(reranked, guidance=0.0)(decoder, features)
+
+
 class TestPool:
     """The candidates that the members of an ensemble find, each on its own."""
 

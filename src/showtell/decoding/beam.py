@@ -1,7 +1,7 @@
 """Greedy and beam search over the ``start/step`` protocol, all images at once.
 
 Dimension key: B images, K beams, L live images, N = L * K rows, V vocabulary, C continuations,
-T words.
+T tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -61,7 +60,7 @@ class Guide(Protocol):
     """A second opinion on which hypotheses a search should follow."""
 
     def __call__(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """What is added to the score of hypotheses (L, C), all of T words, END included.
+        """What is added to the scores of hypotheses (L, C) of T tokens, of which END may be one.
 
         Args:
             images: (L,) index of each image among those of the search.
@@ -70,9 +69,9 @@ class Guide(Protocol):
         ...
 
 
-# With a guide, of each beam so many times as many continuations as without are looked at: those
-# with the highest log probabilities. Two times were fewer than the guide could make use of, ten no
-# better (docs/tried.md).
+# A guide ranks the OFFERED * K continuations of an image with the highest log probabilities: 2 * K,
+# as many as are looked at without one, leave it too little choice, 10 * K gain nothing
+# (docs/tried.md).
 OFFERED = 4
 
 
@@ -128,9 +127,11 @@ class BeamSearch:
         """Up to ``count`` ended hypotheses of each image, best first, at least one.
 
         The search of an image stops when ``count`` have ended; at the longest length there may be
-        fewer. With a ``guide`` unended hypotheses, and those that end, compete by log probability
-        / words^length_penalty plus what it adds; the scores of those that have ended do not
-        contain it.
+        fewer. Of more, those with the best scores are kept.
+
+        With a ``guide`` hypotheses compete to go on, or to end, by log probability /
+        tokens^length_penalty plus what it adds. The scores of those that have ended do not contain
+        it.
         """
         groups = self._in_groups(decoder, features, count, guide)
         return [hypotheses for ended in groups for hypotheses in ended.all()]
@@ -145,11 +146,10 @@ class BeamSearch:
         """Search the images group by group; without ``count`` only each one's best is needed."""
         rules = constraints_for_decoding(self)
         batching = batching_for(features.device)
-        size = max(1, batching.rows // self.beam_size)
-        for start in range(0, len(features), size):
-            group = features[start : start + size]
-            own = None if guide is None else partial(_guide_from, guide, start)
-            yield self._search(decoder, group, rules, batching.words, count, own)
+        first = 0
+        for group in torch.split(features, max(1, batching.rows // self.beam_size)):
+            yield self._search(decoder, group, rules, batching.words, count, guide, first)
+            first += len(group)
 
     def _search(
         self,
@@ -159,8 +159,9 @@ class BeamSearch:
         words_between: int,
         count: int | None,
         guide: Guide | None,
+        first: int,
     ) -> Ended:
-        """Decode all images of ``features`` together."""
+        """Decode all images of ``features`` together; to the guide the first is ``first``."""
         beams = Beams(decoder.start(features), len(features), self.beam_size)
         kept = count or self.beam_size
         ended = Ended(len(features), kept, self.max_length, features.device)
@@ -170,11 +171,13 @@ class BeamSearch:
             cut_LK = end_all(scores_LKV) if words == self.max_length else None
             totals_LC = beams.totals(scores_LKV).flatten(1)
             norm = length_norm(words, self.length_penalty)
-            # At most K of 2K continuations end, one for each beam, so that K can go on.
+            # At most K end, one for each beam, so that of 2K or more K can go on.
             offered = self.beam_size * (2 if guide is None else OFFERED)
             best = best_continuations(totals_LC, offered, scores_LKV.shape[2])
             if guide is not None:
-                best = ranked_by(guide, best, beams, norm)
+                worth_LC = guide(beams.images + first, beams.extended(best))
+                scores_LC = best.log_probs / norm + worth_LC
+                best = best.take(scores_LC.argsort(dim=1, descending=True, stable=True))
             ended.add(beams, ended_among(best, self.beam_size), words, norm, cut_LK)
             beams.advance(continuing(best, self.beam_size))
             bound_L = beams.log_probs.amax(dim=1) / length_norm(
@@ -214,6 +217,10 @@ class Continuations(NamedTuple):
     parents: Tensor  # (L, C) the extended beam, in 0..K-1
     token_ids: Tensor  # (L, C) the new word
 
+    def take(self, chosen: Tensor) -> Continuations:
+        """Those with the indices ``chosen`` (L, any) among those of their image."""
+        return Continuations(*(each.gather(1, chosen) for each in self))
+
 
 def best_continuations(totals: Tensor, count: int, vocabulary_size: int) -> Continuations:
     """The best ``count`` in each row of ``totals`` (L, K * V), filled up with dead ones."""
@@ -224,20 +231,6 @@ def best_continuations(totals: Tensor, count: int, vocabulary_size: int) -> Cont
     return Continuations(log_probs, flat // vocabulary_size, flat % vocabulary_size)
 
 
-def ranked_by(guide: Guide, offered: Continuations, beams: Beams, norm: float) -> Continuations:
-    """The ``offered`` continuations by log probability / ``norm`` plus what ``guide`` adds."""
-    before = beams.tokens.gather(1, _along(offered.parents, beams.tokens))
-    tokens = torch.cat([before, offered.token_ids.unsqueeze(-1)], dim=-1)
-    scores = offered.log_probs / norm + guide(beams.images, tokens)
-    order = scores.sort(dim=1, descending=True, stable=True).indices
-    return Continuations(*(each.gather(1, order) for each in offered))
-
-
-def _guide_from(guide: Guide, first: int, images: Tensor, tokens: Tensor) -> Tensor:
-    """For a group of images, the first of which is number ``first``."""
-    return guide(images + first, tokens)
-
-
 def ended_among(best: Continuations, size: int) -> Continuations:
     """The continuations that end, if they are among the best ``size``; the others are dead."""
     ends = best.token_ids == END
@@ -246,17 +239,10 @@ def ended_among(best: Continuations, size: int) -> Continuations:
 
 
 def continuing(best: Continuations, size: int) -> Continuations:
-    """The first ``size`` continuations that do not end."""
+    """The first ``size`` continuations that do not end, filled up with dead ones."""
     live = best.log_probs.masked_fill(best.token_ids == END, -torch.inf)
-    chosen = live.isneginf().sort(dim=1, stable=True).indices[:, :size]
-    return Continuations(
-        *(each.gather(1, chosen) for each in best._replace(log_probs=live)),
-    )
-
-
-def _along(parents: Tensor, tokens: Tensor) -> Tensor:
-    """Indices ``parents`` (L, C) of beams, for all their words in ``tokens`` (L, K, words)."""
-    return parents.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+    dead_last = live.isneginf().argsort(dim=1, stable=True)
+    return best._replace(log_probs=live).take(dead_last[:, :size])
 
 
 class Beams:
@@ -297,12 +283,19 @@ class Beams:
         """Log probabilities (L, K, V) of the hypotheses with one more word, computed in place."""
         return scores_LKV.add_(self.log_probs.unsqueeze(-1))
 
+    def words_of(self, parents: Tensor) -> Tensor:
+        """The words so far (L, C, words) of the beams ``parents`` (L, C)."""
+        return self.tokens.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.tokens.shape[-1]))
+
+    def extended(self, by: Continuations) -> Tensor:
+        """The token ids (L, C, words + 1) of the beams and their continuations."""
+        return torch.cat([self.words_of(by.parents), by.token_ids.unsqueeze(-1)], dim=-1)
+
     def advance(self, chosen: Continuations) -> None:
         """Make the chosen continuations, K for each image, the new beams."""
         images, width = self.log_probs.shape
         self.log_probs, parents, token_ids = chosen
-        prefix = self.tokens.gather(1, _along(parents, self.tokens))
-        self.tokens = torch.cat([prefix, token_ids.unsqueeze(-1)], dim=-1)
+        self.tokens = self.extended(chosen)
         first_rows = torch.arange(images, device=parents.device).unsqueeze(1) * width
         self.state = self.state.select((first_rows + parents).flatten())
         self.last = token_ids.flatten()
@@ -349,8 +342,7 @@ class Ended:
         log_probs, parents, _ = offers
         size, max_length = self.tokens.shape[1:]
         live = beams.images
-        offered = beams.tokens.gather(1, _along(parents, beams.tokens))
-        offered = pad(offered, (0, max_length - words), value=PAD)
+        offered = pad(beams.words_of(parents), (0, max_length - words), value=PAD)
         scores = torch.cat([self.scores[live], log_probs / norm], dim=1)
         tokens = torch.cat([self.tokens[live], offered], dim=1)
         lengths = torch.cat([self.lengths[live], torch.full_like(parents, words)], dim=1)

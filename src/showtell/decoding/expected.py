@@ -69,7 +69,8 @@ class NgramWeights:
     """Tf-idf weights of n-grams, by the number of training images whose references have them.
 
     Attributes:
-        ngrams: n-gram of token ids -> its number, 0 to G - 1.
+        ngrams: n-gram of token ids -> its number, 0 to G - 1. All of an n-gram but its last token
+            is one of them, too.
         idf: of each n-gram, log(training images / images with the n-gram).
         unseen: the idf of all other n-grams, log(training images).
     """
@@ -84,7 +85,8 @@ class NgramWeights:
         documents: Counter[Ngram] = Counter()
         for references in captions:
             documents.update({gram for tokens in references for gram in ngrams(tokens)})
-        # Ties are sorted by token ids, not by the order of the images.
+        # Ties are sorted by token ids, not by the order of the images: so an n-gram comes after its
+        # beginning, which no fewer images have, and the bound leaves no gap.
         ranked = sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:MOST_NGRAMS]
         chosen = [(gram, count) for gram, count in ranked if count >= least_images]
         return cls(
@@ -258,12 +260,15 @@ class ExpectedNgrams:
 
     def predicted(self, features: Tensor) -> Tensor:
         """The predicted vectors (B, G) of images with pooled ``features`` (B, D)."""
-        return self._read(features) @ self.weights.T + self.bias
+        read_BQ = self._read(features)
+        with torch.autocast("cpu", enabled=False):
+            return read_BQ @ self.weights.T + self.bias
 
     def _read(self, features: Tensor) -> Tensor:
-        """The inputs (B, Q) of the weights."""
-        points_BE = self.directions(features.cpu().float())
-        return similarities(points_BE, self.landmarks) @ self.projection
+        """The inputs (B, Q) of the weights, in single precision where validation is in half."""
+        with torch.autocast("cpu", enabled=False):
+            points_BE = self.directions(features.cpu().float())
+            return similarities(points_BE, self.landmarks) @ self.projection
 
     def widened(self, columns: Sequence[int], size: int) -> Self:
         """The same prediction for ``size`` features, of which it reads ``columns``, in this order.
@@ -326,9 +331,8 @@ class ExpectedNgrams:
             is_whole = all(read[name].shape == shape for name, shape in shapes.items())
             padded = read["ngrams"].tolist()
             grams = {tuple(i for i in gram if i != PAD): n for n, gram in enumerate(padded)}
-            # All of an n-gram but its last word is known, too: `NgramTable` relies on it.
-            is_whole &= len(grams) == count
-            is_whole &= all(len(gram) == 1 or gram[:-1] in grams for gram in grams)
+            beginnings = {gram[:-1] for gram in grams if len(gram) != 1}
+            is_whole &= len(grams) == count and beginnings <= grams.keys() - {()}
         except (
             OSError,
             SafetensorError,

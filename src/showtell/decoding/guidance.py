@@ -5,7 +5,7 @@ decoder would write. Where the search itself adds up likelihood and expected CID
 fusion adds a language model (Gulcehre et al. 2015, "On Using Monolingual Corpora in Neural Machine
 Translation"), it finds captions that say more of what the image leads to expect.
 
-Dimension key: B images, L live images, C continuations, T words or n-grams of a caption,
+Dimension key: B images, L live images, C continuations, T tokens or n-grams of a caption,
 G known n-grams.
 """
 
@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from showtell.decoding.expected import ExpectedNgrams, NgramWeights
 from showtell.metrics.cider import LONGEST, SCALE
 
 
 class ExpectedCider:
-    """A `Guide`: adds ``weight`` times the expected CIDEr of the words so far.
+    """A `Guide`: adds ``weight`` times the expected CIDEr of the tokens so far.
 
-    Of words that end with END this is the score of `ExpectedNgrams`; of others what it would be if
+    Of tokens that end with END this is the score of `ExpectedNgrams`; of others what it would be if
     they were the whole caption.
 
     Args:
         expected: the prediction.
         features: pooled features (B, D) of the images that will be searched. A vector of G numbers
             is kept for each.
-        weight: of the expected CIDEr, which is 0 to 10.
+        weight: of the expected CIDEr.
     """
 
     def __init__(self, expected: ExpectedNgrams, features: Tensor, weight: float) -> None:
@@ -36,17 +37,16 @@ class ExpectedCider:
         predicted_BG = expected.predicted(features).to(device) * (weight * SCALE / LONGEST)
         self._ngrams = NgramTable(expected.known, device)
         # One n-gram more, which stands for all unknown ones and is never expected.
-        self._worth = torch.nn.functional.pad(predicted_BG, (0, 1))
+        self._worth = pad(predicted_BG, (0, 1))
 
     def __call__(self, images: Tensor, tokens: Tensor) -> Tensor:
         """(L, C) for captions (L, C, T) of the images with indices ``images`` (L,)."""
-        rows_L11 = (images * self._worth.shape[1]).view(-1, 1, 1)
         total_LC = torch.zeros(tokens.shape[:2], device=tokens.device)
         for numbers_LCT, counts_LCT in self._ngrams.of(tokens):
             idf_LCT = self._ngrams.idf[numbers_LCT]
             # An n-gram that occurs c times is met c times.
             norm_LC = (counts_LCT * idf_LCT.square()).sum(dim=-1).sqrt()
-            worth_LCT = self._worth.take(rows_L11 + numbers_LCT)
+            worth_LCT = self._worth[images.view(-1, 1, 1), numbers_LCT]
             products_LC = (idf_LCT * worth_LCT / counts_LCT).sum(dim=-1)
             total_LC += torch.where(norm_LC > 0, products_LC / norm_LC, 0.0)
         return total_LC
@@ -61,15 +61,17 @@ class NgramTable:
 
     def __init__(self, known: NgramWeights, device: torch.device) -> None:
         self.idf = torch.tensor([*known.idf, known.unseen], device=device)
-        # An n-gram is the node of all its words but the last, and the last. Node 0 has no words,
-        # that of n-gram i is i + 1. The words before the last are always a known n-gram, too: no
-        # fewer images have them.
+        # An n-gram is a node and its last word: node 0 stands for no words, node i + 1 for n-gram
+        # number i, which all its words but the last are (`NgramWeights`).
         self._words = 1 + max((gram[-1] for gram in known.ngrams), default=0)
         keys = [
             (known.ngrams[gram[:-1]] + 1 if len(gram) > 1 else 0) * (self._words + 1) + gram[-1]
             for gram in known.ngrams
         ]
-        self._keys, self._numbers = torch.tensor(keys, dtype=torch.long, device=device).sort()
+        # After the largest key comes one that is never looked for: every search ends at a key.
+        self._keys, self._numbers = torch.tensor(
+            [*keys, torch.iinfo(torch.long).max], device=device
+        ).sort()
 
     def of(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each length n <= T the n-grams of captions (L, C, T), by where they start.
@@ -77,21 +79,19 @@ class NgramTable:
         The first tensor (L, C, T - n + 1) has their numbers, G for an unknown one, the second how
         often each occurs in its caption.
         """
-        same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
-        numbers, same_n = self._find(torch.zeros_like(tokens), tokens), same
+        same_LCTT = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
+        same_n, numbers = same_LCTT, self._find(torch.zeros_like(tokens), tokens)
         found = [(numbers, same_n.sum(dim=-1))]
         for before in range(1, min(LONGEST, tokens.shape[-1])):
+            same_n = same_n[..., :-1, :-1] & same_LCTT[..., before:, before:]
             numbers = self._find(numbers[..., :-1] + 1, tokens[..., before:])
-            same_n = same_n[..., :-1, :-1] & same[..., before:, before:]
             found.append((numbers, same_n.sum(dim=-1)))
         return found
 
     def _find(self, nodes: Tensor, words: Tensor) -> Tensor:
         """Numbers of the n-grams that consist of the words of a node and one more."""
-        unknown = len(self._numbers)
-        if not unknown:
-            return torch.full_like(words, unknown)
-        # No n-gram ends with word number `_words`, and none begins with the unknown ones.
+        # No n-gram ends with word number `_words`, and none begins with an unknown one.
         keys = nodes * (self._words + 1) + words.clamp(max=self._words)
-        places = torch.searchsorted(self._keys, keys).clamp(max=unknown - 1)
+        places = torch.searchsorted(self._keys, keys)
+        unknown = len(self._numbers) - 1
         return torch.where(self._keys[places] == keys, self._numbers[places], unknown)

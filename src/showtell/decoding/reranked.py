@@ -1,4 +1,4 @@
-"""Beam search whose ended hypotheses are reranked by expected CIDEr.
+"""Beam search that is guided, and whose ended hypotheses are reranked, by expected CIDEr.
 
 Dimension key: B images, R regions, D feature size.
 """
@@ -34,9 +34,9 @@ class RerankedBeamSearch:
         candidates: ended hypotheses that are compared, at least 1. The search goes on until as many
             have ended, whatever its ``beam_size``.
         weight: weight of the expected CIDEr (0 to 10) beside the score of the beam search.
-        guidance: its weight while the search goes on: the unended hypotheses that are followed are
-            those with the best sums of score and expected CIDEr so far (`ExpectedCider`). With 0
-            it only compares the ended ones.
+        guidance: its weight while the search goes on: the hypotheses that are followed are those
+            with the best sums of score and expected CIDEr so far (`ExpectedCider`). With 0 it only
+            compares the ended ones.
         word_reward: added for each word (He et al. 2016, "Improved Neural Machine Translation with
             SMT Features"); decoders trained for CIDEr-D write shorter captions than people do.
         pool: whether each member of an ensemble searches for its own candidates, and all are
