@@ -27,6 +27,7 @@ from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.training.checkpoints import AtomicCheckpointIO
 from showtell.training.left_out import LeftOut
 from showtell.training.module import CaptioningModule
+from showtell.training.objectives import CrossEntropy
 from showtell.types import Split
 from showtell.vision.extract import encode
 from showtell.vision.features import FeatureStore
@@ -147,6 +148,22 @@ def test_a_diverging_run_is_marked_failed(smoke: Smoke, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+.*train_0"):
         train(smoke.config(f"output.root={tmp_path}", *wild))
     assert record_of(only_run(tmp_path))["status"] == "failed"
+
+
+def test_freed_memory_is_kept_only_once_the_objective_has_been_made(
+    smoke: Smoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making it reads the features of all images; what that takes must go back to the system."""
+    order, on = [], CrossEntropy.on
+
+    def noted(*args: Any) -> Any:
+        order.append("objective")
+        return on(*args)
+
+    monkeypatch.setattr(CrossEntropy, "on", noted)
+    monkeypatch.setattr(experiment, "keep_freed_memory", lambda: order.append("kept"))
+    train(smoke.config(f"output.root={tmp_path}", "trainer.max_epochs=1"))
+    assert order == ["objective", "kept"]
 
 
 @pytest.mark.parametrize("step", [1, 4])  # of three an epoch

@@ -277,7 +277,6 @@ def _fit(
 
     ``tracker`` is None on all ranks but 0.
     """
-    keep_freed_memory()
     use_onednn_matmul()
     settings = parts.settings
     datamodule = CaptionDataModule(
@@ -331,6 +330,9 @@ def _fit(
     )
     if checkpoint is not None and tracker is not None:
         tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
+    # Not while the objective is made: it reads the features of all images once, in blocks of many
+    # sizes, of which glibc then kept 19 GB in place of 2.
+    keep_freed_memory()
     with ranks.delayed_errors():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     ranks.leave_process_group()

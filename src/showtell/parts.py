@@ -195,9 +195,13 @@ class _PooledFeatures:
 
     def __iter__(self) -> Iterator[Tensor]:
         for first in range(0, len(self.images), _CHUNK):
-            ids = [image.image_id for image in self.images[first : first + _CHUNK]]
-            features = torch.from_numpy(self.seen.gather(self.seen.index(ids))).float()
-            yield features.mean(dim=1) if features.dim() == 3 else features
+            yield self._pooled(self.images[first : first + _CHUNK])
+
+    def _pooled(self, images: Sequence[CaptionedImage]) -> Tensor:
+        # A function of its own, which frees the grids before the next ones are read.
+        ids = [image.image_id for image in images]
+        features = torch.from_numpy(self.seen.gather(self.seen.index(ids))).float()
+        return features.mean(dim=1) if features.dim() == 3 else features
 
 
 def _stored(
