@@ -330,8 +330,8 @@ def _fit(
     )
     if checkpoint is not None and tracker is not None:
         tracker.rewind(AtomicCheckpointIO().load_checkpoint(checkpoint)["global_step"])
-    # Not while the objective is made: it reads the features of all images once, in blocks of many
-    # sizes, of which glibc then kept 19 GB in place of 2.
+    # Not before the objective is made: some read the features of all images for that, in blocks of
+    # changing sizes, for which glibc took 19.8 GB in place of 2.6 (docs/performance.md).
     keep_freed_memory()
     with ranks.delayed_errors():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)

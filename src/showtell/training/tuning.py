@@ -115,8 +115,8 @@ def tune(
             f"{LARGEST_SHARE:.0%} of them: there is too little to tune an encoder to"
         )
     silence_hints()
-    keep_freed_memory()
     targets = [word_targets(images, words, settings.phrases) for images in (training, validation)]
+    keep_freed_memory()
     facts = {
         "epochs": settings.epochs,
         "lr": settings.lr,
