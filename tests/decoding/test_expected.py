@@ -264,6 +264,15 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
         ExpectedNgrams.load(file, "")
 
 
+def written(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
+    """A saved prediction: its file, tensors and metadata."""
+    file = folder / "expected.safetensors"
+    fit().save(file, "")
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return file, tensors, opened.metadata()
+
+
 PARTS = (
     *("ngrams", "idf", "bias", "means", "scales", "directions", "landmarks"),
     *("projection", "weights"),
@@ -272,11 +281,7 @@ PARTS = (
 
 @pytest.mark.parametrize("part", PARTS)
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, part: str) -> None:
-    file = tmp_path / "expected.safetensors"
-    fit().save(file, "")
-    with safe_open(file, framework="pt") as written:
-        tensors = {name: written.get_tensor(name) for name in written.keys()}  # noqa: SIM118
-        facts = written.metadata()
+    file, tensors, facts = written(tmp_path)
     assert set(PARTS) == {name.removesuffix(SCALES_SUFFIX) for name in tensors}
     shorter = {n: t[1:] if n.removesuffix(SCALES_SUFFIX) == part else t for n, t in tensors.items()}
     save_file(shorter, file, metadata=facts)
@@ -291,11 +296,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, part: str) -> None:
 @pytest.mark.parametrize("change", ["a gap", "a copy", "an empty one"])
 def test_ngrams_that_are_no_tree_are_refused(tmp_path: Path, change: str) -> None:
     """Guided searches find an n-gram by that of all its words but the last."""
-    file = tmp_path / "expected.safetensors"
-    fit().save(file, "")
-    with safe_open(file, framework="pt") as written:
-        tensors = {name: written.get_tensor(name) for name in written.keys()}  # noqa: SIM118
-        facts = written.metadata()
+    file, tensors, facts = written(tmp_path)
     padded = tensors["ngrams"]
     is_single = padded[:, 1] == PAD
     is_beginning = (padded[:, :1] == padded[~is_single, 0]).any(dim=1)
@@ -314,11 +315,8 @@ def test_ngrams_that_are_no_tree_are_refused(tmp_path: Path, change: str) -> Non
 
 
 def test_files_of_before_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "expected.safetensors"
-    fit().save(file, "")
-    with safe_open(file, framework="pt") as written:
-        kept = {name: written.get_tensor(name) for name in ("ngrams", "idf", "means", "weights")}
-        facts = written.metadata()
+    file, tensors, facts = written(tmp_path)
+    kept = {name: tensors[name] for name in ("ngrams", "idf", "means", "weights")}
     save_file(kept, file, metadata=facts)
     with pytest.raises(
         UserError, match="by an earlier version of showtell; put the run together again"
