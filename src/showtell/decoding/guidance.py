@@ -23,7 +23,8 @@ class ExpectedCider:
     """A `Guide`: adds ``weight`` times the expected CIDEr of the tokens so far.
 
     Of tokens that end with END this is the score of `ExpectedNgrams`; of others what it would be if
-    they were the whole caption.
+    they were the whole caption. `NgramWeights.scores` computes it for captions of any length, a few
+    of each image, one n-gram after the other; this for all beams at once, at every token.
 
     Args:
         expected: the prediction.

@@ -134,13 +134,14 @@ def candidates_of_members(
     ensemble: Ensemble,
     features: Tensor,
     count: int,
-    guide: Guide | None = None,
+    guide: Guide | None,
 ) -> list[list[Hypothesis]]:
     """The different captions of each image that the members find, up to ``count`` each.
 
-    ``features`` are those of the ensemble, (B, D) or (B, R, D). The score of each caption is the
-    mean of what ``beams`` would give it with every member: log probability in nats over its length
-    norm. The first member that wrote it decides its place, and whether it was cut off.
+    ``features`` are those of the ensemble, (B, D) or (B, R, D); ``guide``, if any, guides every
+    search. The score of each caption is the mean of what ``beams`` would give it with every member:
+    log probability in nats over its length norm. The first member that wrote it decides its place,
+    and whether it was cut off.
     """
     found = [
         beams.several(member, own, count, guide)
