@@ -221,17 +221,23 @@ def _train(
 def training_flop(decoder: Any, batches: Sequence[Batch]) -> float:
     """FLOP of the matrix products of a step on each batch, over real tokens and images.
 
-    Counted for captions of one and of two tokens, which gives the FLOP per token and per image. The
+    The differences between one caption of one token, one of two, and two of one token give the FLOP
+    per token and per image. What is computed once a step, whatever the batch, does not count. The
     backward pass has two products for each one in the forward pass.
     """
-    features, tokens = batches[0].features[:1], batches[0].tokens[:1]
-    first = torch.tensor([0], device=features.device)
-    one, two = (
-        products_of(decoder, features, tokens[:, :n], torch.tensor([n]), first).flop for n in (1, 2)
-    )
+
+    def flop(captions: int, tokens: int) -> float:
+        batch, rows = batches[0], torch.arange(captions, device=batches[0].features.device)
+        lengths = torch.full((captions,), tokens)
+        return products_of(
+            decoder, batch.features[:captions], batch.tokens[:captions, :tokens], lengths, rows
+        ).flop
+
+    of_token = flop(1, 2) - flop(1, 1)
+    of_image = flop(2, 1) - flop(1, 1) - of_token
     count = sum(len(batch.targets) for batch in batches)
     images = sum(len(batch.image_ids) for batch in batches)
-    return 3 * ((two - one) * count + (2 * one - two) * images)
+    return 3 * (of_token * count + of_image * images)
 
 
 def works_of(model: str, bench: Bench) -> dict[str, Work]:

@@ -38,7 +38,7 @@ from showtell.parts import Settings
 from showtell.parts import prepare as prepare_parts
 from showtell.text.vocabulary import Vocabulary
 from showtell.training.alarms import CollapseAlarms
-from showtell.training.loss import cross_entropy
+from showtell.training.loss import cross_entropy_
 from showtell.training.module import BATCHES_PER_LOSS
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import CaptionedImage, Split
@@ -145,7 +145,7 @@ def training_steps(case: Case, batches: CaptionBatches) -> Iterator[None]:
     for batch in cycle(list(islice(batches, SAMPLED_STEPS))):
         decoder.train()
         logits_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
-        nats = cross_entropy(logits_PV, batch.targets, label_smoothing=smoothing)
+        nats = cross_entropy_(logits_PV, batch.targets, label_smoothing=smoothing)
         optimizer.zero_grad()
         nats.backward()
         if rules.gradient_clip is not None:
@@ -160,7 +160,7 @@ def loss(decoder: nn.Module, batches: Sequence[Batch]) -> None:
     decoder.eval()
     for batch in batches:
         logits_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row)
-        cross_entropy(logits_PV, batch.targets, label_smoothing=0.0)
+        cross_entropy_(logits_PV, batch.targets, label_smoothing=0.0)
 
 
 def decode(

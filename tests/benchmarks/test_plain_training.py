@@ -15,7 +15,7 @@ from showtell.data.batches import Batch
 from showtell.models.lstm import LSTMDecoder
 from showtell.models.transformer import TransformerDecoder
 from showtell.text.vocabulary import BEGIN, END, PAD
-from showtell.training.loss import cross_entropy
+from showtell.training.loss import cross_entropy_
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -62,7 +62,7 @@ def batch() -> Batch:
 def own_loss(model: LSTMDecoder) -> Tensor:
     given = batch()
     scores = model(given.features, given.tokens, given.lengths, given.image_of_row)
-    return cross_entropy(scores, given.targets, label_smoothing=0.1)
+    return cross_entropy_(scores, given.targets, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("way", ["cell loop", "prefixes"])
@@ -96,7 +96,7 @@ def test_a_loop_of_steps_has_the_loss_of_every_model(name: str) -> None:
     if model.feature_kind == "grid":
         given = replace(given, features=torch.randn(3, 4, D))
     scores = model(given.features, given.tokens, given.lengths, given.image_of_row)
-    expected = cross_entropy(scores, given.targets, label_smoothing=0.1).item()
+    expected = cross_entropy_(scores, given.targets, label_smoothing=0.1).item()
     ways: list[StepLoop | PyTorchTransformer] = [StepLoop(model, label_smoothing=0.1)]
     if isinstance(model, TransformerDecoder):
         ways.append(PyTorchTransformer(model, label_smoothing=0.1))

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from showtell.models.embedding import WordEmbedding
 from showtell.models.positions import PackedOrder, RealPositions
 from showtell.models.recurrence import (
     fast_tanh,
     run_lstm,
+    run_lstm_on_words,
     run_lstm_with_cells,
     run_steps,
     update_cell,
@@ -132,6 +134,27 @@ def test_gradients_are_those_of_pytorch_at_a_real_size() -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("width", [None, E])
+@pytest.mark.parametrize("learned", [True, False])
+def test_words_pass_the_projection_as_layer_by_layer(width: int | None, learned: bool) -> None:
+    """With all gradients; frozen word vectors get none."""
+    torch.manual_seed(0)
+    lengths, vector_width = LENGTHS[0], 2 if width else E
+    embedding = WordEmbedding(vocabulary_size=9, vector_width=vector_width, width=width).double()
+    lstm, inputs, initial = batch(lengths)
+    embedding.train_vectors(learned)
+    ids = torch.randint(9, (len(inputs),))
+    found = run_lstm_on_words(lstm, embedding, embedding.look_up(ids), lengths, initial)
+    expected = run_lstm(lstm, embedding(ids), lengths, initial)
+    torch.testing.assert_close(found, expected)
+    weights = [p for p in (*embedding.parameters(), *lstm.parameters()) if p.requires_grad]
+    assert len(weights) == 4 + learned + 2 * (width is not None)
+    upstream = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(outputs, weights, upstream) for outputs in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_positions_stand_row_by_row_and_time_by_time(lengths: Tensor) -> None:
     here = torch.device("cpu")
@@ -145,8 +168,6 @@ def test_positions_stand_row_by_row_and_time_by_time(lengths: Tensor) -> None:
     assert all(lengths[a] >= lengths[b] for a, b in pairwise(order.longest_first.tolist()))
     assert [in_time[place] for place in order.to_rows.tolist()] == each
     assert order.sizes == [sum(t == time for _, t in each) for time in range(int(lengths.max()))]
-    states = [(row, -1) for row in order.longest_first.tolist()] + in_time
-    assert [states[place] for place in order.before.tolist()] == [(r, t - 1) for r, t in in_time]
 
 
 def test_without_gradients_a_cell_is_the_same_by_way_of_sigmoids() -> None:

@@ -49,8 +49,8 @@ class _AlignedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        outputs = empty_aligned(inputs, len(inputs), len(weight))
-        return torch.addmm(bias, inputs, weight.t(), out=outputs)
+        # Not ``addmm``, which fills the outputs with the bias in one thread before it adds to them.
+        return aligned_product(inputs, weight.t()).add_(bias)
 
     @staticmethod
     @once_differentiable

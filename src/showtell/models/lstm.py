@@ -21,7 +21,6 @@ from showtell.models.positions import RealPositions
 from showtell.models.recurrence import (
     fast_tanh,
     fold_lstm,
-    run_lstm,
     run_lstm_on_words,
     step_lstm,
 )
@@ -82,12 +81,14 @@ class LSTMDecoder(nn.Module):
         """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         hidden_NH, cell_NH, image_NM = self._begin(features).select(image_of_row).rows
-        words_P, initial = tokens[positions.rows, positions.times], (hidden_NH, cell_NH)
-        if self.training:
-            words_PE = self.word_dropout(self.embedding(words_P), positions)
-            outputs_PH = run_lstm(self.lstm, words_PE, lengths, initial)
-        else:
-            outputs_PH = run_lstm_on_words(self.lstm, self.embedding, words_P, lengths, initial)
+        words_PW = self.embedding.look_up(tokens[positions.rows, positions.times])
+        outputs_PH = run_lstm_on_words(
+            self.lstm,
+            self.embedding,
+            self.word_dropout(words_PW, positions),
+            lengths,
+            (hidden_NH, cell_NH),
+        )
         image_PM = image_NM.index_select(0, positions.rows)
         dense_PM = torch.tanh(self.hidden_dense(outputs_PH) + image_PM)
         logits_PV: Tensor = self.output(self.output_dropout(dense_PM, positions))

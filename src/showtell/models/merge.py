@@ -18,7 +18,7 @@ from showtell.models.dropout import LockedDropout
 from showtell.models.embedding import WordEmbedding
 from showtell.models.linear import AlignedLinear
 from showtell.models.positions import RealPositions
-from showtell.models.recurrence import fold_lstm, run_lstm, step_lstm
+from showtell.models.recurrence import fold_lstm, run_lstm_on_words, step_lstm
 from showtell.types import FeatureKind
 
 
@@ -74,9 +74,9 @@ class MergeDecoder(nn.Module):
         """Teacher forcing: logits (P, V); see ``Decoder.__call__``."""
         positions = RealPositions.of(lengths, tokens.device)
         _, _, image_NH = self._begin(features).select(image_of_row).rows
-        words_PE = self.embedding(tokens[positions.rows, positions.times])
-        words_PE = self.word_dropout(words_PE, positions)
-        outputs_PH = run_lstm(self.lstm, words_PE, lengths, None)
+        words_PW = self.embedding.look_up(tokens[positions.rows, positions.times])
+        words_PW = self.word_dropout(words_PW, positions)
+        outputs_PH = run_lstm_on_words(self.lstm, self.embedding, words_PW, lengths, None)
         image_PH = image_NH.index_select(0, positions.rows)
         dense_PH = torch.relu(self.dense(outputs_PH + image_PH))
         logits_PV: Tensor = self.output(self.output_dropout(dense_PH, positions))

@@ -40,7 +40,6 @@ class PackedOrder(NamedTuple):
     longest_first: Tensor  # (N,) rows by decreasing length
     from_rows: Tensor  # (P,) indices that put positions in row order into time order
     to_rows: Tensor  # (P,) the inverse
-    before: Tensor  # (P,) index of the previous state, in the N initial ones followed by the P
 
     @classmethod
     def of(cls, lengths: Tensor, device: torch.device) -> PackedOrder:
@@ -51,7 +50,5 @@ class PackedOrder(NamedTuple):
         sizes_T = present_TN.sum(1)
         starts_N = lengths.cumsum(0) - lengths
         from_rows = starts_N[longest_first[rank_P]] + time_P
-        # Previous states of time 0 begin at index 0, those of time 1 after the N initial ones.
-        begins = torch.cat([torch.tensor([0, len(lengths)]), len(lengths) + sizes_T.cumsum(0)])
-        indices = longest_first, from_rows, from_rows.argsort(), begins[time_P] + rank_P
+        indices = longest_first, from_rows, from_rows.argsort()
         return cls(sizes_T.tolist(), *(index.to(device) for index in indices))

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
 from showtell.models.embedding import WordEmbedding
-from showtell.models.linear import aligned_product
+from showtell.models.linear import aligned_product, empty_aligned
 from showtell.models.positions import PackedOrder
 
 HiddenAndCell = tuple[Tensor, Tensor]
@@ -41,12 +41,10 @@ def run_lstm(
         initial: hidden and cell state, each (N, H); None for zeros.
     """
     order = PackedOrder.of(lengths, inputs.device)
-    if initial is None:
-        zeros_NH = inputs.new_zeros(len(lengths), lstm.hidden_size)
-        initial = zeros_NH, zeros_NH
+    initial = initial or _zeros(lstm, inputs, lengths)
     if _is_ours(inputs):
         outputs: Tensor
-        outputs, _ = _Recurrence.apply(inputs, *lstm.all_weights[0], *initial, order)
+        outputs, _ = _Recurrence.apply(inputs, *_weights(lstm), *initial, order, False)
         return outputs
     return _run_packed(lstm, inputs, order, initial)
 
@@ -54,23 +52,25 @@ def run_lstm(
 def run_lstm_on_words(
     lstm: nn.LSTM,
     embedding: WordEmbedding,
-    token_ids: Tensor,
+    words: Tensor,
     lengths: Tensor,
-    initial: HiddenAndCell,
+    initial: HiddenAndCell | None,
 ) -> Tensor:
-    """Outputs (P, H) over the embeddings of ``token_ids`` (P,), without dropout.
+    """Like ``run_lstm`` on the projection of ``words`` (P, W), as ``embedding.look_up`` gives them.
 
-    Without gradients on a CPU the projection of word vectors is merged into the LSTM's input
-    weights, as in `fold_lstm`, which saves a sixth of the time for the validation loss.
+    On a CPU the projection is merged into the LSTM's input weights, as in `fold_lstm`: a position
+    then takes W x 4H multiplications instead of W x E + E x 4H, and so do its gradients.
     """
-    if not (_is_ours(initial[0]) and _is_quick(initial[0])):
-        return run_lstm(lstm, embedding(token_ids), lengths, initial)
-    input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
-    weight, bias = embedding.fold(input_weight, input_bias + hidden_bias)
-    words, none = embedding.look_up(token_ids), torch.zeros_like(bias)
+    if not _is_ours(words):
+        return run_lstm(lstm, embedding.projection(words), lengths, initial)
+    input_weight, hidden_weight, bias = _weights(lstm)
+    folded_weight, folded_bias = embedding.fold(input_weight, bias)
     order = PackedOrder.of(lengths, words.device)
+    initial = initial or _zeros(lstm, words, lengths)
     outputs: Tensor
-    outputs, _ = _Recurrence.apply(words, weight, hidden_weight, bias, none, *initial, order)
+    outputs, _ = _Recurrence.apply(
+        words, folded_weight, hidden_weight, folded_bias, *initial, order, False
+    )
     return outputs
 
 
@@ -80,7 +80,7 @@ def run_lstm_with_cells(
     """Like ``run_lstm``, but returns outputs and cells, each (P, H)."""
     order = PackedOrder.of(lengths, inputs.device)
     if _is_ours(inputs):
-        outputs, cells = _Recurrence.apply(inputs, *lstm.all_weights[0], *initial, order)
+        outputs, cells = _Recurrence.apply(inputs, *_weights(lstm), *initial, order, True)
         return outputs, cells
     return _run_by_steps(lstm, inputs, order, initial)
 
@@ -103,6 +103,17 @@ def run_steps(inputs: Tensor, order: PackedOrder, rows: Rows, advance: Advance) 
     )
 
 
+def _weights(lstm: nn.LSTM) -> tuple[Tensor, Tensor, Tensor]:
+    """Input weight (4H, E), hidden weight (4H, H) and the sum of the two biases (4H,)."""
+    input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
+    return input_weight, hidden_weight, input_bias + hidden_bias
+
+
+def _zeros(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> HiddenAndCell:
+    zeros_NH = inputs.new_zeros(len(lengths), lstm.hidden_size)
+    return zeros_NH, zeros_NH
+
+
 def _is_ours(inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
@@ -111,14 +122,14 @@ def _run_by_steps(
     lstm: nn.LSTM, inputs: Tensor, order: PackedOrder, initial: HiddenAndCell
 ) -> HiddenAndCell:
     """Outputs and cells step by step in float32, because PyTorch's LSTM does not return cells."""
-    input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
+    input_weight, hidden_weight, bias = _weights(lstm)
 
     def advance(gates: Tensor, rows: Rows) -> Rows:
         hidden, cell = rows
         return update_cell(torch.addmm(gates, hidden, hidden_weight.t()), cell)
 
     with torch.autocast(inputs.device.type, enabled=False):
-        gates_PG = F.linear(inputs.float(), input_weight, input_bias + hidden_bias)
+        gates_PG = F.linear(inputs.float(), input_weight, bias)
         rows = tuple(state.float().index_select(0, order.longest_first) for state in initial)
         outputs, cells = run_steps(gates_PG, order, rows, advance)
     return outputs, cells
@@ -147,8 +158,11 @@ def _run_packed(
 class _Recurrence(torch.autograd.Function):
     """An LSTM with inputs and outputs in row order that computes in time order.
 
-    Each step, forward or backward, is one matrix product over the unfinished rows and a few
-    elementwise passes; everything that does not depend on another step is computed at once.
+    A step reads one matrix: the inputs of the unfinished rows, a one for the bias, and their hidden
+    states. So forward it is one product and a few elementwise passes, backward it is another, and
+    the gradient of all weights is one product over all steps.
+
+    The names of the literature: gates i, f, g, o, hidden state h, cell c, and t = tanh c.
     """
 
     @staticmethod
@@ -157,42 +171,42 @@ class _Recurrence(torch.autograd.Function):
         inputs: Tensor,
         input_weight: Tensor,
         hidden_weight: Tensor,
-        input_bias: Tensor,
-        hidden_bias: Tensor,
+        bias: Tensor,
         hidden: Tensor,
         cell: Tensor,
         order: PackedOrder,
-    ) -> HiddenAndCell:
-        rows, width = hidden.shape
-        inputs = inputs.index_select(0, order.from_rows)
+        with_cells: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        positions, width = len(inputs), hidden.shape[1]
         # On a CPU tanh takes four times as long as a sigmoid, and tanh(x) = 2 sigmoid(2x) - 1:
         # with the cell gate's inputs doubled, one sigmoid serves all four gates.
-        doubled = inputs.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(width)
-        bias = (input_bias + hidden_bias) * doubled
-        gates = torch.addmm(bias, inputs, (input_weight * doubled.unsqueeze(1)).t())
-        recurrent = (hidden_weight * doubled.unsqueeze(1)).t()
-        hiddens = inputs.new_empty(rows + len(inputs), width)
-        cells, tanh_cells = torch.empty_like(hiddens), torch.empty_like(hiddens)
-        hiddens[:rows], cells[:rows] = hidden[order.longest_first], cell[order.longest_first]
-        last, now = 0, rows  # where the states of the previous and of this step begin
-        for size in order.sizes:
-            before, after = slice(last, last + size), slice(now, now + size)
-            gates_now = gates[now - rows : now - rows + size]
-            gates_now.addmm_(hiddens[before], recurrent).sigmoid_()
-            by_gate = gates_now.view(size, 4, width)
-            input_gate, forget_gate, cell_gate, output_gate = by_gate.unbind(1)
-            cell_gate.mul_(2.0).sub_(1.0)
-            torch.mul(forget_gate, cells[before], out=cells[after]).addcmul_(input_gate, cell_gate)
-            torch.mul(cells[after], 2.0, out=tanh_cells[after]).sigmoid_().mul_(2.0).sub_(1.0)
-            torch.mul(output_gate, tanh_cells[after], out=hiddens[after])
-            last, now = now, now + size
+        doubled = inputs.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(width).unsqueeze(1)
+        weight = torch.cat([input_weight, bias.unsqueeze(1), hidden_weight], dim=1) * doubled
+        read = empty_aligned(inputs, positions, weight.shape[1])
+        read[:, : -width - 1] = inputs.index_select(0, order.from_rows)
+        read[:, -width - 1] = 1.0
+        gates = inputs.new_empty(positions, 4 * width)
+        hiddens, cells, tanh_cells = inputs.new_empty(3, positions, width)
+        first_cell, minus_one = cell[order.longest_first], inputs.new_tensor(-1.0)
+        h_before, c_before = hidden[order.longest_first], first_cell
+        for read_now, gates_now, i, f, g, o, h, c, t in _by_step(
+            order, read, gates, *gates.chunk(4, dim=1), hiddens, cells, tanh_cells
+        ):
+            read_now[:, -width:] = h_before[: len(h)]
+            torch.mm(read_now, weight.t(), out=gates_now).sigmoid_()
+            torch.add(minus_one, g, alpha=2.0, out=g)
+            torch.mul(f, c_before[: len(c)], out=c).addcmul_(i, g)
+            torch.mul(c, 2.0, out=t).sigmoid_()
+            torch.add(minus_one, t, alpha=2.0, out=t)
+            torch.mul(o, t, out=h)
+            h_before, c_before = h, c
         ctx.order = order
-        ctx.set_materialize_grads(False)  # most models do not use the cells
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(
-            inputs, input_weight, hidden_weight, gates, hiddens, cells, tanh_cells
+            input_weight, hidden_weight, first_cell, read, gates, hiddens, cells, tanh_cells
         )
-        places = order.to_rows + rows
-        return hiddens.index_select(0, places), cells.index_select(0, places)
+        outputs = hiddens.index_select(0, order.to_rows)
+        return outputs, cells.index_select(0, order.to_rows) if with_cells else None
 
     @staticmethod
     @once_differentiable
@@ -200,38 +214,51 @@ class _Recurrence(torch.autograd.Function):
         ctx: Any, gradient: Tensor | None, of_cells: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         order = ctx.order
-        inputs, input_weight, hidden_weight, gates, hiddens, cells, tanh_cells = ctx.saved_tensors
-        rows, width = len(order.longest_first), hiddens.shape[1]
-        gradient = _in_time(gradient, order)
-        of_cells = _in_time(of_cells, order)
-        gates = gates.view(-1, 4, width)
-        through_gates, through_cell = _slopes(gates, cells[order.before], tanh_cells[rows:])
-        hidden, cell = gates.new_zeros(2, rows, width)
-        last = len(inputs)
-        for size in reversed(order.sizes):
-            now = slice(last - size, last)
-            hidden_now, cell_now = hidden[:size], cell[:size]
-            if gradient is not None:
-                hidden_now.add_(gradient[now])
-            if of_cells is not None:
-                cell_now.add_(of_cells[now])
-            cell_now.addcmul_(hidden_now, through_cell[now])
-            through_gates[now, :3].mul_(cell_now.unsqueeze(1))
-            through_gates[now, 3].mul_(hidden_now)
-            cell_now.mul_(gates[now, 1])
-            torch.mm(through_gates[now].flatten(1), hidden_weight, out=hidden_now)
-            last -= size
-        gates_gradient = through_gates.flatten(1)
-        bias_gradient = gates_gradient.sum(0)
+        input_weight, hidden_weight, first_cell, read, *states = ctx.saved_tensors
+        gates, hiddens, cells, tanh_cells = states
+        gradient, of_cells = _in_time(gradient, order), _in_time(of_cells, order)
+        to_gates = torch.empty_like(gates)
+        steps = zip(
+            _by_step(order, to_gates, *to_gates.chunk(4, dim=1), gradient, of_cells),
+            _by_step(order, *gates.chunk(4, dim=1), hiddens, tanh_cells),
+            (first_cell, *torch.split(cells, order.sizes)[:-1]),
+            strict=True,
+        )
+        to_hidden, to_cell = gates.new_zeros(2, *first_cell.shape)
+        for gradients, (i, f, g, o, h, t), c_before in reversed(list(steps)):
+            to_gates_now, to_i, to_f, to_g, to_o, from_output, from_cell = gradients
+            to_h, to_c = to_hidden[: len(h)], to_cell[: len(h)]
+            if from_output is not None:
+                to_h.add_(from_output)
+            if from_cell is not None:
+                to_c.add_(from_cell)
+            # h = o t and t' = 1 - t^2.
+            to_c.addcmul_(to_h, torch.addcmul(o, h, t, value=-1.0))
+            through_o = to_h * h
+            # c = f c_before + i g. A sigmoid's derivative is s (1 - s); that of g, 1 - g^2.
+            through_g = to_c * i
+            through_i = through_g * g
+            through_f = to_c.mul_(f) * c_before[: len(h)]
+            torch.addcmul(through_i, through_i, i, value=-1.0, out=to_i)
+            torch.addcmul(through_f, through_f, f, value=-1.0, out=to_f)
+            torch.addcmul(through_g, through_i, g, value=-1.0, out=to_g)
+            torch.addcmul(through_o, through_o, o, value=-1.0, out=to_o)
+            torch.mm(to_gates_now, hidden_weight, out=to_h)
+        to_inputs = None
+        if ctx.needs_input_grad[0]:  # frozen word vectors need none
+            in_time = aligned_product(to_gates, input_weight)
+            to_inputs = in_time.index_select(0, order.to_rows)
+        width = hiddens.shape[1]
+        to_weights = aligned_product(to_gates.t(), read)
         place = order.longest_first.argsort()
         return (
-            aligned_product(gates_gradient, input_weight).index_select(0, order.to_rows),
-            aligned_product(gates_gradient.t(), inputs),
-            gates_gradient.t() @ hiddens[order.before],
-            bias_gradient,
-            bias_gradient,
-            hidden[place],
-            cell[place],
+            to_inputs,
+            to_weights[:, : -width - 1],
+            to_weights[:, -width:],
+            to_weights[:, -width - 1],
+            to_hidden[place],
+            to_cell[place],
+            None,
             None,
         )
 
@@ -240,21 +267,11 @@ def _in_time(gradient: Tensor | None, order: PackedOrder) -> Tensor | None:
     return None if gradient is None else gradient.index_select(0, order.from_rows)
 
 
-def _slopes(gates: Tensor, cells_before: Tensor, tanh_cells: Tensor) -> tuple[Tensor, Tensor]:
-    """The local derivatives of all steps.
-
-    Returns:
-        (P, 4, H), the derivatives of the cell with respect to the preactivations of the input,
-        forget and cell gates, and of the output with respect to that of the output gate; and
-        (P, H), the derivative of the output with respect to the cell.
-    """
-    input_gate, _, cell_gate, output_gate = gates.unbind(1)
-    slopes = torch.addcmul(gates, gates, gates, value=-1.0)  # sigmoid' = s - s^2
-    slopes[:, 0].mul_(cell_gate)
-    slopes[:, 1].mul_(cells_before)
-    torch.addcmul(input_gate, input_gate, cell_gate.square(), value=-1.0, out=slopes[:, 2])
-    slopes[:, 3].mul_(tanh_cells)
-    return slopes, torch.addcmul(output_gate, output_gate, tanh_cells.square(), value=-1.0)
+def _by_step(order: PackedOrder, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
+    """For each step its parts of ``tensors``, which are (P, ...) in time order, or None."""
+    none = (None,) * len(order.sizes)
+    parts = (none if tensor is None else torch.split(tensor, order.sizes) for tensor in tensors)
+    return list(zip(*parts, strict=True))
 
 
 def fold_lstm(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor]:
@@ -263,8 +280,8 @@ def fold_lstm(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor]:
     They combine all products of a step: the projection of the word vectors, the input weights and
     the hidden weights. With an extended embedding W is E, the width of ``look_up``.
     """
-    input_weight, hidden_weight, input_bias, hidden_bias = lstm.all_weights[0]
-    word_weight, bias = embedding.fold(input_weight, input_bias + hidden_bias)
+    input_weight, hidden_weight, bias = _weights(lstm)
+    word_weight, bias = embedding.fold(input_weight, bias)
     return torch.cat([word_weight, hidden_weight], dim=1).t(), bias
 
 

@@ -17,7 +17,7 @@ from showtell.decoding.search import Search
 from showtell.errors import UserError
 from showtell.models.decoder import Decoder
 from showtell.text.settings import TextSettings
-from showtell.training.loss import cross_entropy
+from showtell.training.loss import cross_entropy_
 from showtell.training.objectives import BatchLoss, Objective
 from showtell.training.optimization import Optimization
 from showtell.training.ranks import gathered, summed, world_size
@@ -209,7 +209,7 @@ class CaptioningModule(LightningModule):
         if batch.is_filler:
             return
         if batch_idx % BATCHES_PER_LOSS == 0:
-            loss = cross_entropy(self._teacher_forced(batch), batch.targets, label_smoothing=0.0)
+            loss = cross_entropy_(self._teacher_forced(batch), batch.targets, label_smoothing=0.0)
             self.val_loss.update(loss, weight=batch.targets.numel())
         hypotheses = self._search(cast(Decoder, self.validated), batch.features)
         self.generated.update(batch.image_ids, hypotheses)

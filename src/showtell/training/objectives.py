@@ -21,7 +21,7 @@ from showtell.models.decoder import Decoder
 from showtell.text.tokenizer import tokenize
 from showtell.text.vocabulary import BEGIN, END, PAD, SPECIALS, Vocabulary
 from showtell.training.left_out import LeftOut
-from showtell.training.loss import cross_entropy
+from showtell.training.loss import cross_entropy_
 from showtell.types import CaptionedImage
 
 Baseline = Literal["others", "greedy"]
@@ -83,7 +83,7 @@ class CrossEntropy:
         if self.scheduled_sampling:
             tokens = _with_own_words(decoder, batch, share=self.scheduled_sampling * progress)
         logits_PV = decoder(batch.features, tokens, batch.lengths, batch.image_of_row)
-        loss = cross_entropy(logits_PV, batch.targets, label_smoothing=self.label_smoothing)
+        loss = cross_entropy_(logits_PV, batch.targets, label_smoothing=self.label_smoothing)
         positions = batch.targets.numel()
         return BatchLoss(loss, loss.detach(), positions, positions)
 
@@ -271,6 +271,6 @@ def _negative_log_likelihood(
     real_NT = torch.arange(targets_NT.shape[1]) < lengths.unsqueeze(1)
     real_NT = real_NT.to(targets_NT.device)
     weights_NT = advantages.unsqueeze(1).expand_as(targets_NT)
-    return cross_entropy(
+    return cross_entropy_(
         logits_PV, targets_NT[real_NT], label_smoothing=0.0, weights=weights_NT[real_NT]
     )
