@@ -1,6 +1,6 @@
 """Pictures to stored features, beside the eager loop and the compiled network alone.
 
-    python benchmarks/extraction.py [FOLDER] [--images 512] [--encoder NAME] [--set KEY=VALUE]
+    python benchmarks/extraction.py [FOLDER] [--images 1024] [--encoder NAME] [--set KEY=VALUE]
 
 Without a folder the pictures are built-in scenes. The eager loops are what is usually written:
 decode, preprocess, forward, keep, one after the other with PyTorch's own threads, nothing written
@@ -53,7 +53,7 @@ def main() -> None:
     """Measure, print and write ``extraction.json``."""
     options = parser(__doc__)
     options.add_argument("folder", type=Path, nargs="?", help="pictures (default: scenes)")
-    options.add_argument("--images", type=int, default=512, help="how many (%(default)s)")
+    options.add_argument("--images", type=int, default=1024, help="how many (%(default)s)")
     options.add_argument("--encoder", default="efficientnet_lite2", help="of conf/encoder")
     options.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE"

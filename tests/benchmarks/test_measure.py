@@ -59,7 +59,7 @@ def test_a_work_with_its_own_clock_is_believed() -> None:
 def test_products_are_seen_inside_an_autograd_function() -> None:
     lstm, inputs = nn.LSTM(3, 4), torch.randn(5, 3)
     sizes = products_of(run_lstm, lstm, inputs, torch.tensor([3, 2]), None).sizes
-    assert sizes == [(5, 3, 16), (2, 4, 16), (2, 4, 16), (1, 4, 16)]
+    assert sizes == [(2, 3 + 1 + 4, 16), (2, 3 + 1 + 4, 16), (1, 3 + 1 + 4, 16)]
     batched = products_of(torch.bmm, torch.ones(2, 3, 4), torch.ones(2, 4, 5))
     assert batched.sizes == [(6, 4, 5)]
     assert batched.flop == 2 * 6 * 4 * 5
