@@ -69,6 +69,7 @@ from showtell.text.vocabulary import Vocabulary
 from showtell.tracking import CsvCurves
 from showtell.training.module import CaptioningModule
 from showtell.training.objectives import CrossEntropy
+from showtell.training.optimization import clip_gradients
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import CaptionedImage
 
@@ -194,26 +195,27 @@ def train_ours(decoder: Any, batches: Sequence[Batch], settings: Settings) -> St
 
     losses = [partial(loss, batch) for batch in batches]
     parameters, optimizer = list(decoder.parameters()), rules.optimizer(decoder)
-    return partial(_train, parameters, optimizer, losses, rules.gradient_clip or math.inf)
+    clip = partial(clip_gradients, parameters, rules.gradient_clip or math.inf)
+    return partial(_train, optimizer, losses, clip)
 
 
 def train_plainly(module: nn.Module, losses: Sequence[Callable[[], Tensor]], clip: float) -> Step:
     """A call that takes a step on each loss, with PyTorch's default AdamW."""
     parameters = list(module.parameters())
-    return partial(_train, parameters, torch.optim.AdamW(parameters, lr=1e-3), losses, clip)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    return partial(_train, optimizer, losses, partial(clip_grad_norm_, parameters, clip))
 
 
 def _train(
-    parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     losses: Sequence[Callable[[], Tensor]],
-    clip: float,
+    clip: Callable[[], object],
 ) -> None:
     for compute in losses:
         loss = compute()
         optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm_(parameters, clip)
+        clip()
         optimizer.step()
 
 

@@ -40,6 +40,7 @@ from showtell.text.vocabulary import Vocabulary
 from showtell.training.alarms import CollapseAlarms
 from showtell.training.loss import cross_entropy_
 from showtell.training.module import BATCHES_PER_LOSS
+from showtell.training.optimization import clip_gradients
 from showtell.training.validation import GeneratedCaptions
 from showtell.types import CaptionedImage, Split
 
@@ -149,7 +150,7 @@ def training_steps(case: Case, batches: CaptionBatches) -> Iterator[None]:
         optimizer.zero_grad()
         nats.backward()
         if rules.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(decoder.parameters(), rules.gradient_clip)
+            clip_gradients(decoder.parameters(), rules.gradient_clip)
         optimizer.step()
         yield
 

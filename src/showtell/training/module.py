@@ -19,7 +19,7 @@ from showtell.models.decoder import Decoder
 from showtell.text.settings import TextSettings
 from showtell.training.loss import cross_entropy_
 from showtell.training.objectives import BatchLoss, Objective
-from showtell.training.optimization import Optimization
+from showtell.training.optimization import Optimization, clip_gradients
 from showtell.training.ranks import gathered, summed, world_size
 from showtell.training.validation import GeneratedCaptions
 from showtell.vision.encoder import Encoder
@@ -177,7 +177,7 @@ class CaptioningModule(LightningModule):
         if self.encoder is not None:
             own = [list(part.parameters()) for part in (self.decoder, self.encoder)]
         for parameters in own:
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            clip_gradients(parameters, gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights, then their EMA, before any checkpoint of the step is saved."""

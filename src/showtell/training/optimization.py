@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -77,6 +79,10 @@ class Optimization:
         # Fused: one pass over the weights instead of ten. On a GPU it would unscale the gradients
         # of 16-mixed itself, after clipping, and PyTorch's default is as fast there.
         on_cpu = all(parameter.device.type == "cpu" for parameter in decayed)
+        if on_cpu and not torch.cuda.is_available():
+            # AdamW asks in every step whether there is a GPU. Lightning has set that the driver is
+            # to be asked, and not to find its library takes half a millisecond.
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         return torch.optim.AdamW(
             groups, lr=self.lr, betas=(0.9, 0.999), eps=1e-8, fused=on_cpu or None
         )
@@ -122,6 +128,15 @@ class Optimization:
             1.0 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
         )
         return self.final_lr_fraction + (1.0 - self.final_lr_fraction) * left
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """``clip_grad_norm_``, but on a CPU gradients within the norm are not multiplied by 1."""
+    clipped = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm([p.grad for p in clipped if p.grad is not None])
+    # On a GPU to compare would wait for the norm.
+    if norm.device.type != "cpu" or not norm <= largest:
+        clip_grads_with_norm_(clipped, largest, norm)
 
 
 def _by_decay(
