@@ -7,7 +7,7 @@ and optimizer. Every model of conf/model is measured, beside a plain form of its
 steps, or a Transformer's layers from PyTorch, over padded captions in shuffled order, each with a
 copy of its image's features. ``lstm_glove`` has other plain forms: an LSTM cell called word by
 word, and one sample for each prefix of a caption; it is also measured under Lightning with the
-callbacks of a run.
+callbacks of a run. Each model has a process of its own, as in a training.
 FLOP are those of the model's matrix products over real tokens, three times the forward ones,
 whatever else a method computes. Without ``--data`` (Flickr8k in any layout) captions are made up
 with Flickr8k's lengths.
@@ -15,6 +15,7 @@ with Flickr8k's lengths.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import math
@@ -23,8 +24,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -409,41 +412,26 @@ def limits(batch: Batch, vocabulary_size: int, device: str) -> dict[str, Work]:
     }
 
 
-def figures_of(models: Sequence[str], timings: dict[str, Timing]) -> list[Figure]:
-    """The figures of the report, with their targets."""
-    peak = timings[PEAK]
-    shares = [
-        ratio(
-            f"{model}, share of the peak",
-            timings[model],
-            peak,
-            "FLOP",
-            target=0.6 if model == COMPARED else None,
-        )
-        for model in models
-    ]
-    shares += [
-        ratio(
-            f"{model} over {EAGER}",
-            timings[model],
-            timings[f"{model}, {EAGER}"],
-            "tokens",
-            target=2,
-        )
-        for model in models
-        if model != COMPARED
-    ]
-    if COMPARED not in models:
-        return shares
-    ours, small = timings[COMPARED], timings[SMALL]
+def figures_of(model: str, timings: dict[str, Timing]) -> list[Figure]:
+    """The figures of a model, with their targets."""
+    ours = timings[model]
+
+    def share(target: float | None) -> Figure:
+        return ratio(f"{model}, share of the peak", ours, timings[PEAK], "FLOP", target=target)
+
+    if model != COMPARED:
+        plain = timings[f"{model}, {EAGER}"]
+        return [share(None), ratio(f"{model} over {EAGER}", ours, plain, "tokens", target=2)]
     added = [
         1e3 * (a - b) / SMALL_STEPS
-        for a, b in zip(timings[f"{SMALL}, {LIGHTNING}"].seconds, small.seconds, strict=True)
+        for a, b in zip(
+            timings[f"{SMALL}, {LIGHTNING}"].seconds, timings[SMALL].seconds, strict=True
+        )
     ]
     return [
-        ratio(f"{COMPARED} over the {CELL}", ours, timings[CELL], "tokens", target=2),
-        ratio(f"{COMPARED} over {PREFIX}", ours, timings[PREFIX], "tokens", target=20),
-        *shares,
+        ratio(f"{model} over the {CELL}", ours, timings[CELL], "tokens", target=2),
+        ratio(f"{model} over {PREFIX}", ours, timings[PREFIX], "tokens", target=20),
+        share(0.6),
         Figure(
             "Lightning and its callbacks, per step",
             statistics.median(added),
@@ -454,22 +442,24 @@ def figures_of(models: Sequence[str], timings: dict[str, Timing]) -> list[Figure
     ]
 
 
-def main() -> None:
-    """Measure, print and write ``training.json``."""
-    options = parser(__doc__)
-    options.add_argument("--data", type=Path, help="Flickr8k; captions are made up without")
-    options.add_argument("--models", nargs="+", default=list(choices_of("model")))
-    options.add_argument("--batches", type=int, default=4, help="steps of a call (%(default)s)")
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    chosen = options.parse_args()
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one model, and of the machine's limits beside it."""
+
+    timings: dict[str, Timing]
+    figures: list[Figure]
+    facts: dict[str, Any]
+
+
+def measure(model: str, chosen: argparse.Namespace) -> Measured:
+    """Measure one model."""
     prepare(chosen)
     keep_freed_memory()  # as any training does; the plain forms gain as well
     count = 1 if chosen.quick else chosen.batches
     images, vocabulary = captions_of(chosen.data, 64 if chosen.quick else MADE_IMAGES)
     bench = Bench(images, vocabulary, count, torch.device(chosen.device))
-    works = {name: work for m in chosen.models for name, work in works_of(m, bench).items()}
     batch = bench.batches("pooled")[count // 2]
-    works |= limits(batch, len(vocabulary), chosen.device)
+    works = works_of(model, bench) | limits(batch, len(vocabulary), chosen.device)
     timings = time_in_turns(works, turns=chosen.turns)
     facts = {
         "images a step": len(batch.image_ids),
@@ -478,7 +468,28 @@ def main() -> None:
         "vocabulary": len(vocabulary),
         "captions": "made up" if chosen.data is None else "Flickr8k",
     }
-    report = Report("training", timings, figures_of(chosen.models, timings), facts)
+    named = {
+        f"{name} ({model})" if name.startswith("limit") else name: timings[name] for name in timings
+    }
+    return Measured(named, figures_of(model, timings), facts)
+
+
+def main() -> None:
+    """Measure, print and write ``training.json``."""
+    options = parser(__doc__)
+    options.add_argument("--data", type=Path, help="Flickr8k; captions are made up without")
+    options.add_argument("--models", nargs="+", default=list(choices_of("model")))
+    options.add_argument("--batches", type=int, default=6, help="steps of a call (%(default)s)")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = options.parse_args()
+    prepare(chosen)
+    # A process for each model, like a training: memory that others have freed would lie around it.
+    fresh = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as process:
+        each = [process.submit(measure, model, chosen).result() for model in chosen.models]
+    timings = {name: timing for part in each for name, timing in part.timings.items()}
+    figures = [figure for part in each for figure in part.figures]
+    report = Report("training", timings, figures, each[0].facts)
     report.show()
     report.save(chosen.output)
 
