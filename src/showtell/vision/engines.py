@@ -49,15 +49,17 @@ class OpenVINOEngine:
     """An encoder compiled by OpenVINO, one picture at a time on each of ``threads`` threads.
 
     A request is one picture on one thread. So features depend neither on the other pictures nor on
-    the number of cores, and cores never wait for each other within a layer.
+    the number of cores, and cores never wait for each other within a layer. ``requests`` calls are
+    served at a time, two for each thread: one is computed while the caller of the other wakes up,
+    or decodes.
     """
 
     def __init__(self, encoder: Encoder, *, threads: int) -> None:
-        self.threads = threads
+        self.requests = 2 * threads
         self._tensor = _openvino().Tensor
         compiled = _compiled_by_openvino(encoder, threads)
         self._requests: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(threads):
+        for _ in range(self.requests):
             self._requests.put(compiled.create_infer_request())
 
     def __call__(self, pixels: Pixels, kinds: Sequence[FeatureKind]) -> EncodedImages:

@@ -50,7 +50,7 @@ def _encode_singly(
     engine: OpenVINOEngine,
     kinds: Sequence[FeatureKind],
 ) -> Iterator[tuple[_Key, Encoded]]:
-    """Decode and encode in the same threads, one per core: none idles, no two share a core.
+    """Decode and encode in the same threads, as many as the engine serves: no core idles.
 
     A task decodes several pictures before it encodes them, because the network evicts the decoder
     from the core's cache.
@@ -62,9 +62,7 @@ def _encode_singly(
 
     groups = iter(lambda: list(islice(items, _DECODED_IN_A_ROW)), [])
     keyed = (([key for key, _ in group], [picture for _, picture in group]) for group in groups)
-    for keys, encoded in _in_threads(
-        encode, keyed, threads=engine.threads, ahead=2 * engine.threads
-    ):
+    for keys, encoded in _in_threads(encode, keyed, threads=engine.requests, ahead=engine.requests):
         yield from zip(keys, encoded, strict=True)
 
 
