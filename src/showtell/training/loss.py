@@ -18,7 +18,7 @@ def cross_entropy_(
 ) -> Tensor:
     """``F.cross_entropy`` of logits (P, V) and targets (P,), in nats per position.
 
-    On a CPU it takes half of PyTorch's time and overwrites ``logits``, first with what it computes
+    On a CPU it takes two thirds of PyTorch's time and overwrites ``logits``, first with what it computes
     of them, then with their gradient: logits over a vocabulary do not fit into a cache, so the time
     depends on how often memory is read and written.
 
