@@ -483,7 +483,7 @@ def main() -> None:
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = options.parse_args()
     prepare(chosen)
-    # A process for each model, like a training: memory that others have freed would lie around it.
+    # A process for each model, like a training: what earlier models have freed slows later ones.
     fresh = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as process:
         each = [process.submit(measure, model, chosen).result() for model in chosen.models]

@@ -94,14 +94,16 @@ def test_pictures_decoded_in_a_row_come_in_order_with_the_bits_they_have_alone(
 
 
 def test_no_thread_waits_for_what_another_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All eight threads decode at once, or the barrier breaks."""
-    barrier = threading.Barrier(8)
+    """All threads decode at once, or the barrier breaks."""
+    engine = OpenVINOEngine(tiny_encoder(), threads=4)
+    calls = engine.concurrent_calls
+    assert calls == 8
+    barrier = threading.Barrier(calls)
 
     def decode(picture: object, preprocessing: object) -> ImageError:
         barrier.wait(timeout=20)
         return ImageError("it is only decoded here")
 
     monkeypatch.setattr(pipeline, "decode", decode)
-    engine = OpenVINOEngine(tiny_encoder(), threads=8)
-    items = ((number, Path("none.png")) for number in range(8 * 4 * 2))
+    items = ((number, Path("none.png")) for number in range(calls * 4 * 2))
     assert len(list(pipeline.encode_all(items, PREPROCESSING, engine, ["grid"]))) == 64

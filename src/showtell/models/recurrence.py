@@ -58,8 +58,9 @@ def run_lstm_on_words(
 ) -> Tensor:
     """Like ``run_lstm`` on the projection of ``words`` (P, W), as ``embedding.look_up`` gives them.
 
-    On a CPU the projection is merged into the LSTM's input weights, as in `fold_lstm`: a position
-    then takes W x 4H multiplications instead of W x E + E x 4H, and so do its gradients.
+    On a CPU the projection, if there is one, is merged into the LSTM's input weights, as in
+    `fold_lstm`: a position then takes W x 4H multiplications instead of W x E + E x 4H, and so do
+    its gradients.
     """
     if not _is_ours(words):
         return run_lstm(lstm, embedding.projection(words), lengths, initial)
@@ -158,9 +159,9 @@ def _run_packed(
 class _Recurrence(torch.autograd.Function):
     """An LSTM with inputs and outputs in row order that computes in time order.
 
-    A step reads one matrix: the inputs of the unfinished rows, a one for the bias, and their hidden
-    states. So forward it is one product and a few elementwise passes, backward it is another, and
-    the gradient of all weights is one product over all steps.
+    A step reads one matrix, whose columns are the inputs of the unfinished rows, a one for the
+    bias, and their hidden states. So forward it is one product and a few elementwise passes,
+    backward it is another, and the gradient of all weights is one product over all steps.
 
     The names of the literature: gates i, f, g, o, hidden state h, cell c, and t = tanh c.
     """
@@ -178,22 +179,22 @@ class _Recurrence(torch.autograd.Function):
         with_cells: bool,
     ) -> tuple[Tensor, Tensor | None]:
         positions, width = len(inputs), hidden.shape[1]
-        # On a CPU tanh takes four times as long as a sigmoid, and tanh(x) = 2 sigmoid(2x) - 1:
+        # On some CPUs tanh takes four times as long as a sigmoid, and tanh(x) = 2 sigmoid(2x) - 1:
         # with the cell gate's inputs doubled, one sigmoid serves all four gates.
-        doubled = inputs.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(width).unsqueeze(1)
-        weight = torch.cat([input_weight, bias.unsqueeze(1), hidden_weight], dim=1) * doubled
-        read = empty_aligned(inputs, positions, weight.shape[1])
-        read[:, : -width - 1] = inputs.index_select(0, order.from_rows)
-        read[:, -width - 1] = 1.0
+        factors = inputs.new_tensor([1.0, 1.0, 2.0, 1.0]).repeat_interleave(width).unsqueeze(1)
+        weight = torch.cat([input_weight, bias.unsqueeze(1), hidden_weight], dim=1) * factors
+        operand = empty_aligned(inputs, positions, weight.shape[1])
+        operand[:, : -width - 1] = inputs.index_select(0, order.from_rows)
+        operand[:, -width - 1] = 1.0
         gates = inputs.new_empty(positions, 4 * width)
         hiddens, cells, tanh_cells = inputs.new_empty(3, positions, width)
         first_cell, minus_one = cell[order.longest_first], inputs.new_tensor(-1.0)
         h_before, c_before = hidden[order.longest_first], first_cell
-        for read_now, gates_now, i, f, g, o, h, c, t in _by_step(
-            order, read, gates, *gates.chunk(4, dim=1), hiddens, cells, tanh_cells
+        for operand_now, gates_now, i, f, g, o, h, c, t in _by_step(
+            order, operand, gates, *gates.chunk(4, dim=1), hiddens, cells, tanh_cells
         ):
-            read_now[:, -width:] = h_before[: len(h)]
-            torch.mm(read_now, weight.t(), out=gates_now).sigmoid_()
+            operand_now[:, -width:] = h_before[: len(h)]
+            torch.mm(operand_now, weight.t(), out=gates_now).sigmoid_()
             torch.add(minus_one, g, alpha=2.0, out=g)
             torch.mul(f, c_before[: len(c)], out=c).addcmul_(i, g)
             torch.mul(c, 2.0, out=t).sigmoid_()
@@ -201,9 +202,9 @@ class _Recurrence(torch.autograd.Function):
             torch.mul(o, t, out=h)
             h_before, c_before = h, c
         ctx.order = order
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # cells that are not returned have none
         ctx.save_for_backward(
-            input_weight, hidden_weight, first_cell, read, gates, hiddens, cells, tanh_cells
+            input_weight, hidden_weight, first_cell, operand, gates, hiddens, cells, tanh_cells
         )
         outputs = hiddens.index_select(0, order.to_rows)
         return outputs, cells.index_select(0, order.to_rows) if with_cells else None
@@ -214,7 +215,7 @@ class _Recurrence(torch.autograd.Function):
         ctx: Any, gradient: Tensor | None, of_cells: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         order = ctx.order
-        input_weight, hidden_weight, first_cell, read, *states = ctx.saved_tensors
+        input_weight, hidden_weight, first_cell, operand, *states = ctx.saved_tensors
         gates, hiddens, cells, tanh_cells = states
         gradient, of_cells = _in_time(gradient, order), _in_time(of_cells, order)
         to_gates = torch.empty_like(gates)
@@ -249,7 +250,7 @@ class _Recurrence(torch.autograd.Function):
             in_time = aligned_product(to_gates, input_weight)
             to_inputs = in_time.index_select(0, order.to_rows)
         width = hiddens.shape[1]
-        to_weights = aligned_product(to_gates.t(), read)
+        to_weights = aligned_product(to_gates.t(), operand)
         place = order.longest_first.argsort()
         return (
             to_inputs,
@@ -314,7 +315,7 @@ def update_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 def fast_tanh(values: Tensor) -> Tensor:
     """``torch.tanh``; without gradients on a CPU, computed as 2 sigmoid(2x) - 1.
 
-    A sigmoid takes a tenth of the time of ``torch.tanh``.
+    On some CPUs a sigmoid takes a tenth of the time of ``torch.tanh``.
     """
     if not _is_quick(values):
         return torch.tanh(values)

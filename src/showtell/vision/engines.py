@@ -49,17 +49,17 @@ class OpenVINOEngine:
     """An encoder compiled by OpenVINO, one picture at a time on each of ``threads`` threads.
 
     A request is one picture on one thread. So features depend neither on the other pictures nor on
-    the number of cores, and cores never wait for each other within a layer. ``requests`` calls are
-    served at a time, two for each thread: one is computed while the caller of the other wakes up,
-    or decodes.
+    the number of cores, and cores never wait for each other within a layer. It takes
+    ``concurrent_calls``, two for each thread, so that a thread has the next picture while the
+    caller of the last one wakes up or decodes.
     """
 
     def __init__(self, encoder: Encoder, *, threads: int) -> None:
-        self.requests = 2 * threads
+        self.concurrent_calls = 2 * threads
         self._tensor = _openvino().Tensor
         compiled = _compiled_by_openvino(encoder, threads)
         self._requests: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(self.requests):
+        for _ in range(self.concurrent_calls):
             self._requests.put(compiled.create_infer_request())
 
     def __call__(self, pixels: Pixels, kinds: Sequence[FeatureKind]) -> EncodedImages:
@@ -104,7 +104,7 @@ def _compiled_by_openvino(encoder: Encoder, threads: int) -> Any:
 def compiled_for_cpu(
     function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], example: Tensor, *, threads: int
 ) -> Any:
-    """``function`` compiled by OpenVINO for inputs of ``example``'s shape, one request a thread.
+    """``function`` compiled by OpenVINO for inputs of ``example``'s shape, one input a thread.
 
     The parameters that ``function`` uses must be frozen: they become constants.
     """

@@ -62,7 +62,8 @@ def _encode_singly(
 
     groups = iter(lambda: list(islice(items, _DECODED_IN_A_ROW)), [])
     keyed = (([key for key, _ in group], [picture for _, picture in group]) for group in groups)
-    for keys, encoded in _in_threads(encode, keyed, threads=engine.requests, ahead=engine.requests):
+    calls = engine.concurrent_calls
+    for keys, encoded in _in_threads(encode, keyed, threads=calls, ahead=calls):
         yield from zip(keys, encoded, strict=True)
 
 
