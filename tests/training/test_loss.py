@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from showtell.models.linear import empty_aligned
 from showtell.training.loss import cross_entropy_
+
+
+def numerical(loss: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor) -> torch.Tensor:
+    """Central differences; ``gradcheck`` would go backwards twice through one graph."""
+    step, given = 1e-6, scores.detach().clone()
+    found = torch.empty_like(given)
+    for place in range(given.numel()):
+        shift = torch.zeros_like(given)
+        shift.view(-1)[place] = step
+        found.view(-1)[place] = (loss(given + shift) - loss(given - shift)) / (2 * step)
+    return found
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
@@ -23,9 +36,10 @@ def test_value_and_gradient_are_those_of_pytorch(smoothing: float, scale: float)
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
-def test_layout_does_not_matter() -> None:
+def test_gradients_are_the_numerical_ones_and_layout_does_not_matter() -> None:
     torch.manual_seed(0)
     plain = torch.randn(5, 7, dtype=torch.double)
+    first = plain.clone()
     aligned = empty_aligned(plain, 5, 7).copy_(plain)
     assert aligned.stride() == (16, 1)
     targets, results = torch.tensor([0, 6, 3, 3, 1]), []
@@ -35,6 +49,8 @@ def test_layout_does_not_matter() -> None:
         assert not gradient.requires_grad
         results.append((loss, gradient))
     torch.testing.assert_close(*results, atol=0, rtol=1e-15)
+    expected = numerical(lambda scores: cross_entropy_(scores, targets, label_smoothing=0.2), first)
+    torch.testing.assert_close(results[0][1], expected, atol=1e-8, rtol=1e-6)
 
 
 def test_logits_are_overwritten_and_a_second_backward_pass_is_refused() -> None:
@@ -65,8 +81,12 @@ def test_weights_count_a_position_more_less_or_against() -> None:
     scores = torch.randn(4, 7, dtype=torch.double, requires_grad=True)
     targets, weights = torch.tensor([0, 6, 3, 3]), torch.tensor([1.0, 0.0, -2.5, 3.0]).double()
 
+    def weighed(scores: torch.Tensor) -> torch.Tensor:
+        return cross_entropy_(scores, targets, label_smoothing=0.2, weights=weights)
+
     losses = F.cross_entropy(scores, targets, label_smoothing=0.2, reduction="none")
-    theirs = (losses * weights).sum() / 4
-    own = cross_entropy_(scores.clone(), targets, label_smoothing=0.2, weights=weights)
+    theirs, own = (losses * weights).sum() / 4, weighed(scores.clone())
     torch.testing.assert_close(own, theirs)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, scores)[0] for loss in (own, theirs)))
+    gradients = [torch.autograd.grad(loss, scores)[0] for loss in (own, theirs)]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(gradients[0], numerical(weighed, scores), atol=1e-8, rtol=1e-6)

@@ -82,7 +82,7 @@ def test_pictures_decoded_in_a_row_come_in_order_with_the_bits_they_have_alone(
         ["grid"],
     )
     encoded = [next(stream)]
-    assert len(taken) <= 4 * (2 * 2 + 1)  # under way, at two requests a thread
+    assert len(taken) <= 4 * (2 * 2 + 1)  # under way, at two calls a thread
     encoded += stream
     assert [key for key, _ in encoded] == [key for key, _ in items] * 9
     for (key, features), (_, picture) in zip(encoded, items * 9, strict=True):
