@@ -40,13 +40,10 @@ def run_lstm(
         lengths: (N,) on the CPU, each at least 1, with sum P.
         initial: hidden and cell state, each (N, H); None for zeros.
     """
-    order = PackedOrder.of(lengths, inputs.device)
     initial = initial or _zeros(lstm, inputs, lengths)
     if _is_ours(inputs):
-        outputs: Tensor
-        outputs, _ = _Recurrence.apply(inputs, *_weights(lstm), *initial, order, False)
-        return outputs
-    return _run_packed(lstm, inputs, order, initial)
+        return _run_ours(_weights(lstm), inputs, lengths, initial)
+    return _run_packed(lstm, inputs, PackedOrder.of(lengths, inputs.device), initial)
 
 
 def run_lstm_on_words(
@@ -64,15 +61,8 @@ def run_lstm_on_words(
     """
     if not _is_ours(words):
         return run_lstm(lstm, embedding.projection(words), lengths, initial)
-    input_weight, hidden_weight, bias = _weights(lstm)
-    folded_weight, folded_bias = embedding.fold(input_weight, bias)
-    order = PackedOrder.of(lengths, words.device)
     initial = initial or _zeros(lstm, words, lengths)
-    outputs: Tensor
-    outputs, _ = _Recurrence.apply(
-        words, folded_weight, hidden_weight, folded_bias, *initial, order, False
-    )
-    return outputs
+    return _run_ours(_folded_weights(lstm, embedding), words, lengths, initial)
 
 
 def run_lstm_with_cells(
@@ -110,6 +100,13 @@ def _weights(lstm: nn.LSTM) -> tuple[Tensor, Tensor, Tensor]:
     return input_weight, hidden_weight, input_bias + hidden_bias
 
 
+def _folded_weights(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor, Tensor]:
+    """Like ``_weights``, with the embedding's projection merged in: input weight (4H, W)."""
+    input_weight, hidden_weight, bias = _weights(lstm)
+    folded_weight, folded_bias = embedding.fold(input_weight, bias)
+    return folded_weight, hidden_weight, folded_bias
+
+
 def _zeros(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> HiddenAndCell:
     zeros_NH = inputs.new_zeros(len(lengths), lstm.hidden_size)
     return zeros_NH, zeros_NH
@@ -117,6 +114,16 @@ def _zeros(lstm: nn.LSTM, inputs: Tensor, lengths: Tensor) -> HiddenAndCell:
 
 def _is_ours(inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def _run_ours(
+    weights: tuple[Tensor, Tensor, Tensor], inputs: Tensor, lengths: Tensor, initial: HiddenAndCell
+) -> Tensor:
+    """Outputs (P, H) by our recurrence."""
+    order = PackedOrder.of(lengths, inputs.device)
+    outputs: Tensor
+    outputs, _ = _Recurrence.apply(inputs, *weights, *initial, order, False)
+    return outputs
 
 
 def _run_by_steps(
@@ -281,8 +288,7 @@ def fold_lstm(lstm: nn.LSTM, embedding: WordEmbedding) -> tuple[Tensor, Tensor]:
     They combine all products of a step: the projection of the word vectors, the input weights and
     the hidden weights. With an extended embedding W is E, the width of ``look_up``.
     """
-    input_weight, hidden_weight, bias = _weights(lstm)
-    word_weight, bias = embedding.fold(input_weight, bias)
+    word_weight, hidden_weight, bias = _folded_weights(lstm, embedding)
     return torch.cat([word_weight, hidden_weight], dim=1).t(), bias
 
 
