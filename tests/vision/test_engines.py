@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import subprocess
 import sys
 import weakref
@@ -15,10 +16,11 @@ import pytest
 import torch
 import torchvision
 from tiny_encoder import tiny_encoder
+from torch import nn
 
 from showtell.vision import engines
 from showtell.vision.encoder import Encoder, efficientnet_lite, torchvision_encoder
-from showtell.vision.engines import OpenVINOEngine, TorchEngine, engine_for
+from showtell.vision.engines import OpenVINOEngine, TorchEngine, compiled_for_cpu, engine_for
 from showtell.vision.images import Preprocessing
 
 CPU = torch.device("cpu")
@@ -52,7 +54,7 @@ def random_network(name: str, size: int, folder: Path) -> Encoder:
         torch.manual_seed(5)
         model = torchvision.models.get_model(name, weights=None)
         for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
         model.train()(torch.randn(2, 3, size, size))
     file = folder / f"{name}.pth"
@@ -103,6 +105,41 @@ def test_bits_depend_neither_on_company_nor_on_threads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(alone(image, ["grid"])["grid"], grid)
 
 
+def grouped(groups: int) -> nn.Module:
+    return nn.Conv2d(16, 16, kernel_size=3, padding=1, groups=groups)
+
+
+class ChannelsLast(nn.Sequential):
+    """Its modules see channels in the last dimension, as ConvNeXt's linear layers do."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels of x86-64")
+@pytest.mark.parametrize(
+    ("middle", "direct"),
+    [
+        (grouped(16), True),  # depthwise
+        (grouped(4), False),
+        (ChannelsLast(nn.Linear(16, 16)), False),
+    ],
+)
+def test_avx2_runs_dense_and_depthwise_convolutions_directly(
+    monkeypatch, middle: nn.Module, direct: bool
+) -> None:
+    """A processor with AVX-512 has these kernels too, so the test holds there as well."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    first, last = nn.Conv2d(3, 16, kernel_size=3, stride=2), nn.Conv2d(16, 32, kernel_size=1)
+    network = nn.Sequential(first, middle, last).requires_grad_(False)
+    compiled = compiled_for_cpu(network, torch.zeros(1, 3, 24, 24), threads=1)
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    convolutions = [node for node in nodes if node["layerType"].value == "Convolution"]
+    kernels = [node["primitiveType"].value for node in convolutions]
+    assert len(kernels) >= 2
+    assert {kernel.startswith("jit_avx2") for kernel in kernels} == {direct}, kernels
+
+
 def choose(encoder: Encoder, images: int = MANY) -> engines.Engine:
     image = picture(encoder.preprocessing.size)
     return engine_for(encoder, image, images=images, batch_size=4, device=CPU)
@@ -121,7 +158,7 @@ def test_few_pictures_do_not_wait_for_a_conversion_but_use_one_that_was_made(cap
 @pytest.mark.parametrize("works", [True, False])
 def test_an_engine_does_not_keep_its_encoder_in_memory(monkeypatch, works: bool) -> None:
     if not works:
-        monkeypatch.setattr(engines, "_compiled_by_openvino", None)
+        monkeypatch.setattr(engines, "compiled_encoder", None)
     encoder = tiny_encoder()
     choose(encoder)
     gone = weakref.ref(encoder)
@@ -131,10 +168,10 @@ def test_an_engine_does_not_keep_its_encoder_in_memory(monkeypatch, works: bool)
 
 
 def test_a_failed_conversion_is_named_once_and_the_eager_encoder_used(monkeypatch, capsys) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(encoder: Encoder, *, threads: int) -> None:
         raise RuntimeError("no such operation: aten::frobnicate\nwith a long trace")
 
-    monkeypatch.setattr(engines, "_compiled_by_openvino", fail)
+    monkeypatch.setattr(engines, "compiled_encoder", fail)
     encoder = tiny_encoder()
     for _ in range(2):
         engine = choose(encoder)
