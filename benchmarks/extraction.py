@@ -8,9 +8,9 @@ to disk, the network in the memory format that libraries give it; our eager enco
 last, is measured beside them. "ours" is ``ensure_features`` into a new store each time, its encoder
 converted before, as for all but the first images of a data set; the conversion has a line of its
 own. The limit is our network alone on pictures in memory: on a CPU the same compiled network in
-OpenVINO's own asynchronous queue, two pictures a core (with one, as is its choice, a core waits for
-the next and is up to a tenth slower); on a GPU the same in half precision. On a CPU the network as
-OpenVINO's manual runs it, with the throughput hint and its own choice, is measured beside it.
+OpenVINO's own asynchronous queue, two pictures a core; on a GPU the same in half precision. Beside
+it, on a CPU, is the network as OpenVINO's manual runs it, with the throughput hint and as many
+pictures at once as OpenVINO chooses: one a core, which then waits for each next one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import platform
 import subprocess
 import sys
 import weakref
@@ -116,28 +115,44 @@ class ChannelsLast(nn.Sequential):
         return super().forward(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels of x86-64")
+def kernels(network: nn.Module) -> list[str]:
+    """The kernels of its convolutions, as compiled for images (1, 3, 24, 24)."""
+    images = torch.zeros(1, 3, 24, 24)
+    compiled = compiled_for_cpu(network.requires_grad_(False), images, threads=1)
+    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    convolutions = [node for node in nodes if node["layerType"].value == "Convolution"]
+    return [node["primitiveType"].value for node in convolutions]
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="kernels for AVX2"
+)
 @pytest.mark.parametrize(
-    ("middle", "direct"),
+    ("capability", "middle", "direct"),
     [
-        (grouped(16), True),  # depthwise
-        (grouped(4), False),
-        (ChannelsLast(nn.Linear(16, 16)), False),
+        ("AVX2", grouped(16), True),  # depthwise
+        ("AVX2", grouped(4), False),
+        ("AVX2", ChannelsLast(nn.Linear(16, 16)), False),
+        ("AVX512", grouped(16), False),
     ],
 )
 def test_avx2_runs_dense_and_depthwise_convolutions_directly(
-    monkeypatch, middle: nn.Module, direct: bool
+    monkeypatch, capability: str, middle: nn.Module, direct: bool
 ) -> None:
-    """A processor with AVX-512 has these kernels too, so the test holds there as well."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     first, last = nn.Conv2d(3, 16, kernel_size=3, stride=2), nn.Conv2d(16, 32, kernel_size=1)
-    network = nn.Sequential(first, middle, last).requires_grad_(False)
-    compiled = compiled_for_cpu(network, torch.zeros(1, 3, 24, 24), threads=1)
-    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    convolutions = [node for node in nodes if node["layerType"].value == "Convolution"]
-    kernels = [node["primitiveType"].value for node in convolutions]
-    assert len(kernels) >= 2
-    assert {kernel.startswith("jit_avx2") for kernel in kernels} == {direct}, kernels
+    found = kernels(nn.Sequential(first, middle, last))
+    assert len(found) >= 2
+    assert {kernel.startswith("jit_avx2") for kernel in found} == {direct}, found
+
+
+def test_without_direct_convolutions_openvino_is_used_all_the_same(monkeypatch) -> None:
+    def unknown(core: object) -> None:
+        raise RuntimeError("no such attribute")
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(engines, "_kernel_priority", unknown)
+    assert len(kernels(nn.Conv2d(3, 16, kernel_size=3))) == 1
 
 
 def choose(encoder: Encoder, images: int = MANY) -> engines.Engine:

@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from queue import SimpleQueue
@@ -122,7 +123,9 @@ def compiled_for_cpu(
         model = openvino.convert_model(traced, example_input=example, input=shape)
     core = openvino.Core()
     if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        _prefer_direct_convolutions(model, core)
+        # The attribute may change with OpenVINO's version; without it the network is only slower.
+        with suppress(Exception):
+            _prefer_direct_convolutions(model, core)
     properties = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on some processors
@@ -141,12 +144,14 @@ def _prefer_direct_convolutions(model: Any, core: Any) -> None:
     ones keep channels in blocks of eight, so they lose where matrix products (of transformers, or
     ConvNeXt) need the channels in a row, and do not exist for other groups (ResNeXt's).
     """
-    kinds = {node: node.get_type_name() for node in model.get_ordered_ops()}
-    dense = [node for node, kind in kinds.items() if kind == "Convolution"]
-    grouped = [node for node, kind in kinds.items() if kind == "GroupConvolution"]
+    nodes = model.get_ordered_ops()
+    dense, grouped, products = (
+        [node for node in nodes if node.get_type_name() == kind]
+        for kind in ("Convolution", "GroupConvolution", "MatMul")
+    )
     # Weights of a grouped convolution: (groups, outputs, inputs of a group, ...).
     depthwise = all(list(node.input(1).get_shape())[1:3] == [1, 1] for node in grouped)
-    if "MatMul" in kinds.values() or not depthwise:
+    if products or not depthwise:
         return
     for key, attribute in _kernel_priority(core).items():
         for node in dense + grouped:

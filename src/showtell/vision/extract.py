@@ -194,7 +194,7 @@ def _by_id(images: Sequence[tuple[str, Path]]) -> dict[str, Path]:
 def _hash_files(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, ImageError]]:
     """SHA-256 of each file's content by image id, and the errors of those that cannot be read."""
     files = iter(paths.values())
-    # Several files in a row: handing over one takes a thread longer than reading it.
+    # Several files in a row: to hand one to a thread takes longer than to read it.
     groups = iter(lambda: list(islice(files, _FILES_IN_A_ROW)), [])
     with ThreadPoolExecutor(_THREADS) as threads:
         hashed = threads.map(lambda group: [_hash_file(file) for file in group], groups)
