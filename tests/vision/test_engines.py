@@ -146,6 +146,14 @@ def test_avx2_runs_dense_and_depthwise_convolutions_directly(
     assert {kernel.startswith("jit_avx2") for kernel in found} == {direct}, found
 
 
+def test_networks_that_fold_pixels_into_channels_keep_openvinos_kernels(monkeypatch) -> None:
+    network = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 16, kernel_size=3), grouped(16))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    expected = kernels(network)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert kernels(network) == expected
+
+
 def test_without_direct_convolutions_openvino_is_used_all_the_same(monkeypatch) -> None:
     def unknown(core: object) -> None:
         raise RuntimeError("no such attribute")

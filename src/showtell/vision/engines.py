@@ -142,7 +142,9 @@ def _prefer_direct_convolutions(model: Any, core: Any) -> None:
     OpenVINO would take convolutions made of small matrix products, with which a network of dense
     and depthwise convolutions needs up to a third longer on a processor without AVX-512. Direct
     ones keep channels in blocks of eight, so they lose where matrix products (of transformers, or
-    ConvNeXt) need the channels in a row, and do not exist for other groups (ResNeXt's).
+    ConvNeXt) need the channels in a row, and do not exist for other groups (ResNeXt's). OpenVINO
+    changes to blocks at a first convolution of three channels; without one (a network that first
+    folds pixels into channels) it would multiply whole matrices instead.
     """
     nodes = model.get_ordered_ops()
     dense, grouped, products = (
@@ -151,7 +153,8 @@ def _prefer_direct_convolutions(model: Any, core: Any) -> None:
     )
     # Weights of a grouped convolution: (groups, outputs, inputs of a group, ...).
     depthwise = all(list(node.input(1).get_shape())[1:3] == [1, 1] for node in grouped)
-    if products or not depthwise:
+    sees_colours = bool(dense) and dense[0].input(1).get_shape()[1] == 3
+    if products or not depthwise or not sees_colours:
         return
     for key, attribute in _kernel_priority(core).items():
         for node in dense + grouped:
