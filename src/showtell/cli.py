@@ -30,6 +30,9 @@ USED_BY_TUNE = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and run one command; a `UserError` becomes one sentence and status 1."""
+    # Importing PyTorch and building a network make a million objects and no garbage: collecting
+    # takes half a second. Garbage of this many objects is little memory.
+    gc.set_threshold(200_000)
     atexit.register(gc.freeze)  # see train.py
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -315,9 +318,6 @@ def _caption(options: argparse.Namespace) -> int:
 
 def _drawing(options: argparse.Namespace) -> dict[str, Any] | None:
     """The options of `Sampling` if captions are drawn; None if they are searched for."""
-    from showtell.config import choices_of
-
-    usual = choices_of("decoding")["nucleus"]
     names = ("temperature", "top_k", "top_p", "seed")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.samples is None:
@@ -327,6 +327,9 @@ def _drawing(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if options.beam_size is not None:
         raise UserError("--beam-size has no effect on captions that are drawn; leave it out")
+    from showtell.config import choices_of
+
+    usual = choices_of("decoding")["nucleus"]
     return {name: given.get(name, usual[name]) for name in names}
 
 

@@ -92,8 +92,9 @@ class EncoderIdentity:
 class Encoder(nn.Module):
     """A frozen network that turns preprocessed pictures into pooled and grid features.
 
-    ``body`` maps (B, 3, S, S) to its last feature map (B, D, rows, columns). The encoder stays in
-    evaluation mode and computes no gradients, even as part of another module.
+    ``body`` maps (B, 3, S, S) to its last feature map (B, D, rows, columns); ``shape`` is (D, rows,
+    columns), or None to find it out. The encoder stays in evaluation mode and computes no
+    gradients, even as part of another module.
 
     Raises:
         UserError: the network does not accept the input size, or has no feature map.
@@ -103,14 +104,20 @@ class Encoder(nn.Module):
     preprocessing: Preprocessing
 
     def __init__(
-        self, body: nn.Module, *, network: str, weights: str, preprocessing: Preprocessing
+        self,
+        body: nn.Module,
+        *,
+        network: str,
+        weights: str,
+        preprocessing: Preprocessing,
+        shape: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         # Convolutions on a CPU run up to twice as fast with channels last.
         self.body = body.requires_grad_(False).to(memory_format=torch.channels_last)
         self.preprocessing = preprocessing
         self.eval()
-        size, rows, columns = _feature_map_shape(self.body, preprocessing.size, network)
+        size, rows, columns = shape or _feature_map_shape(self.body, preprocessing.size, network)
         self.identity = EncoderIdentity(network, weights, preprocessing, rows, columns, size)
 
     def seeing(self, preprocessing: Preprocessing) -> Encoder:
@@ -445,8 +452,15 @@ def _concatenated(parts: Sequence[Encoder]) -> ConcatenatedNetworks:
 
 
 def _joined(parts: Sequence[Encoder]) -> Encoder:
-    body, name = _concatenated(parts), "+".join(part.identity.network for part in parts)
-    return Encoder(body, network=name, weights=digest(body), preprocessing=parts[0].preprocessing)
+    body, identities = _concatenated(parts), [part.identity for part in parts]
+    first = identities[0]
+    return Encoder(
+        body,
+        network="+".join(identity.network for identity in identities),
+        weights=digest(body),
+        preprocessing=first.preprocessing,
+        shape=(sum(identity.size for identity in identities), first.rows, first.columns),
+    )
 
 
 def merge_encoders(encoders: Sequence[Encoder]) -> tuple[Encoder, list[list[int]]]:
