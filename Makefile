@@ -9,6 +9,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # for them in the PATH that it was started with and not in the one above.
 SHELL := /bin/bash
 INSTALLED := $(VENV)/.installed
+INSTALL := pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test test-all lint data features train evaluate compare caption sweep dashboard report bench clean
@@ -20,7 +21,7 @@ setup: $(INSTALLED) ## make .venv with everything in it
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(INSTALL) '.[dev]'
 	@touch $@
 
 demo: setup ## the whole chain on the built-in scenes, into outputs/demo/
@@ -36,10 +37,11 @@ test: setup ## the fast tests: no network, no GPU, no Java
 	pytest --numprocesses 2
 
 test-all: setup ## the slow and the Java tests too
+	$(INSTALL) '.[bench]'
 	pytest --numprocesses 2 -m 'not gpu'
 
 data: setup ## download Flickr8k (and GloVe with ARGS=--glove) into outputs/data, and check it
-	pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[download]'
+	$(INSTALL) '.[download]'
 	python scripts/download_flickr8k.py $(ARGS)
 
 features: setup ## fill the feature store, e.g. ARGS='data.root=... encoder=efficientnet_lite2'
@@ -67,6 +69,7 @@ report: setup ## one HTML page about RUN=outputs/runs/... or a sweep, e.g. ARGS=
 	showtell report $(RUN) $(ARGS)
 
 bench: setup ## measure every stage (a quarter of an hour) into docs/performance.md; ARGS=--quick
+	$(INSTALL) '.[bench]'
 	python benchmarks/run_all.py $(ARGS)
 
 clean: ## remove .venv and caches; outputs/ stays
