@@ -89,8 +89,10 @@ def test_every_file_says_first_what_it_is(choice: str) -> None:
         ("text.vectors=null", "text.vectors=null"),
         ("decoding.beam_size=1", "no effect on greedy"),
         ("model._target_=os.system", "must be a public name below showtell.models"),
-        ("model._target_=showtell.models.lstm.nn.Linear", "there is no Linear"),
+        ("model._target_=showtell.models.lstm.nn.Linear", "no file of conf/model/ names it"),
         ("data._target_=showtell.data.scenes.files.write_scenes", "no file of conf/data/ names it"),
+        ("encoder._target_=showtell.vision.weights.published_file", "no file of conf/encoder/"),
+        ("trainer._target_=showtell.training.launch.launch", "no file of conf/trainer/ names it"),
         ("+encoder.preprocessing.sise=1", "encoder.preprocessing.sise: there is no such option"),
         ("+objective.measure=x", "^objective.measure: there is no such option"),
         (

@@ -512,19 +512,19 @@ def _locate(group: str, target: str) -> tuple[str, str]:
         raise UserError(
             f"{group}.{TARGET}={target!r}: must be a public name below {PACKAGES[group][:-1]}"
         )
-    if group == "data" and target not in _data_targets():
-        raise UserError(f"{group}.{TARGET}={target}: no file of conf/data/ names it")
+    if target not in _targets(group):
+        raise UserError(f"{group}.{TARGET}={target}: no file of conf/{group}/ names it")
     return module_name, name
 
 
 @cache
-def _data_targets() -> frozenset[str]:
-    """The targets in ``conf/data/``, the only ones allowed for data.
+def _targets(group: str) -> frozenset[str]:
+    """The targets in ``conf/<group>/``, the only ones allowed for a group.
 
-    Other functions of that package write files. Reports and evaluations call the target that a run
-    folder names, and run folders may come from elsewhere.
+    Other functions of its package write files, download or start processes. Configurations and run
+    folders, whose targets are called, may come from elsewhere.
     """
-    texts = [path.read_text("utf-8") for path in (config_folder() / "data").glob("*.yaml")]
+    texts = [path.read_text("utf-8") for path in (config_folder() / group).glob("*.yaml")]
     return frozenset(name for text in texts for name in re.findall(rf"{TARGET}: *(\S+)", text))
 
 

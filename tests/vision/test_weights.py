@@ -173,6 +173,15 @@ def test_a_torn_file_in_torch_hubs_folder_is_not_trusted(tmp_path: Path, monkeyp
         published_file(f"http://127.0.0.1:9/{file.name}", "inception_v3")
 
 
+def test_a_download_that_is_not_what_its_name_says_is_not_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    source = tmp_path / "net-0cc3c7bd.pth"
+    source.write_bytes(b"something else")
+    with pytest.raises(UserError, match=f"its SHA-256 begins.*fetch {source.as_uri()} again"):
+        published_file(source.as_uri(), "net")
+    assert not list((tmp_path / "home" / "hub" / "checkpoints").iterdir())
+
+
 def test_a_download_is_checked_and_kept(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     content = b"published"

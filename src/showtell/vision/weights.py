@@ -36,7 +36,8 @@ def published_file(url: str, network: str) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", maxsplit=1)[-1]
     if not file.is_file():
         _download(url, file, network)
-    check_name_digest(file, remedy=f"delete it and fetch {url} again")
+    else:
+        check_name_digest(file, remedy=f"delete it and fetch {url} again")
     return file
 
 
@@ -49,6 +50,7 @@ def _download(url: str, file: Path, network: str) -> None:
             part.open("wb") as target,
         ):
             shutil.copyfileobj(response, target)
+        check_name_digest(part, remedy=f"fetch {url} again")
         part.replace(file)
     except OSError as error:
         raise UserError(
