@@ -80,6 +80,38 @@ def test_splits_are_drawn_where_none_is_given(tmp_path):
     )
 
 
+def test_a_missing_file_moves_no_other_image_to_another_split(tmp_path):
+    names = [f"{number}.jpg" for number in range(40)]
+    for number, name in enumerate(names):
+        write_photo(tmp_path / name, number)
+    write_lines(tmp_path / "t.csv", ["image,caption", *[f"{name},a b" for name in names]])
+    before = {image.image_id: image.split for image in read(tmp_path / "t.csv").images}
+    gone = names[::3]
+    for name in gone:
+        (tmp_path / name).unlink()
+    after = read(tmp_path / "t.csv", skip_rejected=True).images
+    assert {image.image_id: image.split for image in after} == {
+        name: split for name, split in before.items() if name not in gone
+    }
+
+
+def test_a_file_is_the_picture_of_one_name(tmp_path):
+    """Found for both, it would be trained on and evaluated."""
+    for number, name in enumerate(("a.JPG", "b.jpg", "c.jpg")):
+        write_photo(tmp_path / name, number)
+    rows = ["a.jpg,a b,train", "a.JPG,a b,test", "b.jpg,a b,train", "c.jpg,a b,val"]
+    write_lines(tmp_path / "t.csv", ["image,caption,split", *rows])
+    data = read(tmp_path / "t.csv", skip_rejected=True)
+    assert [(image.image_id, image.split) for image in data.images] == [
+        ("a.JPG", "test"),
+        ("b.jpg", "train"),
+        ("c.jpg", "val"),
+    ]
+    assert [(each.item, each.reason) for each in data.rejected] == [
+        ("a.jpg", "the image file is missing")
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

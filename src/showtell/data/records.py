@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def assemble(
     notes = [*captions.notes, *(note for split_list in lists for note in split_list.notes)]
     notes += _placing_notes(placing, folders)
     if not placing.split:
-        images = _with_drawn_splits(images, split_seed)
+        images = _with_drawn_splits(images, captions, split_seed)
         notes.append(_draw_note(images, split_seed))
     return CaptionData(name=name, images=images, rejected=rejected, notes=tuple(notes))
 
@@ -85,7 +86,15 @@ def _placing(
     else:
         split = settle((line.image, line.split) for line in captions.lines if line.split)
     names = dict.fromkeys([*(line.image for line in captions.lines), *split])
-    path = {image: found for image in names if (found := folders.find(image)) is not None}
+    found = {image: file for image in names if (file := folders.find(image)) is not None}
+    # A file is the picture of one name: of the exact one, if several differ in the case of their
+    # extension. Otherwise it could be in two splits.
+    claims = Counter(found.values())
+    path = {
+        image: file
+        for image, file in found.items()
+        if claims[file] == 1 or image.endswith(file.name)
+    }
     return _Placing(split, absent_splits(split, path), path)
 
 
@@ -159,8 +168,12 @@ def _placing_notes(placing: _Placing, folders: ImageFolders) -> list[str]:
     return notes
 
 
-def _with_drawn_splits(images: tuple[CaptionedImage, ...], seed: int) -> tuple[CaptionedImage, ...]:
-    drawn = draw_splits([image.image_id for image in images], seed=seed)
+def _with_drawn_splits(
+    images: tuple[CaptionedImage, ...], captions: CaptionFile, seed: int
+) -> tuple[CaptionedImage, ...]:
+    """Draw from all images that the caption file names, so that a missing file moves no other."""
+    named = {line.image for line in captions.lines} - {FLICKR8K_ORPHAN}
+    drawn = draw_splits(named | {image.image_id for image in images}, seed=seed)
     return tuple(replace(image, split=drawn[image.image_id]) for image in images)
 
 
