@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import Smoke
-from torch import Tensor
+from torch import Tensor, nn
 
 from showtell.caption import Run, load_run, member_folders
 from showtell.comparison.settings import settings_of
@@ -65,12 +65,27 @@ def features(run: Run, pictures: list[Path]) -> Tensor:
     return torch.stack([torch.from_numpy(each).float() for each in encoded])
 
 
+def test_a_run_stays_on_the_device_that_is_asked_for(
+    ensemble: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its members too: a GPU that others fill must not be touched."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: pytest.fail(f"moved to {device}"))
+    with pytest.raises(pytest.fail.Exception, match="moved to cuda"):
+        load_run(ensemble)
+    moved: list[torch.device] = []
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: moved.append(device) or module)
+    assert load_run(ensemble, accelerator="cpu").device.type == "cpu"
+    assert set(moved) == {torch.device("cpu")}
+
+
 def test_its_folder_captions_with_all_members_wherever_it_lies(
     smoke: Smoke, attentive: Path, ensemble: Path, tmp_path: Path
 ) -> None:
     run = load_run(ensemble.rename(tmp_path / "elsewhere"))
     members = [load_run(smoke.folder), load_run(attentive)]
     assert run.feature_kind == "grid"
+    assert run.with_beam(2).encoder is run.with_beam(3).encoder is run.encoder  # built once
     assert run.search == members[0].search
     together = Ensemble([member.decoder for member in members])
     features = torch.rand(3, 4, 1280)

@@ -374,6 +374,13 @@ def test_overfit_learns_by_heart_and_names_what_it_scored(smoke: Smoke, tmp_path
     assert not (folder / "scores-val.json").exists()
 
 
+def test_captions_of_few_words_have_no_constant_to_be_compared_with() -> None:
+    """The best constant caption is found by BLEU-4."""
+    short = {"a.jpg": ["red dog", "a dog"], "b.jpg": ["blue cat", "a cat"]}
+    found = evaluation._yardsticks(short, short, {"a.jpg": "red dog", "b.jpg": "blue cat"})
+    assert "constant caption" not in {each.name for each in found}
+
+
 def test_captions_are_written_of_all_views_together(smoke: Smoke, tmp_path: Path) -> None:
     views = "views=original+mirrored"
     wide = "model.embedding_width=60"

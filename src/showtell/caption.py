@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -68,14 +67,21 @@ class Run:
     search: Search
     views: tuple[str, ...]  # of an image, used together
     encoder_weights: str | None
+    # The encoder, once it is built; copies of a run share it.
+    _built: list[Encoder] = field(default_factory=list, repr=False, compare=False)
 
-    @cached_property
+    @property
     def encoder(self) -> Encoder:
         """The encoder that the run was trained with, built at first use.
 
         Raises:
             UserError: its weights are not available, or are not those of the training.
         """
+        if not self._built:
+            self._built.append(self._build_encoder())
+        return self._built[0]
+
+    def _build_encoder(self) -> Encoder:
         try:
             identity = EncoderIdentity.from_json(self.record["encoder"]["identity"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -259,7 +265,7 @@ def load_run(
             f"{sizes.get('vocabulary_size')}; restore it from a copy"
         )
     if "members" in record:
-        decoder: nn.Module = _load_members(folder, record, vocabulary)
+        decoder: nn.Module = _load_members(folder, record, vocabulary, accelerator)
     else:
         decoder = _build(folder, "model", record, **sizes)
         load_weights(folder, decoder)
@@ -329,8 +335,10 @@ def check_words(members: Sequence[Run]) -> None:
             )
 
 
-def _load_members(folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary) -> Ensemble:
-    members = [load_run(member) for member in member_folders(folder)]
+def _load_members(
+    folder: Path, record: Mapping[str, Any], vocabulary: Vocabulary, accelerator: str
+) -> Ensemble:
+    members = [load_run(member, accelerator=accelerator) for member in member_folders(folder)]
     check_words(members)
     if members[0].vocabulary.words != vocabulary.words:
         raise UserError(

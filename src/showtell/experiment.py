@@ -187,7 +187,8 @@ def _run(config: Config, parts: Parts, folder: Path, *, checkpoint: Path | None)
     with _recorded(config, folder) as tracker:
         with _timed(folder):
             trainer = _fit(config, parts, folder, tracker, checkpoint)
-        images, run = parts.images, load_run(folder)
+        images = parts.images
+        run = load_run(folder, accelerator=config["trainer"]["accelerator"])
         store, seen = _seen_at_the_end(config, parts, run)
         found = score_split(
             run,

@@ -288,7 +288,7 @@ def start_from(folder: Path, decoder: nn.Module, vocabulary: Vocabulary, encoder
     Raises:
         UserError: the run has another vocabulary, encoder or model.
     """
-    run = load_run(folder)
+    run = load_run(folder, accelerator="cpu")  # only its weights are needed
     asked = f"start_from={folder}: the run has"
     own = runs.encoder_weights(run.folder)
     if run.vocabulary.tokens != vocabulary.tokens:

@@ -174,7 +174,7 @@ def test_numbers_that_are_none_are_refused(number: float) -> None:
     with pytest.raises(ValueError, match="length_penalty is a finite number"):
         replace(beam_search(2, {}), length_penalty=number)
     drawn = Sampling(temperature=1.0, top_k=None, top_p=None, seed=0, **options(rules()))
-    with pytest.raises(ValueError, match="temperature is above 0 and finite"):
+    with pytest.raises(ValueError, match="temperature is at least 1e-06 and finite"):
         replace(drawn, temperature=number)
     with pytest.raises(ValueError, match="diversity is at least 0 and finite"):
         DiverseBeamSearch(

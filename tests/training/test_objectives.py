@@ -127,6 +127,20 @@ def test_scheduled_sampling_replaces_the_share_it_says(vocabulary: Vocabulary) -
     assert replaced / words == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.parametrize("objective", ["scheduled sampling", "self-critical"])
+def test_all_weights_learn_in_mixed_precision(
+    vocabulary: Vocabulary, decoder: LSTMDecoder, images: list[CaptionedImage], objective: str
+) -> None:
+    """A pass without gradients comes first, and autocast keeps the weights that it casts."""
+    chosen: Any = CrossEntropy(label_smoothing=0.0, scheduled_sampling=0.5)
+    if objective == "self-critical":
+        chosen = settings().on(images, vocabulary, lambda: pytest.fail("not read"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chosen(decoder, batch(vocabulary), 0.5).loss.backward()
+    lacking = [name for name, p in decoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert not lacking
+
+
 def test_rewards_are_cider_d_with_an_end_and_the_rare_word_as_it_is(
     images: list[CaptionedImage], vocabulary: Vocabulary
 ) -> None:

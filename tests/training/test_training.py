@@ -21,7 +21,7 @@ from showtell.parts import Settings
 from showtell.runs import BEST_WEIGHTS, LAST_CHECKPOINT
 from showtell.text.tokenizer import tokenize
 from showtell.training.checkpoints import AtomicCheckpointIO
-from showtell.training.module import NonFiniteLossError
+from showtell.training.module import NonFiniteGradientError, NonFiniteLossError
 from showtell.training.objectives import CrossEntropy
 
 Make = Callable[..., Training]
@@ -147,6 +147,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(training: Make) -> No
     assert isinstance(output, nn.Linear)
     output.register_forward_hook(lambda module, inputs, scores: scores * math.inf)
     with pytest.raises(NonFiniteLossError, match=r"nan at step 0.*\.jpg.*optim\.lr"):
+        run.fit()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(training: Make) -> None:
+    run = training()
+    before = weights(run)
+    bias = run.module.decoder.output.bias
+    bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteGradientError, match=r"is (inf|nan) at step 0.*optim\.lr"):
         run.fit()
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
 

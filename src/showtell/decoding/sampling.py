@@ -33,6 +33,8 @@ Draw = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # Tokens that are not words of a caption.
 NEVER_DRAWN = (PAD, BEGIN, UNKNOWN)
+# With less, scores divided by it could overflow; with this, only the most probable word is drawn.
+LEAST_TEMPERATURE = 1e-6
 
 
 class Samples(NamedTuple):
@@ -106,8 +108,10 @@ class Sampling:
     word_ids: WordIds | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature is above 0 and finite, not {self.temperature}")
+        if not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is at least {LEAST_TEMPERATURE:g} and finite, not {self.temperature}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -274,8 +278,9 @@ def _invert(probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     Rows need not sum to 1. One uniform number per row suffices; `torch.multinomial` draws one
     per entry, which on a CPU costs more than all matrix products of a step.
     """
-    # On a GPU, rounding may make a cumulative sum fall where a word has probability 0.
-    exact = torch.float32 if probs.device.type == "cpu" else torch.float64
+    # On a GPU, rounding may make a cumulative sum fall where a word has probability 0. (Apple's
+    # GPUs have no float64.)
+    exact = torch.float64 if probs.device.type == "cuda" else torch.float32
     cumulated_MC = probs.cumsum(dim=1, dtype=exact)
     totals_M1 = cumulated_MC[:, -1:]
     below = torch.nextafter(totals_M1, torch.zeros_like(totals_M1))

@@ -43,6 +43,16 @@ class NonFiniteLossError(UserError):
         )
 
 
+class NonFiniteGradientError(UserError):
+    """The gradient is infinite or NaN; raised before the weights are updated."""
+
+    def __init__(self, norm: float, step: int) -> None:
+        super().__init__(
+            f"The norm of the gradient is {norm} at step {step}, before the update, though the "
+            "loss is finite; lower optim.lr"
+        )
+
+
 def combine_ranks(own: BatchLoss, *, counts: bool) -> BatchLoss:
     """Combine the losses of all processes, whose shares of the batch may be unequal.
 
@@ -177,7 +187,10 @@ class CaptioningModule(LightningModule):
         if self.encoder is not None:
             own = [list(part.parameters()) for part in (self.decoder, self.encoder)]
         for parameters in own:
-            clip_gradients(parameters, gradient_clip_val)
+            norm = clip_gradients(parameters, gradient_clip_val)
+            # On a GPU to look would wait for it: there the next loss tells.
+            if norm.device.type == "cpu" and not norm.isfinite():
+                raise NonFiniteGradientError(norm.item(), self.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights, then their EMA, before any checkpoint of the step is saved."""

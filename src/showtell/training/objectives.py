@@ -97,6 +97,7 @@ def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor
         logits_PV = decoder(batch.features, batch.tokens, batch.lengths, batch.image_of_row).float()
         logits_PV[:, END] = -torch.inf
         words_P, _ = draw(logits_PV, torch.rand(len(logits_PV), device=logits_PV.device))
+    _forget_casts()
     real_NT = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
     own_NT = torch.zeros_like(batch.tokens)
     own_NT[real_NT.to(own_NT.device)] = words_P
@@ -105,6 +106,15 @@ def _with_own_words(decoder: nn.Module, batch: Batch, *, share: float) -> Tensor
     chosen_NT[:, 0] = False
     chosen_NT &= batch.tokens != PAD
     return torch.where(chosen_NT, own_NT, batch.tokens)
+
+
+def _forget_casts() -> None:
+    """Call between a pass without gradients and one with them, in one step of mixed precision.
+
+    Autocast keeps the weights that it has cast. In some versions of PyTorch those cast without
+    gradients serve the second pass too, whose weights then get none.
+    """
+    torch.clear_autocast_cache()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +243,7 @@ class PolicyGradient:
         rewards_N = self._rewards(batch.image_ids, _rows(drawn)).to(batch.features.device)
         advantages_N = rewards_N - self._baselines(decoder, batch, rewards_N)
         decoder.train()
+        _forget_casts()
         loss = _negative_log_likelihood(decoder, batch, drawn, advantages_N)
         return BatchLoss(loss, rewards_N.mean(), len(rewards_N), int(drawn.lengths.sum()))
 

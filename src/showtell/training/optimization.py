@@ -138,13 +138,17 @@ def _ask_for_no_driver() -> None:
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
-    """``clip_grad_norm_``, but on a CPU gradients within the norm are not multiplied by 1."""
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """``clip_grad_norm_``, but on a CPU gradients within the norm are not multiplied by 1.
+
+    Returns the norm of all gradients before clipping.
+    """
     clipped = [parameter for parameter in parameters if parameter.grad is not None]
     norm = get_total_norm([p.grad for p in clipped if p.grad is not None])
     # On a GPU to compare would wait for the norm.
     if norm.device.type != "cpu" or not norm <= largest:
         clip_grads_with_norm_(clipped, largest, norm)
+    return norm
 
 
 def _by_decay(

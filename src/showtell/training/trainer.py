@@ -175,7 +175,9 @@ class TrainerSettings:
     def _precision(self) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
         if self.precision != "auto":
             return self.precision
-        return "bf16-mixed" if self.uses_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        # Older GPUs emulate bfloat16, which is slower than float32.
+        has_bf16 = self.uses_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if has_bf16 else "32-true"
 
 
 def silence_hints() -> None:
