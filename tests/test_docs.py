@@ -115,7 +115,10 @@ def anchors_of(page: Path) -> set[str]:
 
 @pytest.fixture
 def shown_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The override that lets Hydra find the YAML files the pages show; their code is known too."""
+    """The override that lets Hydra find the YAML files the pages show, as if they were in conf/.
+
+    Their code is known too.
+    """
     for title, text in SHOWN.items():
         if title.startswith("conf/"):
             file = tmp_path / title
@@ -125,7 +128,14 @@ def shown_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     source = config._source
     monkeypatch.setattr(config, "_source", lambda name: written.get(name) or source(name))
     config._signature.cache_clear()
+    targets = config._targets
+    monkeypatch.setattr(config, "_targets", lambda group: targets(group) | shown_targets(group))
     return f"hydra.searchpath=[file://{tmp_path / 'conf'}]"
+
+
+def shown_targets(group: str) -> set[str]:
+    texts = [text for title, text in SHOWN.items() if title.startswith(f"conf/{group}/")]
+    return {name for text in texts for name in re.findall(r"_target_: *(\S+)", text)}
 
 
 def module_of(title: str) -> str:

@@ -23,11 +23,11 @@ class RealPositions(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Tensor, device: torch.device) -> RealPositions:
-        """The positions of rows of ``lengths`` (N,), a CPU tensor, which avoids synchronization."""
+        """The positions of rows of ``lengths`` (N,), a CPU tensor, so that no GPU is waited for."""
         rows_P = torch.repeat_interleave(lengths)
         starts_N = lengths.cumsum(0) - lengths
         times_P = torch.arange(len(rows_P)) - starts_N[rows_P]
-        return cls(len(lengths), rows_P.to(device), times_P.to(device))
+        return cls(len(lengths), *(_sent(index, device) for index in (rows_P, times_P)))
 
 
 class PackedOrder(NamedTuple):
@@ -51,4 +51,9 @@ class PackedOrder(NamedTuple):
         starts_N = lengths.cumsum(0) - lengths
         from_rows = starts_N[longest_first[rank_P]] + time_P
         indices = longest_first, from_rows, from_rows.argsort()
-        return cls(sizes_T.tolist(), *(index.to(device) for index in indices))
+        return cls(sizes_T.tolist(), *(_sent(index, device) for index in indices))
+
+
+def _sent(index: Tensor, device: torch.device) -> Tensor:
+    # Without ``non_blocking`` it would wait for all that the GPU has been given before.
+    return index.to(device, non_blocking=True)

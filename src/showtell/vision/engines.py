@@ -207,7 +207,10 @@ class TorchEngine:
     def empty_batch(self) -> Tensor:
         """Pixels (B, S, S, 3) of a batch, uint8, all zero, to be filled and given to ``start``."""
         side, on_gpu = self.preprocessing.size, self.device.type == "cuda"
-        return torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, pin_memory=on_gpu)
+        shape = (self.batch_size, side, side, 3)
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
+        batch.numpy().fill(0)  # PyTorch would use a thread for each core, which all decode
+        return batch
 
     def start(self, pixels: Tensor, kinds: Sequence[FeatureKind]) -> Callable[[], EncodedImages]:
         """Start encoding a batch of ``empty_batch``; the returned function waits for the end.
