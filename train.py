@@ -29,6 +29,8 @@ from showtell.config import (
 from showtell.errors import UserError
 from showtell.search import as_overrides, start_trial, study_and_slot
 
+ADDED = "++"  # before an override whose key the configuration need not have
+
 
 def run(composed: DictConfig) -> Path | None:
     """Train a new run, or resume the run that ``resume`` names; return the run folder.
@@ -66,7 +68,7 @@ def run(composed: DictConfig) -> Path | None:
         gc.enable()
         return train(config, data)
     overrides = [o for o in job.overrides.task if not o.startswith("resume=")]
-    return go_on(Path(composed.resume), overrides)
+    return go_on(Path(composed.resume), [o.removeprefix(ADDED) for o in overrides])
 
 
 def go_on(folder: Path, overrides: Sequence[str]) -> Path | None:
@@ -135,6 +137,9 @@ def main() -> None:
     gc.disable()
     atexit.register(gc.freeze)  # saves a second at exit, where nothing needs to be collected
     words = sys.argv[1:]
+    if any(word.startswith("resume=") for word in words):
+        # Where the data are now: options of the run's data set, which need not be the default one.
+        sys.argv[1:] = [f"{ADDED}{word}" if word.startswith("data.") else word for word in words]
     try:
         if {"-h", "--help"} & set(words):
             # Hydra's own help takes twice the time, mostly to list Hydra's own options.
@@ -150,6 +155,8 @@ def main() -> None:
         sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def test_captions_that_cannot_be_written_were_printed(
 ) -> None:
     answer = showtell("caption", smoke.folder, pictures / "grey.jpg", "--output", pictures)
     assert answer.status == 1
-    assert f"{pictures} cannot be written" in answer.err
+    assert f"{pictures} is a folder: name a file" in answer.err
     assert "grey.jpg\t" in answer.out
 
 
@@ -281,7 +281,7 @@ def test_the_doctor_tells_by_its_status(
     assert json.loads(findings.read_text())
     answer = showtell("doctor", "data=scenes", *data, "--json", tmp_path)
     assert answer.status == 1
-    assert f"{tmp_path} cannot be written" in answer.err
+    assert f"{tmp_path} is a folder: name a file" in answer.err
     table = tmp_path / "table.csv"
     table.write_text("image,caption\nabsent.jpg,a dog\n")
     answer = showtell("doctor", "data=table", f"data.file={table}")

@@ -35,6 +35,17 @@ def test_a_failed_write_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("folder", [".", "here"])
+def test_a_folder_is_not_taken_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    with pytest.raises(UserError, match=f"^{folder} is a folder: name a file$"):
+        write_atomically(Path(folder), b"content")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
+
+
 def test_files_that_belong_together_are_all_old_where_one_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

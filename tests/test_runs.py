@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,14 @@ def test_weights_come_back_and_others_are_refused(tmp_path: Path) -> None:
     (folder / runs.BEST_WEIGHTS).write_bytes(b"torn")
     with pytest.raises(UserError, match="does not fit"):
         runs.load_weights(folder, other)
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    runs.write_json(tmp_path / "captions.json", [name, "café"])
+    text = (tmp_path / "captions.json").read_text(encoding="utf-8")
+    assert json.loads(text) == [name, "café"]
+    assert "café" in text
 
 
 def test_writing_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,8 @@ def statuses(root: Path) -> list[str]:
         ),
         (["optim.lr=fast"], "optim.lr=fast: must be a number"),
         (["optim.lr"], "optim.lr: cannot be understood; write KEY=VALUE, in quotes if need be"),
+        (["trainer.num_nodes=0"], "trainer.num_nodes=0: must be at least 1"),
+        (["trainer.devices=-1"], "trainer.devices=-1: must be at least 1"),
         (["data.root=none"], "none is not a folder: set data.root to the folder of the data set"),
         (["resume=none"], "none is not a run folder: it has no config.yaml; give the folder"),
         (["-m", "optim.lr=fast"], "optim.lr=fast: must be a number"),
@@ -107,6 +110,20 @@ def test_a_mistake_is_answered_with_one_sentence(
     if "-m" not in arguments:
         assert answer.err.count("\n") == 0
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_a_table_is_resumed_where_its_table_is_now(
+    train: Callable[..., Answer], smoke: Smoke, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(smoke.folder, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    table = {"file": "gone.csv", "images": None, "split_seed": 0, "skip_rejected": False}
+    config["data"] = {"_target_": "showtell.data.sources.table", **table}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    answer = train(f"resume={folder}", f"data.file={tmp_path}/my table.csv")
+    assert answer.status == 1
+    assert f"{tmp_path}/my table.csv is not a file: set data.file" in answer.err
 
 
 def test_only_what_a_resumed_run_may_change_is_taken(

@@ -158,22 +158,22 @@ class Run:
             ValueError: ``beam_size`` is below 1.
         """
         captions = []
-        for result in self.with_beam(beam_size).caption_files(map(Path, images)):
+        for result in self.with_beam(beam_size).caption_files(images):
             if result.caption is None:
                 raise ImageError(result.problem or "")
             captions.append(result.caption)
         return captions
 
     def caption_files(
-        self, paths: Iterable[Path], *, samples: int | None = None
+        self, paths: Iterable[str | Path], *, samples: int | None = None
     ) -> Iterator[Captioned]:
         """Caption image files in order, batch by batch; an unreadable one does not stop the rest.
 
         With ``samples`` every image is yielded that many times, each time with a newly drawn
         caption; the run must come from `with_sampling`.
         """
-        paths = iter(paths)
-        while chunk := list(islice(paths, BATCH_SIZE)):
+        pictures = map(Path, paths)
+        while chunk := list(islice(pictures, BATCH_SIZE)):
             encoded = self._encode(chunk, views=self.views)
             readable = [features for features in encoded if not isinstance(features, ImageError)]
             written = self._write_several(torch.stack(readable), samples) if readable else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
-import json
+import io
 import os
 import sys
 from collections import Counter
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # takes half a second. Garbage of this many objects is little memory.
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)  # see train.py
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no more KEY=VALUE after an option such as --split.
@@ -192,13 +194,12 @@ def _at_least_1(text: str) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from showtell.config import compose
     from showtell.data.checks import examine_config
-    from showtell.files import write_atomically
+    from showtell.runs import write_json
 
     examination = examine_config(compose(options.overrides)["data"])
     print("\n".join(examination.lines(examples=options.examples)))
     if options.json:
-        text = json.dumps(examination.to_json(), ensure_ascii=False, indent=2) + "\n"
-        write_atomically(options.json, text.encode())
+        write_json(options.json, examination.to_json())
     return 0 if examination.healthy else 1
 
 

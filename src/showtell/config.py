@@ -484,6 +484,11 @@ def _contradictions(config: Mapping[str, Any]) -> list[str]:
         )
     if optim["encoder_lr"] is not None:
         problems += _contradictions_of_learning(config)
+    problems += [
+        f"trainer.{option}={config['trainer'][option]}: must be at least 1"
+        for option in ("devices", "num_nodes")
+        if config["trainer"][option] < 1
+    ]
     is_greedy = decoding.get("beam_size") == 1 and "candidates" not in decoding
     if is_greedy and decoding.get("length_penalty"):
         problems.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -252,7 +253,8 @@ def _recorded(config: Config, folder: Path) -> Iterator[Tracker]:
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         status = "interrupted"
         if (folder / runs.LAST_CHECKPOINT).is_file():
-            print(f"interrupted; go on with: python train.py resume={folder}", file=sys.stderr)
+            command = shlex.join(("python", "train.py", f"resume={folder}"))
+            print(f"interrupted; go on with: {command}", file=sys.stderr)
         raise
     finally:
         runs.update_record(folder, status=status)

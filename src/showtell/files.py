@@ -33,9 +33,11 @@ def write_together(files: Mapping[Path, Sequence[bytes | memoryview]]) -> None:
         UserError: the disk is full or not writable; old files are intact unless a rename failed.
     """
     # Named after the process: two processes writing the same file use different parts.
-    parts = {file: file.with_name(f".{file.name}.{os.getpid()}.part") for file in files}
+    parts = {file: file.parent / f".{file.name}.{os.getpid()}.part" for file in files}
     try:
         for file, data in files.items():
+            if file.is_dir():
+                raise UserError(f"{file} is a folder: name a file")
             file.parent.mkdir(parents=True, exist_ok=True)
             with parts[file].open("wb") as stream:
                 stream.writelines(data)

@@ -131,7 +131,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _json(content: Any) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    # A file name that is not UTF-8 has lone surrogates, which JSON writes in this way too.
+    return text.encode(errors="backslashreplace")
 
 
 def read_record(folder: Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:

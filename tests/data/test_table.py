@@ -95,6 +95,32 @@ def test_a_missing_file_moves_no_other_image_to_another_split(tmp_path):
     }
 
 
+def test_what_may_not_be_read_is_one_clear_sentence(tmp_path, monkeypatch):
+    """(Tests may run as root, who may read everything.)"""
+    write_images(tmp_path)
+    write_csv(tmp_path / "t.csv")
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied", "t.csv")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", forbidden)
+        assert refusal(tmp_path / "t.csv").startswith("t.csv cannot be read (Permission denied)")
+    monkeypatch.setattr("os.scandir", forbidden)
+    assert "cannot be listed: change its permissions" in refusal(tmp_path / "t.csv")
+
+
+def test_a_link_to_itself_or_too_long_a_name_harms_no_other_image(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    long = "x" * 300 + "/a.jpg"
+    rows = [*ROWS, ("loop.jpg", "a b", "train"), (long, "a b", "train")]
+    write_lines(tmp_path / "t.csv", ["image,caption,split", *as_csv(rows)])
+    data = read(tmp_path / "t.csv", skip_rejected=True)
+    assert len(data.images) == 4
+    assert {each.item for each in data.rejected} == {"loop.jpg", long}
+
+
 def test_a_file_is_the_picture_of_one_name(tmp_path):
     """Found for both, it would be trained on and evaluated."""
     for number, name in enumerate(("a.JPG", "b.jpg", "c.jpg")):

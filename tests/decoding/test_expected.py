@@ -190,6 +190,22 @@ def test_where_nothing_is_frequent_enough_all_captions_are_alike() -> None:
     assert fit(least_images=9).scores(features(), [[(4, 2), (5, 2)]] * 6) == [[0.0, 0.0]] * 6
 
 
+def test_directions_are_found_where_single_precision_finds_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LAPACK gives up on some covariances of few images."""
+    usual, solve = fit().scores(features(), [[(4, 5, 2)]] * 6), torch.linalg.eigh
+
+    def gives_up(matrix: Tensor) -> object:
+        if matrix.dtype is torch.float32:
+            raise torch.linalg.LinAlgError("ill-conditioned")
+        return solve(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    found = fit().scores(features(), [[(4, 5, 2)]] * 6)
+    assert [score for (score,) in found] == pytest.approx([s for (s,) in usual], abs=2e-3)
+
+
 def test_a_feature_that_never_changes_tells_nothing() -> None:
     candidates = [[(4, 5, 2)]] * 6
     scores = []

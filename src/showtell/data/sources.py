@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def table(*, file: str, images: str | None, split_seed: int, skip_rejected: bool
     path = Path(file).expanduser()
     folder = Path(images).expanduser() if images else path.parent
     data = read_table(path, folder, split_seed=split_seed)
-    return _checked(data, skip_rejected, doctor=f"showtell doctor data=table data.file={file}")
+    return _checked(
+        data,
+        skip_rejected,
+        doctor=shlex.join(("showtell", "doctor", "data=table", f"data.file={file}")),
+    )
 
 
 def _checked(data: CaptionData, skip_rejected: bool, *, doctor: str) -> CaptionData:

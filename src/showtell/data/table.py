@@ -21,11 +21,20 @@ def read_table(file: Path, images: Path, *, split_seed: int) -> CaptionData:
         UserError: the file or folder is missing, or the table is empty, lacks the columns, or
             names no existing image.
     """
-    if not file.is_file():
-        raise UserError(f"{file} is not a file: set data.file to the table of images and captions")
-    if not images.is_dir():
-        raise UserError(f"{images} is not a folder: set data.images to the folder of the images")
-    read = read_json_lines_file if _is_json_lines(file) else read_csv_file
+    try:
+        if not file.is_file():
+            raise UserError(
+                f"{file} is not a file: set data.file to the table of images and captions"
+            )
+        if not images.is_dir():
+            raise UserError(
+                f"{images} is not a folder: set data.images to the folder of the images"
+            )
+        read = read_json_lines_file if _is_json_lines(file) else read_csv_file
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): check its permissions"
+        ) from None
     captions = read(file)
     data = assemble(captions, [], ImageFolders([images]), name=file.stem, split_seed=split_seed)
     return replace(data, origin={file.name: captions.sha256})

@@ -179,7 +179,12 @@ class Directions:
         # A constant feature tells nothing and must not be divided by 0.
         deviations = covariance_DD.diagonal().clamp(min=0).sqrt() + 1e-3
         covariance_DD = covariance_DD / deviations / deviations.unsqueeze(1)
-        variances, vectors = torch.linalg.eigh(covariance_DD)
+        try:
+            variances, vectors = torch.linalg.eigh(covariance_DD)
+        except RuntimeError:  # LinAlgError; few images: most variances are the same, 0
+            variances, vectors = (
+                each.float() for each in torch.linalg.eigh(covariance_DD.double())
+            )
         # The training images do not vary along the others: there a new image would be unlike all
         # of them by chance alone.
         vectors = vectors[:, variances >= _LEAST_VARIANCE * variances[-1]][:, -MOST_DIRECTIONS:]

@@ -42,6 +42,8 @@ class Vocabulary:
             UserError: no word is frequent enough.
         """
         counts = Counter(token for caption in captions for token in caption)
+        for special in SPECIALS:  # written into captions by other programs
+            counts.pop(special, None)
         frequent = sorted(
             (word for word, count in counts.items() if count >= min_count),
             key=lambda word: (-counts[word], word),
@@ -57,8 +59,12 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, tokens: Sequence[str]) -> list[int]:
-        """Ids of ``tokens``, without BEGIN and END; a word not in the vocabulary is UNKNOWN."""
-        return [self._ids.get(token, UNKNOWN) for token in tokens]
+        """Ids of ``tokens``, without BEGIN and END; a word not in the vocabulary is UNKNOWN.
+
+        So is the text of a special token, such as "<end>".
+        """
+        ids = (self._ids.get(token, UNKNOWN) for token in tokens)
+        return [i if i >= len(SPECIALS) else UNKNOWN for i in ids]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Words up to the first END, without BEGIN and PAD; UNKNOWN stays as ``<unknown>``."""
