@@ -36,8 +36,12 @@ check: setup ## format, lint, types and YAML, all strict
 test: setup ## the fast tests: no network, no GPU, no Java
 	pytest --numprocesses 2
 
-test-all: setup ## the slow and the Java tests too
+# It stays until `make clean`, and makes each training start a second later.
+$(VENV)/.bench: $(INSTALLED)
 	$(INSTALL) '.[bench]'
+	@touch $@
+
+test-all: $(VENV)/.bench ## the slow and the Java tests too
 	pytest --numprocesses 2 -m 'not gpu'
 
 data: setup ## download Flickr8k (and GloVe with ARGS=--glove) into outputs/data, and check it
@@ -68,8 +72,7 @@ dashboard: setup ## save the project's dashboard in W&B, e.g. ARGS='--project ca
 report: setup ## one HTML page about RUN=outputs/runs/... or a sweep, e.g. ARGS='--output page.html'
 	showtell report $(RUN) $(ARGS)
 
-bench: setup ## measure every stage (a quarter of an hour) into docs/performance.md; ARGS=--quick
-	$(INSTALL) '.[bench]'
+bench: $(VENV)/.bench ## measure every stage (a quarter of an hour) into docs/performance.md; ARGS=--quick
 	python benchmarks/run_all.py $(ARGS)
 
 clean: ## remove .venv and caches; outputs/ stays

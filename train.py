@@ -143,7 +143,10 @@ def main() -> None:
     try:
         if {"-h", "--help"} & set(words):
             # Hydra's own help takes twice the time, mostly to list Hydra's own options.
-            print(overview([word for word in words if not word.startswith("-")]))
+            try:
+                print(overview([word for word in words if not word.startswith("-")]), flush=True)
+            except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         # Cached, because the jobs of a sweep have fewer overrides than its command, and must get
         # the same name.
@@ -155,8 +158,6 @@ def main() -> None:
         sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_a_mistake_is_answered_with_one_sentence(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_on_a_table_is_resumed_where_its_table_is_now(
+def test_a_run_on_a_table_looks_for_it_where_it_is_said_to_be_now(
     train: Callable[..., Answer], smoke: Smoke, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # takes half a second. Garbage of this many objects is little memory.
     gc.set_threshold(200_000)
     atexit.register(gc.freeze)  # see train.py
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not UTF-8
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)

@@ -406,6 +406,12 @@ def check(config: Mapping[str, Any], *, saved: bool = False) -> None:
         else:
             problems.append(f"{group}: nothing is chosen; pick one of conf/{group}/")
     problems += _check_plain(config)
+    if not problems:
+        problems = [
+            f"trainer.{option}={config['trainer'][option]}: must be at least 1"
+            for option in ("devices", "num_nodes")
+            if config["trainer"][option] < 1
+        ]
     if not (problems or saved):
         problems = _contradictions(config)
     if problems:
@@ -484,11 +490,6 @@ def _contradictions(config: Mapping[str, Any]) -> list[str]:
         )
     if optim["encoder_lr"] is not None:
         problems += _contradictions_of_learning(config)
-    problems += [
-        f"trainer.{option}={config['trainer'][option]}: must be at least 1"
-        for option in ("devices", "num_nodes")
-        if config["trainer"][option] < 1
-    ]
     is_greedy = decoding.get("beam_size") == 1 and "candidates" not in decoding
     if is_greedy and decoding.get("length_penalty"):
         problems.append(
@@ -510,7 +511,7 @@ def _shown(value: object) -> str:
 
 
 def _locate(group: str, target: str) -> tuple[str, str]:
-    """The module and the name of a target, checked to be public and in the group's package."""
+    """The module and the name of a target, checked to be of the group's package and in `conf/`."""
     module_name, _, name = target.rpartition(".")
     inside = (module_name + ".").startswith(PACKAGES[group])
     if not inside or not name.isidentifier() or name.startswith("_") or ".." in target:
@@ -530,7 +531,8 @@ def _targets(group: str) -> frozenset[str]:
     folders, whose targets are called, may come from elsewhere.
     """
     texts = [path.read_text("utf-8") for path in (config_folder() / group).glob("*.yaml")]
-    return frozenset(name for text in texts for name in re.findall(rf"{TARGET}: *(\S+)", text))
+    target = re.compile(rf"^ *{TARGET}: *(\S+)", re.MULTILINE)
+    return frozenset(name for text in texts for name in target.findall(text))
 
 
 @cache

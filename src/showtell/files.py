@@ -30,14 +30,16 @@ def write_together(files: Mapping[Path, Sequence[bytes | memoryview]]) -> None:
     old or all new, unless it falls between two renames, which take almost no time.
 
     Raises:
-        UserError: the disk is full or not writable; old files are intact unless a rename failed.
+        UserError: one is a folder, or the disk is full or not writable; old files are intact unless
+            a rename failed.
     """
     # Named after the process: two processes writing the same file use different parts.
     parts = {file: file.parent / f".{file.name}.{os.getpid()}.part" for file in files}
     try:
-        for file, data in files.items():
+        for file in files:
             if file.is_dir():
                 raise UserError(f"{file} is a folder: name a file")
+        for file, data in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             with parts[file].open("wb") as stream:
                 stream.writelines(data)

@@ -105,9 +105,17 @@ def test_what_may_not_be_read_is_one_clear_sentence(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", forbidden)
-        assert refusal(tmp_path / "t.csv").startswith("t.csv cannot be read (Permission denied)")
+        assert "cannot be read (Permission denied)" in refusal(tmp_path / "t.csv")
     monkeypatch.setattr("os.scandir", forbidden)
-    assert "cannot be listed: change its permissions" in refusal(tmp_path / "t.csv")
+    assert "cannot be listed (Permission denied)" in refusal(tmp_path / "t.csv")
+
+
+def test_a_drawn_split_without_a_file_is_told(tmp_path):
+    write_photo(tmp_path / "0.jpg", 0)
+    rows = [f"{number}.jpg,a b" for number in range(20)]
+    write_lines(tmp_path / "t.csv", ["image,caption", *rows])
+    with pytest.raises(UserError, match=r"were drawn for \w+ none is here: 1 of 20 are"):
+        read(tmp_path / "t.csv", skip_rejected=True)
 
 
 def test_a_link_to_itself_or_too_long_a_name_harms_no_other_image(tmp_path):
@@ -134,7 +142,10 @@ def test_a_file_is_the_picture_of_one_name(tmp_path):
         ("c.jpg", "val"),
     ]
     assert [(each.item, each.reason) for each in data.rejected] == [
-        ("a.jpg", "the image file is missing")
+        (
+            "a.jpg",
+            "the image file is that of another name, which differs in the case of its extension",
+        )
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ntpath
 import os
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from showtell.errors import UserError
 
+# Errors of what cannot be there: a name that is too long, a link that leads to itself.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
@@ -127,14 +130,18 @@ def _file_names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if _is_file(entry)]
-    except PermissionError:
-        raise UserError(f"{folder} cannot be listed: change its permissions") from None
-    except OSError:  # it is not there, or its name is too long to be
-        return []
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return []
+        raise UserError(
+            f"{folder} cannot be listed ({error.strerror}): check the disk and its permissions"
+        ) from None
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link to itself
-        return False
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise

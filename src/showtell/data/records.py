@@ -18,6 +18,7 @@ FLICKR8K_ORPHAN = "2258277193_586949ec62.jpg.1"
 
 MISSING = "the image file is missing"
 IN_TWO_SPLITS = "the image is in two splits"
+_OTHERS = "the image file is that of another name, which differs in the case of its extension"
 _ABSENT_SPLIT = "none of the images of its split is here"
 _IN_NO_SPLIT = "the image is in no split and has no file"
 _NO_CAPTION = "listed in a split but without a usable caption"
@@ -25,11 +26,15 @@ _NO_CAPTION = "listed in a split but without a usable caption"
 
 @dataclass(frozen=True, slots=True)
 class _Placing:
-    """The split and the file of each image, and the splits whose images are all absent."""
+    """The split and the file of each image, and the splits whose images are all absent.
+
+    ``others`` are images whose file is that of another image.
+    """
 
     split: dict[str, Split]
     absent: frozenset[Split]
     path: dict[str, Path]
+    others: frozenset[str]
 
 
 def assemble(
@@ -95,7 +100,7 @@ def _placing(
         for image, file in found.items()
         if claims[file] == 1 or image.endswith(file.name)
     }
-    return _Placing(split, absent_splits(split, path), path)
+    return _Placing(split, absent_splits(split, found), path, frozenset(found.keys() - path.keys()))
 
 
 def _list_fault(
@@ -108,6 +113,8 @@ def _list_fault(
         reason = f"{IN_TWO_SPLITS}: it stays in {split}"
     elif split in placing.absent:
         reason, harmless = _ABSENT_SPLIT, True
+    elif entry.image in placing.others:
+        reason = _OTHERS
     elif entry.image not in placing.path:
         reason = MISSING
     elif entry.image not in captioned:
@@ -125,6 +132,8 @@ def _caption_fault(line: CaptionLine, placing: _Placing, source: Path) -> Reject
         if line.split in (None, split) or split is None:
             return None
         reason = f"{IN_TWO_SPLITS}: it stays in {split}"
+    elif line.image in placing.others:
+        reason = _OTHERS
     elif split in placing.absent:
         reason, harmless = _ABSENT_SPLIT, True
     # If no image has a split, splits are drawn, and a missing file is then a real loss.
@@ -174,7 +183,14 @@ def _with_drawn_splits(
     """Draw from all images that the caption file names, so that a missing file moves no other."""
     named = {line.image for line in captions.lines} - {FLICKR8K_ORPHAN}
     drawn = draw_splits(named | {image.image_id for image in images}, seed=seed)
-    return tuple(replace(image, split=drawn[image.image_id]) for image in images)
+    split = tuple(replace(image, split=drawn[image.image_id]) for image in images)
+    for lacking in SPLITS:
+        if all(image.split != lacking for image in split):
+            raise UserError(
+                f"of the images that were drawn for {lacking} none is here: {len(images)} of "
+                f"{len(drawn)} are; add the others, or remove their captions from {captions.path}"
+            )
+    return split
 
 
 def _draw_note(images: tuple[CaptionedImage, ...], seed: int) -> str:

@@ -42,11 +42,9 @@ def table(*, file: str, images: str | None, split_seed: int, skip_rejected: bool
     path = Path(file).expanduser()
     folder = Path(images).expanduser() if images else path.parent
     data = read_table(path, folder, split_seed=split_seed)
-    return _checked(
-        data,
-        skip_rejected,
-        doctor=shlex.join(("showtell", "doctor", "data=table", f"data.file={file}")),
-    )
+    where = [f"data.file={file}", *([f"data.images={images}"] if images else [])]
+    doctor = shlex.join(["showtell", "doctor", "data=table", *where])
+    return _checked(data, skip_rejected, doctor=doctor)
 
 
 def _checked(data: CaptionData, skip_rejected: bool, *, doctor: str) -> CaptionData:

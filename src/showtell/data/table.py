@@ -33,7 +33,7 @@ def read_table(file: Path, images: Path, *, split_seed: int) -> CaptionData:
         read = read_json_lines_file if _is_json_lines(file) else read_csv_file
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}): check its permissions"
+            f"{file} or {images} cannot be read ({error.strerror}): mend its name or permissions"
         ) from None
     captions = read(file)
     data = assemble(captions, [], ImageFolders([images]), name=file.stem, split_seed=split_seed)

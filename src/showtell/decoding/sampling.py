@@ -80,7 +80,8 @@ class Sampling:
     the other images nor the number of captions drawn changes any caption.
 
     Attributes:
-        temperature: above 0; scores are divided by it, so that less than 1 favours probable words.
+        temperature: at least 1e-6; scores are divided by it, so that less than 1 favours probable
+            words.
         top_k: draw only from this many most probable words; None for all.
         top_p: draw only from the fewest words that together have this probability (Holtzman et al.
             2020, "The Curious Case of Neural Text Degeneration", section 3.1), after ``top_k``;

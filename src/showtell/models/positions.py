@@ -55,5 +55,6 @@ class PackedOrder(NamedTuple):
 
 
 def _sent(index: Tensor, device: torch.device) -> Tensor:
-    # Without ``non_blocking`` it would wait for all that the GPU has been given before.
-    return index.to(device, non_blocking=True)
+    # Else CUDA would wait for all that it has been given before. Other devices may read the memory
+    # only after it is freed.
+    return index.to(device, non_blocking=device.type == "cuda")

@@ -209,7 +209,8 @@ class TorchEngine:
         side, on_gpu = self.preprocessing.size, self.device.type == "cuda"
         shape = (self.batch_size, side, side, 3)
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
-        batch.numpy().fill(0)  # PyTorch would use a thread for each core, which all decode
+        # ``torch.zeros`` would start a thread on each core, and all cores are busy decoding.
+        batch.numpy().fill(0)
         return batch
 
     def start(self, pixels: Tensor, kinds: Sequence[FeatureKind]) -> Callable[[], EncodedImages]:
